@@ -1,0 +1,48 @@
+# PYTHON makes the virtual environment; everything else runs inside it.
+PYTHON ?= $(shell command -v python3 || command -v python || echo python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Silences an announcement of the documentation theme that is not about this project.
+export NO_MKDOCS_2_WARNING := 1
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test docs bench clean
+
+help:
+	@echo "make demo    pretrain a small backbone on real data; print the evaluation, save plots (ARGS='--loss emc2' ...)"
+	@echo "make test    lint, formatting, types, tests, documentation"
+	@echo "make docs    serve the documentation on this machine and rebuild it on every change"
+	@echo "make bench   time and memory of the objectives beside their peers"
+	@echo "make clean   remove $(VENV) and everything that was built; results under runs/ stay"
+
+demo: $(VENV)/.examples
+	$(BIN)/python examples/pretrain.py $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+	$(BIN)/mkdocs build --strict
+
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs serve
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/objectives.py
+	$(BIN)/python benchmarks/large_batch.py
+
+# Pip comes fresh: the one that older Pythons bring cannot make editable installs from pyproject.toml alone.
+$(VENV)/.created:
+	$(PYTHON) -m venv --upgrade-deps $(VENV)
+	touch $@
+
+$(VENV)/.%: pyproject.toml | $(VENV)/.created
+	$(BIN)/python -m pip install --editable '.[$*]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,182 @@
+"""The objectives as people write them: whole similarity matrices, masks and autograd.
+
+`ntxent`, `infonce`, `dcl`, `debiased`, `hcl`, `dhel`, `kcl` and `SogCLR` take the shortest way in plain torch; in
+float64 they are the reference that everything else is compared with. The names ending in `_authors`, and `EMC2`,
+compute in the way of the papers' own repositories. All take raw features (B, D) of two views.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _unit(z1: Tensor, z2: Tensor) -> Tensor:
+    return F.normalize(torch.cat([z1, z2]), dim=1)
+
+
+def _own(batch_size: int) -> Tensor:
+    """Mask (2B, 2B) of the pairs of rows of one sample."""
+    return torch.eye(batch_size, dtype=torch.bool).repeat(2, 2)
+
+
+def _logits(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logits (2B, 2B), -inf where both rows are of one sample, and those of the positives (2B,)."""
+    z = _unit(z1, z2)
+    logits = z @ z.T / temperature
+    return logits.masked_fill(_own(len(z1)), -torch.inf), logits.diagonal(len(z1)).repeat(2)
+
+
+def ntxent(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
+    z, b = _unit(z1, z2), len(z1)
+    logits = (z @ z.T / temperature).masked_fill(torch.eye(2 * b, dtype=torch.bool), -torch.inf)
+    return F.cross_entropy(logits, torch.arange(2 * b).roll(b))
+
+
+def infonce(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = True) -> Tensor:
+    logits = F.normalize(z1, dim=1) @ F.normalize(z2, dim=1).T / temperature
+    positives = torch.arange(len(z1))
+    forwards = F.cross_entropy(logits, positives)
+    return (forwards + F.cross_entropy(logits.T, positives)) / 2 if symmetric else forwards
+
+
+def dcl(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
+    logits, positive = _logits(z1, z2, temperature)
+    return (logits.logsumexp(1) - positive).mean()
+
+
+def debiased(z1: Tensor, z2: Tensor, temperature: float = 0.5, tau_plus: float = 0.1) -> Tensor:
+    logits, positive = _logits(z1, z2, temperature)
+    negative = _debias(logits.exp().sum(1), positive.exp(), temperature, tau_plus)
+    return F.softplus(negative.log() - positive).mean()
+
+
+def hcl(z1: Tensor, z2: Tensor, temperature: float = 0.5, tau_plus: float = 0.1, beta: float = 1.0) -> Tensor:
+    logits, positive = _logits(z1, z2, temperature)
+    weighted_mean = (((1 + beta) * logits).logsumexp(1) - (beta * logits).logsumexp(1)).exp()
+    negative = _debias((2 * len(z1) - 2) * weighted_mean, positive.exp(), temperature, tau_plus)
+    return F.softplus(negative.log() - positive).mean()
+
+
+def _debias(total: Tensor, positive: Tensor, temperature: float, tau_plus: float) -> Tensor:
+    n = len(total) - 2
+    return ((total - tau_plus * n * positive) / (1 - tau_plus)).clamp(min=n * math.exp(-1 / temperature))
+
+
+def _negatives_and_positive(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Exponentials of the negatives gathered into (2B, 2B - 2), and of the positives (2B,)."""
+    z = _unit(z1, z2)
+    negatives = (z @ z.T / temperature).exp().masked_select(~_own(len(z1))).view(len(z), -1)
+    positive = ((z[: len(z1)] * z[len(z1) :]).sum(1) / temperature).exp()
+    return negatives, positive.repeat(2)
+
+
+def debiased_authors(z1: Tensor, z2: Tensor, temperature: float = 0.5, tau_plus: float = 0.1) -> Tensor:
+    negatives, positive = _negatives_and_positive(z1, z2, temperature)
+    negative = _debias(negatives.sum(1), positive, temperature, tau_plus)
+    return -(positive / (positive + negative)).log().mean()
+
+
+def hcl_authors(z1: Tensor, z2: Tensor, temperature: float = 0.5, tau_plus: float = 0.1, beta: float = 1.0) -> Tensor:
+    negatives, positive = _negatives_and_positive(z1, z2, temperature)
+    importance = (beta * negatives.log()).exp()
+    total = (importance * negatives).sum(1) / importance.mean(1)
+    negative = _debias(total, positive, temperature, tau_plus)
+    return -(positive / (positive + negative)).log().mean()
+
+
+def dhel(z1: Tensor, z2: Tensor, temperature: float = 0.3) -> Tensor:
+    a, b = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    diagonal = torch.eye(len(a), dtype=torch.bool)
+    energies = [(z @ z.T / temperature).masked_fill(diagonal, -torch.inf).logsumexp(1) for z in (a, b)]
+    return (energies[0] + energies[1] - (a * b).sum(1) / temperature).mean()
+
+
+def dhel_authors(z1: Tensor, z2: Tensor, temperature: float = 0.3) -> Tensor:
+    a, b = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    diagonal = torch.eye(len(a), dtype=torch.bool)
+    sums = [(z @ z.T / temperature).exp().masked_fill(diagonal, 0).sum(1) for z in (a, b)]
+    return -(((a * b).sum(1) / temperature).exp() / (sums[0] * sums[1])).log().mean()
+
+
+def kcl(z1: Tensor, z2: Tensor, t: float = 2.0, gamma: float = 16.0) -> Tensor:
+    a, b = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    diagonal = torch.eye(len(a), dtype=torch.bool)
+    energies = [(2 * t * (z @ z.T - 1)).exp().masked_fill(diagonal, 0).sum() for z in (a, b)]
+    alignment = (2 * t * ((a * b).sum(1) - 1)).exp().mean()
+    return gamma * (energies[0] + energies[1]) / (len(a) * (len(a) - 1)) - 2 * alignment
+
+
+def kcl_authors(z1: Tensor, z2: Tensor, t: float = 2.0, gamma: float = 16.0) -> Tensor:
+    a, b = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    energies = [(-t * torch.pdist(z) ** 2).exp().mean() for z in (a, b)]
+    alignment = (-t * (a - b).norm(dim=1) ** 2).exp().mean()
+    return gamma * (energies[0] + energies[1]) - 2 * alignment
+
+
+class SogCLR:
+    """A moving average u of mean exp(s/tau) per sample; the value is that of log u, the gradient that of g/u."""
+
+    def __init__(self, num_samples: int, temperature: float = 0.1, gamma: float = 0.9) -> None:
+        self.u = torch.zeros(num_samples, dtype=torch.float64)
+        self.temperature, self.gamma = temperature, gamma
+
+    def __call__(self, z1: Tensor, z2: Tensor, index: Tensor) -> Tensor:
+        """Loss of a batch; moves the table."""
+        logits, positive = _logits(z1, z2, self.temperature)
+        g = logits.exp().sum(1) / (2 * len(z1) - 2)
+        old, new = self.u[index].to(g.dtype).repeat(2), g.detach()
+        u = torch.where(old > 0, (1 - self.gamma) * old + self.gamma * new, new)
+        self.u[index] = u.view(2, -1).mean(0).double()
+        return (u.log() + (g - new) / u - positive).mean()
+
+
+class EMC2:
+    """One Metropolis-Hastings chain per sample that both views continue, scanned column by column.
+
+    The value is a surrogate: only its gradient, that of the retained pairs and the positives, means something. Pairs
+    with a carried state need the encoder and are left out.
+    """
+
+    def __init__(self, num_samples: int, temperature: float = 0.1, burn_in: float = 0.5) -> None:
+        self.score = torch.full((num_samples,), torch.finfo(torch.float32).smallest_normal)
+        self.state = torch.full((num_samples,), -1)
+        self.temperature, self.burn_in = temperature, burn_in
+
+    def __call__(self, z1: Tensor, z2: Tensor, index: Tensor) -> Tensor:
+        """Surrogate loss of a batch; moves the chains."""
+        z, b = _unit(z1, z2), len(z1)
+        similarities = z @ z.T
+        nb = 2 * b - 2
+        burned = int(self.burn_in * nb)
+        with torch.no_grad():
+            scores = (similarities / self.temperature).exp().masked_fill(_own(b), 0)
+            pairs, score, state = sample(scores, self.score[index], burned)
+            self.score[index] = score
+            moved = state >= 0
+            self.state[index[moved]] = index.repeat(2)[state[moved]]
+        anchors, columns = pairs[:, pairs[1] >= 0]
+        negative = similarities[anchors, columns].sum() / (nb - burned) / 2
+        return (negative - (z[:b] * z[b:]).sum()) / (b * self.temperature)
+
+
+def sample(scores: Tensor, score: Tensor, burned: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scans the columns of `scores` (2B, 2B) for view 1, then for view 2, a fresh uniform per anchor and column.
+
+    Returns the retained pairs (2, R), with column -1 where the state is still the carried one, and the last score and
+    state (B,).
+    """
+    batch_size = len(score)
+    state = torch.full((batch_size,), -1)
+    uniform, retained = torch.empty(batch_size), []
+    for view in (0, batch_size):
+        anchors = torch.arange(view, view + batch_size)
+        for j in range(scores.shape[1]):
+            proposal = scores[view : view + batch_size, j]
+            accepted = uniform.uniform_() < proposal / score
+            score[accepted] = proposal[accepted]
+            state[accepted] = j
+            if j > burned:
+                retained.append(torch.stack([anchors, state])[:, proposal > 0])
+    return torch.cat(retained, 1), score, state

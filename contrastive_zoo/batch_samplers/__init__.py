@@ -1,0 +1,66 @@
+"""Which samples share a batch."""
+
+from typing import Any
+
+from contrastive_zoo.batch_samplers.base import BatchSampler
+from contrastive_zoo.batch_samplers.partitions import FixedBatches, FullBatch, ShuffledBatches
+from contrastive_zoo.registry import Card
+from contrastive_zoo.registry import batch_samplers as registry
+
+__all__ = [
+    "BatchSampler",
+    "FixedBatches",
+    "FullBatch",
+    "ShuffledBatches",
+    "describe_batch_sampler",
+    "get_batch_sampler",
+    "list_batch_samplers",
+    "register_batch_sampler",
+]
+
+_COMMON = ("num_samples", "batch_size", "seed", "drop_last", "num_replicas", "rank")
+
+
+def get_batch_sampler(name: str, **params: Any) -> BatchSampler:
+    """Make the batch sampler behind a name, for ``DataLoader(dataset, batch_sampler=...)``.
+
+    Args:
+        name: One of `list_batch_samplers()`.
+        **params: Its parameters (see `describe_batch_sampler(name)`) and those common to all: num_samples (size of the data
+            set), batch_size (of all processes together), seed, drop_last, num_replicas, rank.
+
+    Raises:
+        ValueError: Unknown name, or a value out of range.
+        TypeError: Unknown or missing parameter.
+
+    Examples:
+        >>> import contrastive_zoo as zoo
+        >>> sampler = zoo.get_batch_sampler("fixed", num_samples=5, batch_size=2, drop_last=False)
+        >>> sorted(sum(sampler, []))
+        [0, 1, 2, 3, 4]
+    """
+    card = registry.card(name)
+    registry.check_parameters(card, params, _COMMON)
+    sampler = card.build(**params)
+    if not isinstance(sampler, BatchSampler):
+        raise TypeError(
+            f"{name!r} is registered with {card.build!r}, which is no contrastive_zoo.batch_samplers.BatchSampler."
+        )
+    return sampler
+
+
+def list_batch_samplers() -> list[str]:
+    """Names of all batch samplers, plugins included."""
+    return registry.names()
+
+
+def describe_batch_sampler(name: str) -> Card:
+    """What there is to know about a batch sampler.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    return registry.card(name)
+
+
+register_batch_sampler = registry.register

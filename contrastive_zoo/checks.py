@@ -1,0 +1,135 @@
+"""Every argument check of the package: what was wanted, what came, what to do."""
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def shape(tensor: Tensor) -> str:
+    """Render a shape the way the docs write it: ``(32, 128)``."""
+    return "(" + ", ".join(str(int(size)) for size in tensor.shape) + ("," if tensor.dim() == 1 else "") + ")"
+
+
+def check_name(kind: str, name: object, known: Iterable[str]) -> None:
+    """Raise if ``name`` is not one of ``known``, naming the closest first."""
+    names = sorted(known)
+    if isinstance(name, str) and name in names:
+        return
+    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    listed = ", ".join([*close, *(known_name for known_name in names if known_name not in close)])
+    raise ValueError(f"unknown {kind} {name!r}.{hint} Available: {listed}.")
+
+
+def check_parameters(owner: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise if a keyword is not a parameter of ``owner``, naming the closest and listing all."""
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"{owner} has no parameter {name!r}.{hint} Its parameters: {', '.join(known)}.")
+
+
+def check_choice(argument: str, value: object, choices: Sequence[object]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
+        raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_number(
+    argument: str,
+    value: object,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """Return ``value`` as a float; raise unless it is a finite number in the interval.
+
+    Raises:
+        TypeError: ``value`` is not a number.
+        ValueError: it is not finite, or outside the interval.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument} must be a number, got {value!r} of type {type(value).__name__}.")
+    below = value <= low if open_low else value < low
+    above = value >= high if open_high else value > high
+    if not math.isfinite(value) or below or above:
+        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        raise ValueError(f"{argument} must be a finite number in {interval}, got {value!r}.")
+    return float(value)
+
+
+def check_count(argument: str, value: object, low: int = 1) -> int:
+    """Return ``value`` as an int; raise unless it is a whole number of at least ``low``."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{argument} must be a whole number, got {value!r} of type {type(value).__name__}.")
+    number = int(value.__index__())
+    if number < low:
+        raise ValueError(f"{argument} must be at least {low}, got {number}.")
+    return number
+
+
+def check_features(argument: str, tensor: object, dims: tuple[int, ...]) -> None:
+    """Raise unless ``tensor`` is a non-empty floating-point tensor with one of ``dims`` dimensions."""
+    wanted = " or ".join({2: "(rows, features)", 3: "three-dimensional"}[d] for d in dims)
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{argument} must be a tensor of shape {wanted}, got {type(tensor).__name__}.")
+    if tensor.dim() not in dims:
+        raise ValueError(
+            f"{argument} must be {wanted}, got shape {shape(tensor)}. "
+            "Flatten or pool the encoder's output to one feature vector per sample."
+        )
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{argument} must hold floating-point features, got {tensor.dtype}. Convert with .float().")
+    if tensor.numel() == 0:
+        raise ValueError(f"{argument} is empty: shape {shape(tensor)}. Skip empty batches.")
+
+
+def check_same(first: str, a: Tensor, second: str, b: Tensor) -> None:
+    """Raise unless two feature batches agree in shape and device."""
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{first} and {second} must have the same shape, got {shape(a)} and {shape(b)}. "
+            f"Row i of both must come from sample i."
+        )
+    check_device(first, a, second, b)
+
+
+def check_device(first: str, a: Tensor, second: str, b: Tensor) -> None:
+    """Raise unless two tensors are on one device."""
+    if a.device != b.device:
+        raise ValueError(f"{first} is on {a.device} and {second} on {b.device}. Move both to one device.")
+
+
+def check_integers(argument: str, tensor: object, size: int) -> None:
+    """Raise unless ``tensor`` holds ``size`` integers."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{argument} must be an integer tensor of shape ({size},), got {type(tensor).__name__}.")
+    if tensor.dtype not in INTEGERS:
+        raise TypeError(f"{argument} must hold integers (torch.int64), got {tensor.dtype}.")
+    if tuple(tensor.shape) != (size,):
+        raise ValueError(f"{argument} must have shape ({size},), one entry per sample, got {shape(tensor)}.")
+
+
+def check_index_values(index: Tensor, num_samples: int) -> None:
+    """Raise unless all positions are in ``[0, num_samples)``; reads values, so for CPU tensors or on request.
+
+    Raises:
+        IndexError: a position is outside the data set.
+    """
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or (num_samples >= 0 and high >= num_samples):
+        bad = low if low < 0 else high
+        limit = f"[0, {num_samples})" if num_samples >= 0 else "the non-negative integers"
+        raise IndexError(
+            f"index holds {bad}, wanted positions in {limit}. "
+            "index is the position of a sample in the data set and num_samples the size of the data set."
+        )

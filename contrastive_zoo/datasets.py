@@ -1,0 +1,45 @@
+"""Data sets that say which sample they return."""
+
+from typing import Any
+
+
+class IndexedDataset:
+    """Adds the position of a sample to what a map-style data set returns.
+
+    A tuple or list becomes a tuple with the index last, a dictionary gets the key "index", anything else becomes a pair.
+
+    Args:
+        dataset: Any object with ``__getitem__`` and ``__len__``.
+
+    Raises:
+        TypeError: ``dataset`` has no length or no items.
+
+    Examples:
+        >>> import contrastive_zoo as zoo
+        >>> zoo.IndexedDataset([("cat", 0), ("dog", 1)])[1]
+        ('dog', 1, 1)
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"dataset must be map-style, with __getitem__ and __len__, got {type(dataset).__name__}. "
+                "A stream has no positions: number its samples where it is made."
+            )
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        position = int(index)
+        if position < 0:
+            position += len(self)
+        item = self.dataset[position]
+        if isinstance(item, dict):
+            if "index" in item:
+                raise ValueError('the data set already returns a key "index": use that, or rename it.')
+            return {**item, "index": position}
+        if isinstance(item, (tuple, list)):
+            return (*item, position)
+        return item, position

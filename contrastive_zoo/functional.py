@@ -1,0 +1,86 @@
+"""The stateless objectives as functions: one call, no module to keep.
+
+Every function takes what `get_loss` takes for its name, besides the features:
+
+>>> import torch
+>>> from contrastive_zoo import functional
+>>> z = torch.eye(4)
+>>> functional.dcl(z, z, temperature=1.0)
+tensor(0.7918)
+"""
+
+import inspect
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from contrastive_zoo import objectives
+from contrastive_zoo.loss import COMMON, Loss, describe_loss, get_loss
+
+__all__ = ["dcl", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent"]
+
+_CALL = ("index", "labels", "negatives", "negatives_index")
+
+
+class FunctionalLoss(Protocol):
+    """A loss as a function of features and parameters."""
+
+    def __call__(
+        self,
+        z1: Tensor,
+        z2: Tensor,
+        *,
+        index: Tensor | None = None,
+        labels: Tensor | None = None,
+        negatives: Tensor | None = None,
+        negatives_index: Tensor | None = None,
+        **params: Any,
+    ) -> Tensor:
+        """The loss of a batch; ``params`` are those of `get_loss` for this name."""
+
+
+def _functional(name: str) -> FunctionalLoss:
+    card = describe_loss(name)
+
+    def loss(
+        z1: Tensor,
+        z2: Tensor,
+        *,
+        index: Tensor | None = None,
+        labels: Tensor | None = None,
+        negatives: Tensor | None = None,
+        negatives_index: Tensor | None = None,
+        **params: Any,
+    ) -> Tensor:
+        loss_fn = get_loss(name, **params)
+        result: Tensor = loss_fn(
+            z1, z2, index=index, labels=labels, negatives=negatives, negatives_index=negatives_index
+        )
+        return result
+
+    loss.__name__ = loss.__qualname__ = name
+    loss.__doc__ = (
+        f"{card.summary}\n\nTakes z1 and z2 of shape (B, D); see ``zoo.get_loss({name!r})`` for everything else."
+    )
+    loss.__signature__ = _signature(card.parameters)  # type: ignore[attr-defined]
+    return loss
+
+
+def _signature(parameters: dict[str, Any]) -> inspect.Signature:
+    """z1, z2, what a call takes, the objective's parameters, and those common to all losses."""
+    keyword, positional = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    common = inspect.signature(Loss.__init__).parameters
+    defaults = dict.fromkeys(_CALL) | parameters | {k: common[k].default for k in COMMON if k in common}
+    return inspect.Signature(
+        [inspect.Parameter(name, positional) for name in ("z1", "z2")]
+        + [inspect.Parameter(name, keyword, default=default) for name, default in defaults.items()]
+    )
+
+
+ntxent = _functional("ntxent")
+infonce = _functional("infonce")
+dcl = _functional("dcl")
+debiased = _functional("debiased")
+hcl = _functional("hcl")
+dhel = _functional("dhel")
+kcl = _functional("kcl")

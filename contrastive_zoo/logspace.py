@@ -1,0 +1,25 @@
+"""Sums of exponentials in log space whose empty case is -inf with zero gradient, never NaN."""
+
+import torch
+from torch import Tensor
+
+
+def masked_logsumexp(logits: Tensor, excluded: Tensor | None = None) -> Tensor:
+    """Log-sum-exp over the last axis of the logits that are not excluded; -inf, without gradient, if there are none."""
+    if excluded is not None:
+        logits = logits.masked_fill(excluded, -torch.inf)
+    largest = logits.detach().amax(-1, keepdim=True)
+    shift = torch.where(largest == -torch.inf, 0, largest)
+    total = (logits - shift).exp().sum(-1)
+    empty = total == 0
+    return torch.where(empty, -torch.inf, torch.where(empty, 1, total).log() + shift[..., 0])
+
+
+def logaddexp(first: Tensor, second: Tensor) -> Tensor:
+    """Log-sum-exp of two disjoint sets of keys, either of which may be empty, from the log-sum-exp of each."""
+    return masked_logsumexp(torch.stack([first, second], -1))
+
+
+def log1p_exp(x: Tensor) -> Tensor:
+    """The softplus, log(1 + e^x), exact for large x too."""
+    return -torch.nn.functional.logsigmoid(-x)

@@ -1,0 +1,482 @@
+"""The one module around every objective: checks, normalisation, other processes, reduction, diagnostics."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from contrastive_zoo import pairwise, processes
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.checks import (
+    check_choice,
+    check_count,
+    check_device,
+    check_features,
+    check_index_values,
+    check_integers,
+    check_same,
+    shape,
+)
+from contrastive_zoo.features import HALF, stack_views
+from contrastive_zoo.objective import FunctionObjective, Objective
+from contrastive_zoo.pairwise.dispatch import choose_backend
+from contrastive_zoo.registry import Card, losses
+
+COMMON = (
+    "num_samples",
+    "normalize",
+    "reduction",
+    "backend",
+    "gather",
+    "process_group",
+    "seed",
+    "validate",
+    "on_empty",
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`contrastive_zoo.pairwise` with a backend chosen and a bound on the length of rows."""
+
+    backend: str
+    unit_rows: bool
+    norm_bound: float
+
+    def logsumexp(
+        self,
+        x: Tensor,
+        keys: Tensor | None = None,
+        *,
+        scale: float | Tensor | tuple[float | Tensor, ...],
+        ids: Tensor | None = None,
+        key_ids: Tensor | None = None,
+    ) -> Tensor:
+        """See `contrastive_zoo.pairwise.logsumexp`."""
+        return pairwise.logsumexp(
+            x, keys, scale=scale, ids=ids, key_ids=key_ids, norm_bound=self.norm_bound, backend=self.backend
+        )
+
+    def logsumexp_both(
+        self,
+        x: Tensor,
+        keys: Tensor,
+        *,
+        scale: float | Tensor,
+        ids: Tensor | None = None,
+        key_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `contrastive_zoo.pairwise.logsumexp_both`."""
+        return pairwise.logsumexp_both(
+            x, keys, scale=scale, ids=ids, key_ids=key_ids, norm_bound=self.norm_bound, backend=self.backend
+        )
+
+    def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
+        """See `contrastive_zoo.pairwise.kernel_sum`."""
+        return pairwise.kernel_sum(
+            x, kernel=kernel, parameter=parameter, ids=ids, unit_rows=self.unit_rows, backend=self.backend
+        )
+
+
+@torch.library.custom_op(
+    "contrastive_zoo::sample_ids", mutates_args=(), schema="(Tensor index, SymInt num_samples, bool check) -> Tensor"
+)
+def sample_ids(index: Tensor, num_samples: int, check: bool) -> Tensor:
+    """(B,) batch position of the first row of the same sample: 0, 1, 2, ... where all samples differ."""
+    if check:
+        check_index_values(index, num_samples)
+    ordered, order = index.sort(stable=True)
+    return order[torch.searchsorted(ordered, index)]
+
+
+@sample_ids.register_fake
+def _(index: Tensor, num_samples: int, check: bool) -> Tensor:
+    return torch.empty_like(index)
+
+
+class Loss(nn.Module):
+    """A contrastive objective as a module of two feature batches; made by `get_loss`.
+
+    Attributes:
+        card: What `describe_loss` shows.
+        needs: What a call must be given, of {"index", "labels"}.
+        objective: The mathematics, with its parameters and state.
+    """
+
+    def __init__(
+        self,
+        card: Card,
+        objective: Objective,
+        *,
+        num_samples: int | None = None,
+        normalize: str | bool = "sphere",
+        reduction: str = "mean",
+        backend: str = "auto",
+        gather: str | bool = "auto",
+        process_group: dist.ProcessGroup | None = None,
+        validate: bool = False,
+        on_empty: str = "warn",
+    ) -> None:
+        super().__init__()
+        check_choice("normalize", normalize, (True, False, "sphere", "ball"))
+        check_choice("reduction", reduction, ("mean", "sum", "none"))
+        check_choice("gather", gather, ("auto", False))
+        check_choice("validate", validate, (True, False))
+        check_choice("on_empty", on_empty, ("warn", "error"))
+        if reduction != "mean" and not card.per_sample:
+            raise ValueError(
+                f"reduction={reduction!r} has no meaning for {card.name!r}, which has no value per sample. Use 'mean'."
+            )
+        self.card = card
+        self.objective = objective
+        self.num_samples = num_samples
+        self.normalize = {True: "sphere", False: "none"}.get(normalize, normalize)  # type: ignore[call-overload]
+        self.reduction = reduction
+        self.backend = choose_backend(backend)
+        self.gather = gather
+        self.process_group = process_group
+        self.validate = validate
+        self.on_empty = on_empty
+        bound = math.inf if self.normalize == "none" else 1.01  # half-precision rows may be a little longer than 1
+        self._engine = Engine(self.backend, self.normalize == "sphere", bound)
+        self._seen: Batch | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a call must be given, of {"index", "labels"}."""
+        return self.card.needs
+
+    @property
+    def temperature(self) -> Tensor:
+        """0-dim tensor; assign a number between steps to change it, at no recompilation."""
+        return self.objective.temperature
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "temperature":
+            self.objective.set_temperature(value)
+        else:
+            super().__setattr__(name, value)
+
+    def forward(
+        self,
+        z1: Tensor,
+        z2: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        labels: Tensor | None = None,
+        negatives: Tensor | None = None,
+        negatives_index: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            z1: (B, D) features of the first view or modality; any float dtype, not normalised.
+            z2: (B, D) features of the second.
+            index: (B,) integers, positions of the samples in the data set. Two rows of one sample are not negatives of each other.
+            labels: (B,) integers.
+            negatives: (M, D) extra keys for all anchors, or (B, M, D) extra keys for each.
+            negatives_index: (M,) or (B, M) positions of the extra keys in the data set: none is a negative of itself.
+
+        Returns:
+            One number; (B,) for ``reduction="none"``.
+
+        Raises:
+            TypeError: An argument is no tensor or has the wrong dtype, or one that the method has no use for was given.
+            ValueError: Shapes or devices do not fit, something needed is missing, features are NaN or infinite, or there is
+                nothing to contrast and ``on_empty="error"``.
+            IndexError: A position outside the data set.
+        """
+        self._check(z1, z2, index, labels, negatives, negatives_index)
+        device_type = z1.device.type
+        operand = self._operand_dtype(z1, z2)
+        with torch.autocast(device_type, enabled=False):
+            batch = self._batch(z1, z2, operand, index, labels, negatives, negatives_index)
+            reason = self._nothing_to_contrast(batch)
+            if reason:
+                return self._empty(batch, reason)
+            self._seen = batch
+            return self._reduce(self.objective(batch), batch)
+
+    def _check(
+        self,
+        z1: Tensor,
+        z2: Tensor | None,
+        index: Tensor | None,
+        labels: Tensor | None,
+        negatives: Tensor | None,
+        negatives_index: Tensor | None,
+    ) -> None:
+        check_features("z1", z1, (2,))
+        if z2 is None:
+            raise ValueError("z2 is missing: give the features of the second view as loss_fn(z1, z2).")
+        check_features("z2", z2, (2,))
+        check_same("z1", z1, "z2", z2)
+        for name, value in (("index", index), ("labels", labels)):
+            if value is not None:
+                check_integers(name, value, len(z1))
+            elif name in self.needs and (self.training or name == "labels"):
+                hint = "zoo.IndexedDataset(dataset) adds it to any data set" if name == "index" else "one per sample"
+                raise ValueError(f"{self.card.name!r} needs {name}: call loss_fn(z1, z2, {name}={name}); {hint}.")
+        if negatives is None:
+            if negatives_index is not None:
+                raise ValueError("negatives_index was given without negatives.")
+            return
+        if "negatives" not in self.card.uses:
+            raise TypeError(f"{self.card.name!r} has no place for negatives. Call it without them.")
+        check_features("negatives", negatives, (2, 3))
+        check_device("z1", z1, "negatives", negatives)
+        if negatives.shape[-1] != z1.shape[1] or (negatives.dim() == 3 and len(negatives) != len(z1)):
+            raise ValueError(
+                f"negatives must have shape (M, {z1.shape[1]}) or ({len(z1)}, M, {z1.shape[1]}), got {shape(negatives)}."
+            )
+        if negatives_index is not None and negatives_index.shape != negatives.shape[:-1]:
+            raise ValueError(
+                f"negatives_index must have shape {shape(negatives[..., 0])}, got {shape(negatives_index)}."
+            )
+        if negatives_index is not None and index is None:
+            raise ValueError("negatives_index was given without index: a sample's own keys cannot be told. Give both.")
+
+    def _operand_dtype(self, z1: Tensor, z2: Tensor | None) -> torch.dtype:
+        """Half precision where the features or autocast say so, else the features' own."""
+        dtype = z1.dtype if z2 is None else torch.promote_types(z1.dtype, z2.dtype)
+        device_type = z1.device.type
+        if dtype == torch.float32 and torch.is_autocast_enabled(device_type):
+            autocast = torch.get_autocast_dtype(device_type)
+            return autocast if autocast in HALF else dtype
+        return dtype
+
+    def _rows(self, z: Tensor, operand: torch.dtype, name: str) -> Tensor:
+        return stack_views(
+            z, self.normalize, operand, name=name, validate=self.validate, second_order=self.backend == "dense"
+        )
+
+    def _batch(
+        self,
+        z1: Tensor,
+        z2: Tensor | None,
+        operand: torch.dtype,
+        index: Tensor | None,
+        labels: Tensor | None,
+        negatives: Tensor | None,
+        negatives_index: Tensor | None,
+    ) -> Batch:
+        z = z1[None] if z2 is None else torch.stack([z1, z2])
+        views = len(z)
+        x = self._rows(z, operand, "z1" if z2 is None else "z1 or z2")
+        x, index, labels = self._gathered(x, views, index, labels, negatives)
+        if index is None:
+            ids = torch.arange(x.shape[0] // views)
+        else:
+            index = index.to(torch.int64)
+            limit = self.num_samples if "index" in self.needs and self.num_samples is not None else -1
+            ids = sample_ids(index, limit, index.device.type == "cpu" or self.validate)
+        extra_ids = None
+        if negatives is not None:
+            extra_ids = self._negatives_ids(negatives, negatives_index, index, ids)
+            rows = self._rows(negatives.reshape(1, -1, negatives.shape[-1]), operand, "negatives")
+            negatives = rows.to(x.dtype).view(negatives.shape)
+        return Batch(
+            x=x,
+            ids=ids.repeat_interleave(views),
+            views=views,
+            pairs=self._engine,
+            index=index,
+            labels=labels,
+            negatives=negatives,
+            negatives_ids=extra_ids,
+            training=self.training,
+            uniform=self.reduction != "none",
+        )
+
+    @staticmethod
+    def _negatives_ids(negatives: Tensor, negatives_index: Tensor | None, index: Tensor | None, ids: Tensor) -> Tensor:
+        """Ids of the extra keys in the numbering of the batch; -1 for samples that are not in it."""
+        if negatives_index is None or index is None:
+            return torch.full(negatives.shape[:-1], -1, dtype=torch.int64)
+        wanted = negatives_index.to(index)
+        ordered, order = index.sort(stable=True)
+        place = torch.searchsorted(ordered, wanted).clamp_max(len(ordered) - 1)
+        return torch.where(ordered[place] == wanted, ids[order[place]], -1)
+
+    def _gathered(
+        self, x: Tensor, views: int, index: Tensor | None, labels: Tensor | None, negatives: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The batches of all processes as one; nothing to do in eval mode."""
+        if not self.training or processes.group_size(self.gather, self.process_group) == 1:
+            return x, index, labels
+        if negatives is not None:
+            raise ValueError(
+                "negatives stay on their process: pass gather=False to contrast each process's batch by itself."
+            )
+        sizes = processes.gather_sizes(x.shape[0] // views, x.device, self.process_group)
+        x = processes.GatherFeatures.apply(x, [views * size for size in sizes], self.process_group)  # type: ignore[no-untyped-call]
+        gathered = [
+            None if given is None else processes.gather(given.to(x.device), sizes, self.process_group).to(given.device)
+            for given in (index, labels)
+        ]
+        return x, gathered[0], gathered[1]
+
+    def _nothing_to_contrast(self, batch: Batch) -> str:
+        """Why no anchor has a negative, as far as that is known without waiting for an accelerator."""
+        if batch.negatives is not None:
+            return ""
+        if batch.size == 1:
+            return "the batch holds one sample, which has no negatives"
+        if torch.compiler.is_compiling() or batch.index is None or batch.ids.device.type != "cpu":
+            return ""
+        return "all rows of the batch are one sample, by index" if bool((batch.ids == batch.ids[0]).all()) else ""
+
+    def _empty(self, batch: Batch, reason: str) -> Tensor:
+        message = f"{self.card.name!r} has nothing to contrast: {reason}. The loss is 0 and no table was changed."
+        if self.on_empty == "error":
+            raise ValueError(message.replace("The loss is 0 and no", "No") + " Drop such batches, e.g. drop_last=True.")
+        if not torch.compiler.is_compiling():
+            warnings.warn(message, stacklevel=3)
+        zero = batch.x.view(batch.size, -1).sum(1) * 0
+        return zero if self.reduction == "none" else zero.sum()
+
+    def _reduce(self, values: Tensor, batch: Batch) -> Tensor:
+        """Mean over the anchors that have a loss; an anchor without one is marked -inf."""
+        if values.dim() == 0:
+            return values
+        values = values.view(batch.size, -1)
+        kept = values != -torch.inf
+        count = kept.sum()
+        if values.device.type == "cpu" and not torch.compiler.is_compiling() and int(count) == 0:
+            return self._empty(batch, "no anchor has what the method divides by")
+        per_sample = torch.where(kept, values, 0).sum(1) * (batch.size / count.clamp_min(1))
+        if self.reduction == "none":
+            return per_sample
+        return per_sample.sum() if self.reduction == "sum" else per_sample.mean()
+
+    @property
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Detached figures of the last step: mean similarity of positives and negatives, and what the objective adds."""
+        if self._seen is None:
+            return {}
+        batch, x = self._seen, self._seen.x.detach()
+        samples = x.view(batch.size, batch.views, -1)
+        own = samples.sum(1).square().sum()
+        pairs = batch.size * (batch.size - 1) * batch.views**2
+        figures = {"negative_similarity": (x.sum(0).square().sum() - own) / max(pairs, 1)}
+        if batch.views == 2:
+            figures["positive_similarity"] = batch.positive_similarity().detach().mean()
+        return figures | batch.diagnostics
+
+    def table(self) -> dict[str, Tensor]:
+        """State per sample as CPU tensors in natural units; what each means is in the objective's documentation.
+
+        Raises:
+            TypeError: The objective keeps no state per sample.
+        """
+        return self.objective.table()
+
+    def load_table(self, **tables: Tensor) -> None:
+        """Take over state in the form that `table` returns.
+
+        Raises:
+            TypeError: The objective keeps no state per sample, or a name is not one of its tables.
+            ValueError: A table has another size.
+        """
+        load = getattr(self.objective, "load_table", None)
+        if load is None:
+            raise TypeError(f"{self.card.name!r} keeps no state per sample, so there is no table to load.")
+        load(**tables)
+
+    def extra_repr(self) -> str:
+        """Name and common arguments, for `print`."""
+        return (
+            f"{self.card.name!r}, normalize={self.normalize!r}, reduction={self.reduction!r}, backend={self.backend!r}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the last batch behind."""
+        return {**self.__dict__, "_seen": None}
+
+
+def get_loss(name: str, **params: Any) -> Loss:
+    """Make the loss behind a name.
+
+    Args:
+        name: One of `list_losses()`, or an alias.
+        **params: Parameters of the objective (see `describe_loss(name)`) and those common to all:
+            num_samples (size of the data set; ignored by losses without state),
+            normalize ("sphere" = True, "ball" or False),
+            reduction ("mean", "sum" or "none"),
+            backend ("auto", "tiled" or "dense"),
+            gather ("auto": contrast with the batches of all processes; False: only with the own),
+            process_group (None: the default group),
+            seed (of methods that draw at random),
+            validate (True: look for bad values on accelerators too, which waits for them),
+            on_empty ("warn" or "error": what to do if a batch has nothing to contrast).
+
+    Returns:
+        A module to call as ``loss_fn(z1, z2, index=..., labels=...)``.
+
+    Raises:
+        ValueError: Unknown name, or a value out of range.
+        TypeError: Unknown or missing parameter.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> loss_fn = zoo.get_loss("ntxent", temperature=0.5)
+        >>> z = torch.eye(4)
+        >>> loss_fn(z, z)
+        tensor(0.5946)
+    """
+    card = losses.card(name)
+    losses.check_parameters(card, params, COMMON)
+    given = {**card.parameters, **{key: value for key, value in params.items() if key in card.parameters}}
+    common = {key: value for key, value in params.items() if key in COMMON}
+    seed = check_count("seed", common.pop("seed", 0), low=0)
+    if common.get("num_samples") is not None:
+        check_count("num_samples", common["num_samples"])
+    return Loss(card, _build(card, given, common.get("num_samples"), seed), **common)
+
+
+def _build(card: Card, given: dict[str, Any], num_samples: int | None, seed: int) -> Objective:
+    if not isinstance(card.build, type):
+        return FunctionObjective(card.build, given)
+    if card.stateful:
+        if num_samples is None:
+            raise ValueError(f"{card.name!r} keeps state per sample: pass num_samples=len(dataset).")
+        given = {**given, "num_samples": num_samples}
+    if card.draws:
+        given = {**given, "seed": seed}
+    objective = card.build(**given)
+    if not isinstance(objective, Objective):
+        raise TypeError(f"{card.name!r} is registered with {card.build!r}, which is no contrastive_zoo.Objective.")
+    return objective
+
+
+def list_losses() -> list[str]:
+    """Names of all objectives, plugins included.
+
+    Examples:
+        >>> import contrastive_zoo as zoo
+        >>> "ntxent" in zoo.list_losses()
+        True
+    """
+    return losses.names()
+
+
+def describe_loss(name: str) -> Card:
+    """What there is to know about an objective: paper, equation, needs, parameters, scale, differences.
+
+    Raises:
+        ValueError: Unknown name.
+
+    Examples:
+        >>> import contrastive_zoo as zoo
+        >>> zoo.describe_loss("simclr").name
+        'ntxent'
+    """
+    return losses.card(name)
+
+
+register_loss = losses.register

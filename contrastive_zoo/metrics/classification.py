@@ -1,0 +1,151 @@
+"""How well simple classifiers read the classes from frozen features."""
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.metrics.collapse import class_means
+from contrastive_zoo.metrics.inputs import check_count, check_positive, check_split, number_classes
+from contrastive_zoo.metrics.tiles import blocks, inner_products, squared_distances, unit_rows
+
+
+def nearest_class_mean(train_z: Tensor, train_y: Tensor, test_z: Tensor, test_y: Tensor) -> float:
+    """Share of test rows whose nearest mean of a training class (Euclidean) is that of their own class.
+
+        prediction(z) = argmin_c |z - m_c|
+
+    Mensink et al., "Distance-Based Image Classification: Generalizing to New Classes at Near-Zero Cost", TPAMI 2013.
+
+    Args:
+        train_z: (N, D) features, taken as they are.
+        train_y: (N,) integer classes.
+        test_z: (M, D) features.
+        test_y: (M,) integer classes; a class that is not in `train_y` is never predicted.
+
+    Raises:
+        TypeError: features are not floating-point or labels not integer tensors.
+        ValueError: shapes or devices do not agree, or a feature is not finite.
+
+    Example:
+        >>> train, labels = torch.tensor([[0.0], [1.0], [9.0]]), torch.tensor([3, 3, 7])
+        >>> nearest_class_mean(train, labels, torch.tensor([[2.0], [8.0]]), torch.tensor([3, 7]))
+        1.0
+    """
+    names = ("train_z", "train_y", "test_z", "test_y")
+    train, train_labels, test, test_labels = check_split(train_z, train_y, test_z, test_y, names)
+    values, classes = number_classes(train_labels)
+    means = class_means(train, classes)
+    correct = 0
+    for rows, labels in zip(blocks(test), blocks(test_labels), strict=True):
+        nearest = squared_distances(rows.double(), means).argmin(dim=1)
+        correct += int((values[nearest] == labels).sum())
+    return correct / len(test)
+
+
+def knn_accuracy(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Accuracy of the vote of the `k` training rows of largest cosine, each with weight exp(cosine / temperature).
+
+        prediction(z) = argmax_c sum_{i among the k nearest, y_i = c} exp(cos(z, z_i) / temperature)
+
+    Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4, with
+    k = 200 there. arXiv:1805.01978. Which of several training rows at the same cosine counts as nearer is left open.
+
+    Args:
+        train: (N, D) features; normalised inside.
+        train_labels: (N,) integer classes.
+        test: (M, D) features; normalised inside.
+        test_labels: (M,) integer classes; a class that is not in `train_labels` is never predicted.
+        k: Number of neighbours, at most N.
+        temperature: Positive; the smaller, the more the nearest neighbour counts.
+
+    Raises:
+        TypeError: features are not floating-point or labels not integer tensors.
+        ValueError: shapes or devices do not agree, a feature is not finite, or `k` or `temperature` is out of range.
+
+    Example:
+        >>> train, labels = torch.eye(2), torch.tensor([5, 8])
+        >>> knn_accuracy(train, labels, torch.tensor([[3.0, 1.0], [1.0, 2.0]]), torch.tensor([5, 8]), k=1)
+        1.0
+    """
+    names = ("train", "train_labels", "test", "test_labels")
+    train, train_labels, test, test_labels = check_split(train, train_labels, test, test_labels, names)
+    check_count(k, "k")
+    check_positive(temperature, "temperature")
+    if k > len(train):
+        raise ValueError(f"k is {k}, but train has only {len(train)} rows: pass k <= {len(train)}.")
+    values, classes = number_classes(train_labels)
+    keys, correct = unit_rows(train), 0
+    for rows, labels in zip(blocks(unit_rows(test)), blocks(test_labels), strict=True):
+        cosines, neighbours = _nearest_rows(rows, keys, k)
+        votes = cosines.new_zeros(len(rows), len(values))
+        votes.scatter_add_(1, classes[neighbours], torch.softmax(cosines / temperature, dim=1))
+        correct += int((values[votes.argmax(dim=1)] == labels).sum())
+    return correct / len(test)
+
+
+def linear_probe(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    C: float = 1.0,
+    max_iter: int = 1000,
+) -> float:
+    """Test accuracy of logistic regression trained on the frozen features, each scaled to mean 0 and variance 1.
+
+    Needs scikit-learn, whose `StandardScaler` and `LogisticRegression` (L-BFGS, L2 penalty) do the work on the CPU.
+
+    Args:
+        train: (N, D) features.
+        train_labels: (N,) integer classes, at least two different ones.
+        test: (M, D) features, scaled by the mean and variance of `train`.
+        test_labels: (M,) integer classes.
+        C: Inverse strength of the L2 penalty, positive.
+        max_iter: Largest number of iterations; scikit-learn warns where it does not suffice.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        TypeError: features are not floating-point or labels not integer tensors.
+        ValueError: shapes or devices do not agree, a feature is not finite, there is one class only, or `C` or
+            `max_iter` is out of range.
+
+    Example:
+        >>> train, labels = torch.tensor([[0.0], [1.0], [8.0], [9.0]]), torch.tensor([0, 0, 1, 1])
+        >>> linear_probe(train, labels, torch.tensor([[2.0], [7.0]]), torch.tensor([0, 1]))
+        1.0
+    """
+    names = ("train", "train_labels", "test", "test_labels")
+    train, train_labels, test, test_labels = check_split(train, train_labels, test, test_labels, names)
+    check_positive(C, "C")
+    check_count(max_iter, "max_iter")
+    if len(number_classes(train_labels)[0]) < 2:
+        raise ValueError("train_labels holds one class only; a classifier needs at least two: pass more classes.")
+    try:
+        from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+        from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
+        from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError(
+            "linear_probe needs scikit-learn, which cannot be imported: pip install contrastive-zoo[examples]"
+        ) from error
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter))
+    probe.fit(train.cpu().numpy(), train_labels.cpu().numpy())
+    return float(probe.score(test.cpu().numpy(), test_labels.cpu().numpy()))
+
+
+def _nearest_rows(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` largest inner products of each query (Q, k) and the rows of `keys` they belong to, one tile at a time."""
+    best = queries.new_empty(len(queries), 0)
+    index = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for piece, numbers in zip(blocks(keys), blocks(torch.arange(len(keys), device=keys.device)), strict=True):
+        candidates = torch.cat([best, inner_products(queries, piece)], dim=1)
+        numbered = torch.cat([index, numbers.expand(len(queries), -1)], dim=1)
+        best, chosen = candidates.topk(min(k, candidates.shape[1]), dim=1)
+        index = numbered.gather(1, chosen)
+    return best, index

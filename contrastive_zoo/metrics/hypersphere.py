@@ -1,0 +1,118 @@
+"""How positives and the whole set lie on the unit sphere: alignment, uniformity, and the distance to uniformity."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.metrics.inputs import check_features, check_pair, check_positive
+from contrastive_zoo.metrics.tiles import blocks, inner_products, pair_values, squared_distances, unit_rows
+
+BINS = 2**16
+
+
+def alignment(z1: Tensor, z2: Tensor, alpha: float = 2) -> float:
+    """Mean distance between the two views of a sample, to the power `alpha`; 0 is perfect.
+
+        mean_i |z1_i - z2_i|^alpha
+
+    Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
+    Hypersphere", ICML 2020, section 4.1. arXiv:2005.10242
+
+    Args:
+        z1: (N, D) features of one view. The rows are taken as they are: pass unit rows for the paper's metric.
+        z2: (N, D) features of the other view, in the same order.
+        alpha: Power of the distance, positive.
+
+    Raises:
+        TypeError: `z1` or `z2` is not a floating-point tensor.
+        ValueError: the shapes or devices differ, an entry is not finite, or `alpha` is not positive.
+
+    Example:
+        >>> alignment(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+        2.0
+    """
+    x, y = check_pair(z1, z2)
+    check_positive(alpha, "alpha")
+    total = 0.0
+    for a, b in zip(blocks(x), blocks(y), strict=True):
+        total += float(torch.linalg.vector_norm(a.double() - b.double(), dim=1).pow(alpha).sum())
+    return total / len(x)
+
+
+def uniformity(z: Tensor, t: float = 2) -> float:
+    """Log of the mean Gaussian potential over all pairs of rows; lower is more uniform, 0 is total collapse.
+
+        log mean_{i<j} exp(-t |z_i - z_j|^2)
+
+    Computed in float64, as a running log-sum-exp: accurate for features of any scale.
+
+    Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
+    Hypersphere", ICML 2020, section 4.1. arXiv:2005.10242
+
+    Args:
+        z: (N, D) features, N >= 2. The rows are taken as they are: pass unit rows for the paper's metric.
+        t: Inverse width of the Gaussian, positive.
+
+    Raises:
+        TypeError: `z` is not a floating-point tensor.
+        ValueError: `z` is not a finite matrix of at least two rows, or `t` is not positive.
+
+    Example:
+        >>> uniformity(torch.eye(3))  # every pair at squared distance 2
+        -4.0
+    """
+    rows = check_features(z, "z")
+    check_positive(t, "t")
+    # Distances do not change with the origin; near the mean they lose least to cancellation.
+    centred = rows.double() - rows.mean(dim=0, dtype=torch.float64)
+    total = centred.new_tensor(-math.inf)
+    for distances in pair_values(centred, squared_distances):
+        total = torch.logaddexp(total, torch.logsumexp(-t * distances, dim=0))
+    return float(total) - math.log(math.comb(len(rows), 2))
+
+
+def wasserstein_uniformity(z: Tensor) -> float:
+    """Wasserstein-1 distance between the cosines of all pairs and their law for uniform points; 0 is uniform.
+
+        integral_{-1}^{1} |F_z(x) - F(x)| dx,        density of F proportional to (1 - x^2)^((D - 3) / 2)
+
+    `F_z` is the distribution function of the cosines of pairs i < j, `F` that of the inner product of two independent
+    uniform points on the unit sphere of the features' own dimension D. Both are binned, which changes the value by at
+    most the width of a bin, 3.1e-5.
+
+    Koromilas et al., "Bridging Mini-Batch and Asymptotic Analysis in Contrastive Learning: From InfoNCE to Kernel-Based
+    Losses", ICML 2024, whose code takes the law of one fixed dimension. arXiv:2405.18045
+
+    Args:
+        z: (N, D) features, N >= 2; normalised inside.
+
+    Raises:
+        TypeError: `z` is not a floating-point tensor.
+        ValueError: `z` is not a finite matrix of at least two rows.
+
+    Example:
+        >>> round(wasserstein_uniformity(torch.ones(4, 8)), 4)  # all cosines are 1, their uniform mean is 0
+        1.0
+    """
+    rows = unit_rows(check_features(z, "z"))
+    counts = torch.zeros(BINS, dtype=torch.int64, device=rows.device)
+    for cosines in pair_values(rows, inner_products):
+        bins = ((cosines + 1) * (BINS / 2)).long().clamp_(0, BINS - 1)
+        counts += torch.bincount(bins, minlength=BINS)
+    observed = counts.cumsum(0).double() / counts.sum()
+    law = _uniform_cosine_law(rows.shape[1]).to(rows.device)
+    return float((observed - law).abs().mean() * 2)
+
+
+def _uniform_cosine_law(dimension: int) -> Tensor:
+    """Distribution function of the cosine of two uniform points on the sphere in R^D, at the right edge of each bin."""
+    if dimension == 1:  # two points: the cosine is -1 or 1
+        law = torch.full((BINS,), 0.5, dtype=torch.float64)
+        law[-1] = 1.0
+        return law
+    edges = torch.linspace(-1, 1, BINS + 1, dtype=torch.float64)
+    # Over the angle asin(x) the density is cos^(D - 2), which stays bounded at both ends also for D = 2.
+    density = (1 - edges.square()).clamp_min(0).pow((dimension - 2) / 2)
+    law = torch.cumulative_trapezoid(density, edges.asin())
+    return law / law[-1]

@@ -1,0 +1,42 @@
+"""Sums over pairs of rows, one tile of the N x N matrix at a time."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+TILE = 1024
+
+
+def blocks(rows: Tensor, size: int = 0) -> tuple[Tensor, ...]:
+    """Consecutive rows in pieces of `TILE`, or of `size` where that is more."""
+    return torch.split(rows, max(TILE, size))
+
+
+def unit_rows(z: Tensor) -> Tensor:
+    """Rows scaled to length 1, whatever their magnitude; a zero row stays zero."""
+    largest = z.abs().amax(dim=1, keepdim=True)
+    return torch.nn.functional.normalize(z / largest.clamp_min(torch.finfo(z.dtype).tiny), dim=1)
+
+
+def inner_products(x: Tensor, y: Tensor) -> Tensor:
+    """`<x_i, y_j>` (N, M) of rows (N, D) and (M, D), in their own precision also under autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ y.T
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """`|x_i - y_j|^2` (N, M) of rows (N, D) and (M, D), to be given in float64: it subtracts near-equal numbers."""
+    squares = x.square().sum(dim=1)[:, None] + y.square().sum(dim=1)
+    return (squares - 2 * inner_products(x, y)).clamp_min_(0)
+
+
+def pair_values(rows: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Tensor]:
+    """The values of a symmetric `function` for all pairs of rows i < j, flat, tile by tile."""
+    pieces = blocks(rows)
+    for i, piece in enumerate(pieces):
+        if len(piece) > 1:
+            square = function(piece, piece)
+            yield square[torch.ones_like(square, dtype=torch.bool).triu(1)]
+        for other in pieces[i + 1 :]:
+            yield function(piece, other).flatten()

@@ -1,0 +1,43 @@
+r"""DHEL: aligns the two views, and spreads each view by itself, without pairs across the views.
+
+    l_i = -s(a_i, b_i)/t + log sum_{j : id_j != id_i} exp(s(a_i, a_j)/t) + log sum_{j : id_j != id_i} exp(s(b_i, b_j)/t)
+
+Koromilas et al., "Bridging Mini-Batch and Asymptotic Analysis in Contrastive Learning", ICML 2024, eq. 7. arXiv:2405.18045
+"""
+
+from torch import Tensor
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.registry import losses
+
+
+@losses.register(
+    "dhel",
+    title="Decoupled hyperspherical energy loss",
+    summary="Alignment of the views plus the energy of each view by itself; its optimum is that of the mini-batch for any size.",
+    paper="Koromilas et al., ICML 2024. arXiv:2405.18045",
+    equation=r"-\frac{a_i^\top b_i}{\tau} + \log\sum_{j \ne i} e^{a_i^\top a_j/\tau} + \log\sum_{j \ne i} e^{b_i^\top b_j/\tau}",
+    scale="Equal to the authors' code: both energies but the alignment once.",
+)
+def dhel(batch: Batch, *, temperature: Tensor | float = 0.3, both_views: bool = True) -> Tensor:
+    r"""Loss of each sample, (B, 1).
+
+    $$\ell_i = -\frac{a_i^\top b_i}{\tau} + \log\sum_{j \ne i} e^{a_i^\top a_j/\tau} + \log\sum_{j \ne i} e^{b_i^\top b_j/\tau}$$
+
+    Args:
+        batch: Rows of both views, a and b.
+        temperature: Divides the similarities.
+        both_views: Whether the energy of view 2 counts too.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> z = torch.eye(3)
+        >>> zoo.get_loss("dhel", temperature=1.0)(z, z)
+        tensor(0.3863)
+    """
+    loss = -batch.positive_similarity()[:, 0] / temperature
+    for view in range(2 if both_views else 1):
+        rows = batch.view(view).contiguous()
+        loss = loss + batch.pairs.logsumexp(rows, scale=1 / temperature, ids=batch.view_ids())
+    return loss[:, None]

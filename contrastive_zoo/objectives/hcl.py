@@ -1,0 +1,121 @@
+r"""HCL: NT-Xent whose negatives are debiased and weighted by their hardness; without the weights, the debiased loss.
+
+    l_a = log(1 + Ng_a / exp(s_ap/t)),    Ng = max( (N R - tau_plus N exp(s_ap/t)) / (1 - tau_plus),  N exp(-1/t) )
+
+where R is the mean of exp(s/t) over the N negatives, weighted by exp(beta s/t): hard negatives count more. In log space
+log R = lse((1+beta)/t) - lse(beta/t), both from one sweep.
+
+Robinson et al., "Contrastive Learning with Hard Negative Samples", ICLR 2021, eq. 4. arXiv:2010.04592
+Chuang et al., "Debiased Contrastive Learning", NeurIPS 2020, eq. 8. arXiv:2007.00224
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.logspace import log1p_exp
+from contrastive_zoo.registry import Range, losses
+
+TAU_PLUS = Range(0, 1, open_high=True)
+FLOOR = (
+    "Computed in log space; the floor N exp(-1/tau) is the authors' and its anchors, counted in diagnostics, get gradient "
+    "through the positive only."
+)
+
+
+@losses.register(
+    "hcl",
+    title="Contrastive learning with hard negatives",
+    summary="NT-Xent with debiased negatives, the harder the heavier.",
+    paper="Robinson et al., ICLR 2021, eq. 4. arXiv:2010.04592",
+    equation=r"\log\Big(1 + \frac{N_g}{e^{s_{ap}/\tau}}\Big),\quad N_g = \max\Big(\frac{N R - \tau^+ N e^{s_{ap}/\tau}}{1-\tau^+},"
+    r"\ N e^{-1/\tau}\Big),\quad R = \frac{\sum_n e^{(1+\beta) s_{an}/\tau}}{\sum_n e^{\beta s_{an}/\tau}}",
+    ranges={"tau_plus": TAU_PLUS, "beta": Range(0)},
+    differences=(FLOOR,),
+)
+def hcl(batch: Batch, *, temperature: Tensor | float = 0.5, tau_plus: float = 0.1, beta: float = 1.0) -> Tensor:
+    r"""Loss of each anchor, (B, 2).
+
+    $$\ell_a = \log\big(1 + N_g\, e^{-s_{ap}/\tau}\big),\quad
+      N_g = \max\Big(\frac{N R - \tau^+ N e^{s_{ap}/\tau}}{1 - \tau^+},\ N e^{-1/\tau}\Big),\quad
+      R = \frac{\sum_n e^{(1 + \beta) s_{an}/\tau}}{\sum_n e^{\beta s_{an}/\tau}}$$
+
+    Args:
+        batch: Rows of both views.
+        temperature: Divides the similarities.
+        tau_plus: Probability that a negative is a positive, in [0, 1).
+        beta: How much harder negatives weigh, at least 0.
+
+    Examples:
+        Without debiasing and weights this is NT-Xent:
+
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> z1, z2 = torch.randn(2, 8, 4)
+        >>> hcl = zoo.get_loss("hcl", temperature=0.5, tau_plus=0.0, beta=0.0)
+        >>> torch.allclose(hcl(z1, z2), zoo.get_loss("ntxent", temperature=0.5)(z1, z2))
+        True
+    """
+    if beta == 0:
+        count = batch.negatives_count().to(batch.x.dtype).log()
+        return _debiased(batch, batch.logsumexp(1 / temperature) - count, temperature, tau_plus)
+    scales = ((1 + beta) / temperature, beta / temperature)
+    weighted, weights = batch.pairs.logsumexp(batch.x, scale=scales, ids=batch.ids)
+    return _debiased(batch, batch.per_view(weighted) - batch.per_view(weights), temperature, tau_plus)
+
+
+@losses.register(
+    "debiased",
+    title="Debiased contrastive loss",
+    summary="NT-Xent corrected for negatives that belong to the anchor's own class.",
+    paper="Chuang et al., NeurIPS 2020, eq. 8. arXiv:2007.00224",
+    equation=r"\log\Big(1 + \frac{N_g}{e^{s_{ap}/\tau}}\Big),\quad N_g = \max\Big(\frac{\sum_n e^{s_{an}/\tau} - \tau^+ N e^{s_{ap}/\tau}}"
+    r"{1-\tau^+},\ N e^{-1/\tau}\Big)",
+    ranges={"tau_plus": TAU_PLUS},
+    scale="Equal to the code of arXiv:2010.04592 at beta = 0.",
+    differences=(FLOOR,),
+)
+def debiased(batch: Batch, *, temperature: Tensor | float = 0.5, tau_plus: float = 0.1) -> Tensor:
+    r"""Loss of each anchor, (B, 2): `hcl` with beta = 0.
+
+    $$\ell_a = \log\big(1 + N_g\, e^{-s_{ap}/\tau}\big),\quad
+      N_g = \max\Big(\frac{\sum_n e^{s_{an}/\tau} - \tau^+ N e^{s_{ap}/\tau}}{1 - \tau^+},\ N e^{-1/\tau}\Big)$$
+
+    Args:
+        batch: Rows of both views.
+        temperature: Divides the similarities.
+        tau_plus: Probability that a negative is a positive, in [0, 1).
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> z = torch.eye(4)
+        >>> zoo.get_loss("debiased", temperature=1.0, tau_plus=0.0)(z, z)
+        tensor(1.1656)
+    """
+    return hcl(batch, temperature=temperature, tau_plus=tau_plus, beta=0.0)
+
+
+def _debiased(batch: Batch, log_mean: Tensor, temperature: Tensor | float, tau_plus: float) -> Tensor:
+    """Loss from the logarithm of the (weighted) mean R over the negatives of each anchor, (B, 2)."""
+    positive = batch.positive_similarity() / temperature
+    count = batch.negatives_count()
+    floor = -1 / torch.as_tensor(temperature)
+    log_negatives = _log_debiased(log_mean, positive, tau_plus)
+    clamped = log_negatives <= floor
+    log_negatives = torch.where(clamped, floor.to(log_negatives), log_negatives) + count.to(log_negatives.dtype).log()
+    batch.diagnostics["clamped_anchors"] = clamped.detach().float().mean()
+    return torch.where(count > 0, log1p_exp(log_negatives - positive), -torch.inf)
+
+
+def _log_debiased(log_mean: Tensor, positive: Tensor, tau_plus: float) -> Tensor:
+    """log((R - tau_plus P) / (1 - tau_plus)) from log R and log P; -inf, without gradient, where that is not positive."""
+    if tau_plus == 0:
+        return log_mean
+    log_share = math.log(tau_plus) + positive - log_mean
+    left_over = log_share < 0
+    # log(1 - share), exact for shares near 0 and near 1; the stand-in keeps the gradient of the other branch finite.
+    log_rest = (-torch.where(left_over, log_share, -1).expm1()).log()
+    return torch.where(left_over, log_mean + log_rest - math.log1p(-tau_plus), -torch.inf)

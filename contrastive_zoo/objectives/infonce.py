@@ -1,0 +1,70 @@
+r"""InfoNCE: each row must pick out its partner among the rows of the other view.
+
+    l_i = -s_ii/t + log( exp(s_ii/t) + sum_{j : id_j != id_i} exp(s_ij/t) )        i in view 1, j in view 2, and the other way
+
+van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, eq. 4. arXiv:1807.03748
+"""
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.logspace import log1p_exp, logaddexp
+from contrastive_zoo.registry import losses
+
+
+@losses.register(
+    "infonce",
+    title="InfoNCE",
+    summary="Softmax cross-entropy of the partner against the rows of the other view, and given negatives.",
+    paper="van den Oord et al., 2018, eq. 4. arXiv:1807.03748",
+    equation=r"-\frac{s_{ii}}{\tau} + \log\Big(e^{s_{ii}/\tau} + \sum_{j:\,\mathrm{id}_j \ne \mathrm{id}_i} e^{s_{ij}/\tau}\Big)",
+    uses={"index", "negatives"},
+    scale="Equal to info-nce-pytorch with symmetric=False, and to open_clip's ClipLoss at temperature 1 / logit_scale.",
+)
+def infonce(
+    batch: Batch, *, temperature: Tensor | float = 0.1, symmetric: bool = True, in_batch: bool = True
+) -> Tensor:
+    r"""Loss of each anchor, (B, 2), or (B, 1) if not symmetric.
+
+    $$\ell_i = -s_{ii}/\tau + \log\Big(e^{s_{ii}/\tau} + \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} e^{s_{ij}/\tau}\Big)$$
+
+    Args:
+        batch: Rows of both views; extra keys are for the anchors of view 1.
+        temperature: Divides the similarities.
+        symmetric: Whether rows of view 2 are anchors too. Both directions come from one sweep.
+        in_batch: Whether the other view's rows are keys; if not, view 1 is contrasted with the given negatives alone, which
+            wants ``symmetric=False``.
+
+    Raises:
+        ValueError: ``in_batch=False`` without negatives, or with ``symmetric=True``.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> z = torch.eye(4)
+        >>> zoo.get_loss("infonce", temperature=1.0)(z, z)
+        tensor(0.7437)
+    """
+    positive = batch.positive_similarity() / temperature
+    if in_batch:
+        negatives = _from_other_view(batch, 1 / temperature, symmetric)
+    elif symmetric:
+        raise ValueError("in_batch=False leaves the anchors of z2 without keys: pass symmetric=False as well.")
+    elif batch.negatives is None:
+        raise ValueError("in_batch=False leaves no keys: call loss_fn(z1, z2, negatives=negatives).")
+    else:
+        negatives = batch.extra_logsumexp(1 / temperature, views=1)
+    return torch.where(negatives == -torch.inf, -torch.inf, log1p_exp(negatives - positive))
+
+
+def _from_other_view(batch: Batch, scale: Tensor | float, symmetric: bool) -> Tensor:
+    """Log-sum-exp over the negatives in the other view, (B, 2) or (B, 1), extra keys included for view 1."""
+    x, y, ids = batch.view(0).contiguous(), batch.view(1).contiguous(), batch.view_ids()
+    if symmetric:
+        rows, columns = batch.pairs.logsumexp_both(x, y, scale=scale, ids=ids, key_ids=ids)
+    else:
+        rows = batch.pairs.logsumexp(x, y, scale=scale, ids=ids, key_ids=ids)
+    if batch.negatives is not None:
+        rows = logaddexp(rows, batch.extra_logsumexp(scale, views=1)[:, 0])
+    return torch.stack([rows, columns], 1) if symmetric else rows[:, None]

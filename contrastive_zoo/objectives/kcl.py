@@ -1,0 +1,81 @@
+r"""KCL: alignment and spread of each view measured by a kernel of the distance.
+
+    loss = -2 mean_i k(|a_i - b_i|^2) + gamma * ( mean_{i<j} k(|a_i - a_j|^2) + mean_{i<j} k(|b_i - b_j|^2) )
+
+Koromilas et al., "Bridging Mini-Batch and Asymptotic Analysis in Contrastive Learning", ICML 2024, sec. 5. arXiv:2405.18045
+"""
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.checks import check_choice
+from contrastive_zoo.pairwise.kernels import KERNELS
+from contrastive_zoo.registry import Range, losses
+
+# Kernel of the alignment and of the energy, and what the authors' code multiplies the energy by.
+FORMS = {
+    "gaussian": ("gaussian", "gaussian", 1.0),
+    "log": ("log", "log", 0.5),
+    "imq": ("imq", "imq", 1.0),
+    "riesz": ("riesz", "riesz", 1.0),
+    "gaussian_riesz": ("gaussian", "riesz", 1.0),
+}
+
+
+@losses.register(
+    "kcl",
+    title="Kernel contrastive loss",
+    summary="Alignment and spread by a kernel; its expected value does not depend on the batch size.",
+    paper="Koromilas et al., ICML 2024. arXiv:2405.18045",
+    equation=r"-2\,\mathrm{mean}_i\,k(\lVert a_i-b_i\rVert^2) + \gamma\big(\mathrm{mean}_{i<j}\,k(\lVert a_i-a_j\rVert^2)"
+    r" + \mathrm{mean}_{i<j}\,k(\lVert b_i-b_j\rVert^2)\big)",
+    per_sample=False,
+    ranges={"gamma": Range(0), "t": Range()},
+    scale="Equal to the authors' code, the extra 1/2 in the energy of the log kernel included.",
+    differences=(
+        "Squared distances are floored at the resolution of the dtype (1.2e-7 in float32) with zero gradient below: the riesz "
+        "kernel is infinite where rows coincide.",
+    ),
+)
+def kcl(batch: Batch, *, kernel: str = "gaussian", t: float = 2.0, gamma: float = 16.0) -> Tensor:
+    r"""The loss of the batch, one number.
+
+    $$-2\,\mathrm{mean}_i\,k(\lVert a_i - b_i \rVert^2)
+      + \gamma \big(\mathrm{mean}_{i<j}\,k(\lVert a_i - a_j \rVert^2) + \mathrm{mean}_{i<j}\,k(\lVert b_i - b_j \rVert^2)\big)$$
+
+    Args:
+        batch: Rows of both views, a and b.
+        kernel: "gaussian" $e^{-t d^2}$, "log" $-\log(1 + t d^2)$, "imq" $t/\sqrt{t^2 + d^2}$, "riesz" $\pm d^{-t}$, or
+            "gaussian_riesz": riesz for the spread and the gaussian with t = 2 for the alignment.
+        t: Parameter of the kernel; positive, for riesz any but 0.
+        gamma: Weight of the spread.
+
+    Raises:
+        ValueError: Unknown kernel, or t outside its range.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> z = torch.eye(3)
+        >>> zoo.get_loss("kcl", kernel="riesz", t=-2.0, gamma=1.0)(z, z)
+        tensor(-4.0000)
+    """
+    check_choice("kernel", kernel, tuple(FORMS))
+    alignment_kernel, energy_kernel, factor = FORMS[kernel]
+    alignment = _alignment(batch, alignment_kernel, 2.0 if kernel == "gaussian_riesz" else t)
+    pairs = batch.negatives_count(views=1).sum()
+    energy = torch.stack([_energy(batch, view, energy_kernel, t) for view in range(2)]).sum() / pairs.clamp_min(1)
+    batch.diagnostics["alignment"], batch.diagnostics["energy"] = alignment.detach(), energy.detach()
+    return -2 * alignment + gamma * factor * energy
+
+
+def _alignment(batch: Batch, kernel: str, t: float) -> Tensor:
+    """Mean kernel of the distance between the views of a sample."""
+    distances = (batch.view(0) - batch.view(1)).square().sum(1)
+    return KERNELS[kernel].value(distances.clamp_min(torch.finfo(distances.dtype).eps), t).mean()
+
+
+def _energy(batch: Batch, view: int, kernel: str, t: float) -> Tensor:
+    """Sum of the kernel over ordered pairs of samples of a view."""
+    return batch.pairs.kernel_sum(batch.view(view).contiguous(), kernel=kernel, parameter=t, ids=batch.view_ids()).sum()

@@ -1,0 +1,47 @@
+r"""NT-Xent: each row must pick out its other view among all other rows of the batch.
+
+    l_a = -s_ap/t + log( exp(s_ap/t) + sum_{b : id_b != id_a} exp(s_ab/t) )        a, b over both views
+
+Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, eq. 1. arXiv:2002.05709
+"""
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.logspace import log1p_exp
+from contrastive_zoo.registry import losses
+
+
+@losses.register(
+    "ntxent",
+    aliases=("simclr",),
+    title="NT-Xent, the loss of SimCLR",
+    summary="Softmax cross-entropy of the other view against all other rows of the batch.",
+    paper="Chen et al., ICML 2020, eq. 1. arXiv:2002.05709",
+    equation=r"-\frac{s_{ap}}{\tau} + \log\Big(e^{s_{ap}/\tau} + \sum_{b:\,\mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\Big)",
+    uses={"index", "negatives"},
+    scale="Equal to lightly's and pytorch-metric-learning's NTXentLoss.",
+)
+def ntxent(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
+    r"""Loss of each anchor, (B, 2).
+
+    $$\ell_a = -s_{ap}/\tau + \log\Big(e^{s_{ap}/\tau} + \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\Big)$$
+
+    Args:
+        batch: Rows of both views.
+        temperature: Divides the similarities; smaller weighs near negatives more.
+
+    Examples:
+        All rows equal, so that the 2B - 1 keys are alike:
+
+        >>> import math, torch
+        >>> import contrastive_zoo as zoo
+        >>> z = torch.ones(8, 4)
+        >>> loss = zoo.get_loss("ntxent")(z, z)
+        >>> torch.allclose(loss, torch.tensor(math.log(15)))
+        True
+    """
+    positive = batch.positive_similarity() / temperature
+    negatives = batch.logsumexp(1 / temperature)
+    return torch.where(negatives == -torch.inf, -torch.inf, log1p_exp(negatives - positive))

@@ -1,0 +1,136 @@
+r"""SogCLR: the contrastive loss over the whole data set, from batches of any size.
+
+    l_a = -s_ap/t + log u_a,    u_a = (1 - gamma) u[i] + gamma mean_{b : id_b != id_a} exp(s_ab/t)
+
+u[i] is a moving average per sample i. The gradient is that of -s_ap/t + exp(lse_a - log n - log u_a) with u_a constant: the
+batch's softmax, its normaliser replaced by the long-run one.
+
+Yuan et al., "Provable Stochastic Optimization for Global Contrastive Learning: Small Batch Does Not Harm Performance",
+ICML 2022, algorithm 1. arXiv:2202.12387
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.objective import Objective, StepCounter
+from contrastive_zoo.registry import Range, losses
+from contrastive_zoo.tables import LogAverage
+
+Schedule = Callable[[Tensor], "Tensor | float"]
+
+
+@losses.register(
+    "sogclr",
+    title="SogCLR, stochastic optimisation of the global contrastive loss",
+    summary="Contrasts with the whole data set through a moving average per sample; small batches do no harm.",
+    paper="Yuan et al., ICML 2022, algorithm 1. arXiv:2202.12387",
+    equation=r"-\frac{s_{ap}}{\tau} + \log u_a,\quad u_a = (1-\gamma)\,u[i] + \gamma\,\frac{1}{n}\sum_{b:\,\mathrm{id}_b\ne\mathrm{id}_a} e^{s_{ab}/\tau}",
+    needs={"index"},
+    stateful=True,
+    ranges={"gamma": Range(0, 1, open_low=True)},
+    scale="Authors' gradient (LibAUC) = 2 tau times ours; with two modalities (B - 1) tau times ours.",
+    differences=(
+        "A sample visited for the first time takes its batch average as u, whatever gamma and whoever else is in the batch.",
+        "u is kept in log space, without the authors' floors.",
+        "The value is log u, an estimate of the global objective; the authors return a surrogate for the gradient alone.",
+        "With two modalities u averages exp(s/tau); the authors average exp((s_ij - s_ii)/tau).",
+    ),
+)
+class SogCLR(Objective):
+    r"""Loss of each anchor, (B, 2); value and gradient are different estimates, joined.
+
+    $$\ell_a = -s_{ap}/\tau + \log u_a, \qquad
+      \nabla \ell_a = -\nabla s_{ap}/\tau + \frac{1}{n u_a} \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\, \nabla s_{ab}/\tau$$
+
+    In `eval()` the batch's own mean takes the place of u; no table is read or written.
+
+    Args:
+        num_samples: Size of the data set.
+        temperature: Divides the similarities.
+        gamma: Weight of the new value in the moving average, in (0, 1]; or a schedule, a callable from the number of steps so
+            far (0-dim tensor) to the weight, such as `CosineSchedule(1.0, 0.2, steps)`.
+        intra_view: Whether both views are of one modality, so that each row contrasts with the other samples' rows of both
+            views and a sample has one average; if not, each row contrasts with the other modality only, and has its own.
+
+    Raises:
+        ValueError: A parameter is out of range.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> loss_fn = zoo.get_loss("sogclr", num_samples=100, temperature=0.5, gamma=zoo.CosineSchedule(1.0, 0.2, steps=1000))
+        >>> z1, z2 = torch.randn(2, 8, 4)
+        >>> loss = loss_fn(z1, z2, index=torch.arange(8))
+        >>> int(loss_fn.table()["visited"].sum())
+        8
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        temperature: float | Tensor = 0.1,
+        gamma: float | Schedule = 0.9,
+        intra_view: bool = True,
+    ) -> None:
+        super().__init__(temperature)
+        self.gamma = gamma
+        self.intra_view = intra_view
+        self.step = StepCounter()
+        self.averages = LogAverage(num_samples, sides=1 if intra_view else 2)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """See `Objective.forward`."""
+        scale = 1 / self.temperature
+        negatives = batch.logsumexp(scale) if self.intra_view else self._across_modalities(batch, scale)
+        count = batch.negatives_count(views=2 if self.intra_view else 1)
+        log_mean = negatives - count.clamp_min(1).to(negatives.dtype).log()
+        if self.training:
+            log_mean = self._against_averages(batch, log_mean)
+        return log_mean - batch.positive_similarity() * scale
+
+    @staticmethod
+    def _across_modalities(batch: Batch, scale: Tensor) -> Tensor:
+        """Log-sum-exp of each row over the other samples' rows of the other modality, (B, 2)."""
+        ids = batch.view_ids()
+        x, y = batch.view(0).contiguous(), batch.view(1).contiguous()
+        return torch.stack(batch.pairs.logsumexp_both(x, y, scale=scale, ids=ids, key_ids=ids), 1)
+
+    def _against_averages(self, batch: Batch, log_mean: Tensor) -> Tensor:
+        """log u as the value, and the batch mean over u as the gradient; moves the averages on."""
+        assert batch.index is not None
+        index = batch.index.to(log_mean.device)
+        gamma = self.gamma(self.step.value) if callable(self.gamma) else self.gamma
+        log_u = self.averages.blend(index, log_mean.detach(), gamma)
+        moved = torch.logsumexp(log_u, 1, keepdim=True) - math.log(2) if self.intra_view else log_u
+        self.averages.write(index, moved, batch.first_visit().to(index.device))
+        self.step.advance()
+        # exp(log_mean - log_u) has the gradient of the estimator; subtracted from itself it leaves the value to log_u.
+        ratio = (log_mean - torch.where(torch.isfinite(log_u), log_u, 0)).exp()
+        return log_u + (ratio - ratio.detach())
+
+    def table(self) -> dict[str, Tensor]:
+        """``u`` (num_samples,) in natural scale and ``visited``; with two modalities ``u1``, ``u2`` and ``visited``."""
+        names = ("u",) if self.intra_view else ("u1", "u2")
+        return dict(zip(names, self.averages.natural(), strict=True)) | {"visited": self.averages.visited.cpu().clone()}
+
+    def load_table(
+        self, *, visited: Tensor, u: Tensor | None = None, u1: Tensor | None = None, u2: Tensor | None = None
+    ) -> None:
+        """Take over what `table` returned.
+
+        Raises:
+            TypeError: The tables of the other form (one or two modalities) were given.
+            ValueError: A size does not fit, or an average is not positive.
+        """
+        given = {name: value for name, value in (("u", u), ("u1", u1), ("u2", u2)) if value is not None}
+        wanted = ("u",) if self.intra_view else ("u1", "u2")
+        if tuple(given) != wanted:
+            raise TypeError(
+                f"load_table wants {' and '.join(wanted)} besides visited, got {', '.join(given) or 'none'}."
+            )
+        self.averages.load_natural(visited, **given)

@@ -1,0 +1,51 @@
+"""The readable reference: builds the whole matrix, plain autograd, any number of derivatives.
+
+Shapes: N rows of `x`, M rows of `keys`, D features, K scales.
+"""
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.logspace import masked_logsumexp
+from contrastive_zoo.pairwise.kernels import KERNELS
+
+
+def _excluded(x: Tensor, keys: Tensor | None, ids: Tensor | None, key_ids: Tensor | None) -> Tensor:
+    """(N, M) mask of the pairs that do not count."""
+    if ids is None or (keys is not None and key_ids is None):
+        if keys is None:
+            return torch.eye(len(x), dtype=torch.bool, device=x.device)
+        return torch.zeros(len(x), len(keys), dtype=torch.bool, device=x.device)
+    others = ids if keys is None else key_ids
+    assert others is not None
+    return ids.to(x.device)[:, None] == others.to(x.device)[None, :]
+
+
+def logsumexp(
+    x: Tensor,
+    keys: Tensor | None,
+    scale: Tensor,
+    ids: Tensor | None,
+    key_ids: Tensor | None,
+    both: bool,
+) -> tuple[Tensor, Tensor]:
+    """Rows (K, N) and, if ``both``, columns (K, M) of the pairwise log-sum-exp."""
+    similarity = x @ (x if keys is None else keys).T  # (N, M)
+    excluded = _excluded(x, keys, ids, key_ids)
+    scale = scale.to(x)
+    rows = masked_logsumexp(scale[:, :, None] * similarity, excluded)  # (K, N)
+    if not both:
+        return rows, rows.new_empty(0)
+    return rows, masked_logsumexp(scale[:, :, None] * similarity.T, excluded.T)  # (K, M)
+
+
+def kernel_sum(x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float) -> Tensor:
+    """(N,) sums of a kernel of the squared distances to all rows with another id."""
+    similarity = x @ x.T
+    if squared_norms is None:
+        distances = 2 - 2 * similarity
+    else:
+        distances = squared_norms[:, None] + squared_norms[None, :] - 2 * similarity
+    floor = torch.finfo(x.dtype).eps
+    value = KERNELS[kernel].value(distances.clamp_min(floor), parameter)
+    return value.masked_fill(_excluded(x, None, ids, None), 0).sum(1)

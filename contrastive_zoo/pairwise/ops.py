@@ -1,0 +1,186 @@
+"""The public functions: check, choose a backend, call its operator."""
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.checks import check_choice, check_device, check_features, check_integers, check_number, shape
+from contrastive_zoo.pairwise import dense, operators
+from contrastive_zoo.pairwise.dispatch import choose_backend
+from contrastive_zoo.pairwise.kernels import KERNELS
+
+
+def logsumexp(
+    x: Tensor,
+    keys: Tensor | None = None,
+    *,
+    scale: float | Tensor | tuple[float | Tensor, ...],
+    ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    norm_bound: float = torch.inf,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Log-sum-exp over the keys with another id, for every row.
+
+    $$\text{out}_i = \log \sum_{j : \text{id}_j \ne \text{id}_i} \exp(\text{scale}_i \langle x_i, k_j \rangle)$$
+
+    Args:
+        x: (N, D) rows, float32 or float64; half precision is computed in float32.
+        keys: (M, D) keys; the rows themselves if None, and then each pair of rows is visited once.
+        scale: One number, a 0-dim tensor or a (N,) tensor with a scale per row; or a tuple of K numbers or 0-dim tensors,
+            all served by one sweep. Tensors get a gradient.
+        ids: (N,) integers; without ``keys`` the default is one id per row, with ``keys`` no pair is left out.
+        key_ids: (M,) integers, given together with ``ids`` where there are keys.
+        norm_bound: A known bound on the length of all rows and keys, 1 for unit rows. It saves looking.
+        backend: "auto", "dense" (builds the matrix; any number of derivatives) or "tiled".
+
+    Returns:
+        (N,), or (K, N) for K scales. A row without keys gives -inf and gets no gradient.
+
+    Raises:
+        ValueError: Shapes, devices or an unknown backend.
+        TypeError: Dtypes.
+
+    Examples:
+        >>> import torch
+        >>> from contrastive_zoo import pairwise
+        >>> pairwise.logsumexp(torch.eye(3), scale=1.0)
+        tensor([0.6931, 0.6931, 0.6931])
+    """
+    stacked, single = _check_scale(scale, x)
+    rows, _ = _logsumexp(x, keys, stacked, ids, key_ids, False, norm_bound, backend)
+    return rows[0] if single else rows
+
+
+def logsumexp_both(
+    x: Tensor,
+    keys: Tensor,
+    *,
+    scale: float | Tensor,
+    ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    norm_bound: float = torch.inf,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of rows over keys and of keys over rows, from one sweep; arguments as for `logsumexp`.
+
+    Returns:
+        (N,) over the keys for every row, and (M,) over the rows for every key.
+
+    Raises:
+        ValueError: As `logsumexp`; a scale per row is refused.
+
+    Examples:
+        >>> import torch
+        >>> from contrastive_zoo import pairwise
+        >>> rows, columns = pairwise.logsumexp_both(torch.zeros(2, 4), torch.zeros(3, 4), scale=1.0)
+        >>> rows.exp(), columns.exp()
+        (tensor([3., 3.]), tensor([2., 2., 2.]))
+    """
+    stacked, _ = _check_scale(scale, x)
+    if stacked.shape != (1, 1):
+        raise ValueError(f"scale must be one number for both directions, got shape {shape(torch.as_tensor(scale))}.")
+    rows, columns = _logsumexp(x, keys, stacked, ids, key_ids, True, norm_bound, backend)
+    return rows[0], columns[0]
+
+
+def kernel_sum(
+    x: Tensor,
+    *,
+    kernel: str,
+    parameter: float,
+    ids: Tensor | None = None,
+    unit_rows: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Sum of a kernel of the squared distance over the rows with another id, for every row.
+
+    $$\text{out}_i = \sum_{j : \text{id}_j \ne \text{id}_i} k_t(\lVert x_i - x_j \rVert^2)$$
+
+    with $k_t(d^2)$ = $e^{-t d^2}$ (gaussian), $-\log(1 + t d^2)$ (log), $t / \sqrt{t^2 + d^2}$ (imq), $d^{-t}$ for $t > 0$ and
+    $-d^{-t}$ for $t < 0$ (riesz). Squared distances are floored at the resolution of the dtype, without gradient below it.
+
+    Args:
+        x: (N, D) rows, float32 or float64; half precision is computed in float32.
+        kernel: "gaussian", "log", "imq" or "riesz".
+        parameter: The t of the kernel.
+        ids: (N,) integers; one id per row by default.
+        unit_rows: Whether all rows are known to have length 1, which is faster.
+        backend: "auto", "dense" or "tiled".
+
+    Returns:
+        (N,); 0 for a row without others.
+
+    Raises:
+        ValueError: Shapes, an unknown kernel or backend, or a parameter outside the kernel's range.
+        TypeError: Dtypes.
+
+    Examples:
+        >>> import torch
+        >>> from contrastive_zoo import pairwise
+        >>> pairwise.kernel_sum(torch.eye(3), kernel="riesz", parameter=-2.0)
+        tensor([-4., -4., -4.])
+    """
+    backend = choose_backend(backend)
+    check_features("x", x, (2,))
+    check_choice("kernel", kernel, tuple(KERNELS))
+    check_number("parameter", parameter)
+    if not KERNELS[kernel].valid(parameter):
+        raise ValueError(f"the {kernel} kernel wants {KERNELS[kernel].wanted}, got t = {parameter!r}.")
+    if ids is not None:
+        check_integers("ids", ids, len(x))
+    x = _computed(x)
+    squared_norms = None if unit_rows else x.square().sum(1)
+    if backend == "dense":
+        return dense.kernel_sum(x, squared_norms, ids, kernel, parameter)
+    return operators.kernel_sum(x, squared_norms, ids, kernel, float(parameter))
+
+
+def _computed(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _check_scale(scale: float | Tensor | tuple[float | Tensor, ...], x: Tensor) -> tuple[Tensor, bool]:
+    """Scales as (K, 1) or (1, N), and whether there is one only."""
+    if isinstance(scale, tuple):
+        return torch.stack([torch.as_tensor(s, dtype=None if isinstance(s, Tensor) else torch.float64) for s in scale])[
+            :, None
+        ], False
+    tensor = scale if isinstance(scale, Tensor) else torch.tensor(float(scale), dtype=torch.float64)
+    if tensor.dim() > 1 or (tensor.dim() == 1 and len(tensor) != len(x)):
+        raise ValueError(f"scale must be a number or hold one per row, ({len(x)},), got shape {shape(tensor)}.")
+    return (tensor[None, :] if tensor.dim() else tensor.reshape(1, 1)), True
+
+
+def _logsumexp(
+    x: Tensor,
+    keys: Tensor | None,
+    scale: Tensor,
+    ids: Tensor | None,
+    key_ids: Tensor | None,
+    both: bool,
+    norm_bound: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    backend = choose_backend(backend)
+    check_features("x", x, (2,))
+    if ids is not None:
+        check_integers("ids", ids, len(x))
+    if keys is not None:
+        check_features("keys", keys, (2,))
+        check_device("x", x, "keys", keys)
+        if keys.shape[1] != x.shape[1] or keys.dtype != x.dtype:
+            raise ValueError(
+                f"x and keys must have the same width and dtype, got {shape(x)} {x.dtype} and {shape(keys)} {keys.dtype}."
+            )
+        if (ids is None) != (key_ids is None):
+            raise ValueError("ids and key_ids go together: give both, or neither to leave no pair out.")
+        if key_ids is not None:
+            check_integers("key_ids", key_ids, len(keys))
+        keys = _computed(keys)
+    x = _computed(x)
+    if backend == "dense":
+        return dense.logsumexp(x, keys, scale, ids, key_ids, both)
+    differentiable = any(t is not None and t.requires_grad for t in (x, keys, scale)) and torch.is_grad_enabled()
+    keep = differentiable and operators.keeps_tiles(len(x), len(x if keys is None else keys), keys is None, x)
+    rows, columns, _ = operators.logsumexp(x, keys, scale, ids, key_ids, both, float(norm_bound), keep)
+    return rows, columns

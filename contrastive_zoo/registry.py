@@ -1,0 +1,211 @@
+"""Names for objectives and samplers, and a card for each."""
+
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from contrastive_zoo.checks import check_name, check_number, check_parameters
+from contrastive_zoo.objective import keyword_parameters
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Range:
+    """The interval that a number must lie in."""
+
+    low: float = float("-inf")
+    high: float = float("inf")
+    open_low: bool = False
+    open_high: bool = False
+
+
+POSITIVE = Range(0, open_low=True)
+
+
+@dataclass(frozen=True)
+class Card:
+    r"""What there is to know about a name before using it.
+
+    Attributes:
+        name: The name to ask for.
+        build: The function of a batch, or the class, behind it.
+        title: Full name of the method.
+        summary: One line.
+        paper: Where it comes from.
+        equation: The formula, in LaTeX.
+        aliases: Other names for the same.
+        needs: What a call must be given, of {"index", "labels"}.
+        uses: What a call takes into account when given, of {"index", "labels", "negatives"}.
+        stateful: Whether it keeps state between steps.
+        draws: Whether it draws at random.
+        per_sample: Whether it has a value per sample, so that reductions other than "mean" mean something.
+        parameters: Names and defaults; a parameter without a default must be given.
+        ranges: Intervals of numeric parameters.
+        scale: How value and gradient relate to the authors' code.
+        differences: What is done otherwise than in the authors' code, and why.
+    """
+
+    name: str
+    build: Callable[..., Any]
+    title: str = ""
+    summary: str = ""
+    paper: str = ""
+    equation: str = ""
+    aliases: tuple[str, ...] = ()
+    needs: frozenset[str] = frozenset()
+    uses: frozenset[str] = frozenset({"index"})
+    stateful: bool = False
+    draws: bool = False
+    per_sample: bool = True
+    parameters: dict[str, Any] = field(default_factory=dict)
+    ranges: dict[str, Range] = field(default_factory=dict)
+    scale: str = "Equal to the authors' code."
+    differences: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        also = f" (also {', '.join(self.aliases)})" if self.aliases else ""
+        rows = [f"{self.name}{also}: {self.title}", self.summary]
+        rows += [f"  paper       {self.paper}", f"  equation    {self.equation}"]
+        rows += [f"  needs       {', '.join(sorted(self.needs)) or 'nothing but features'}"]
+        rows += [f"  uses        {', '.join(sorted(self.uses)) or 'nothing else'}"]
+        rows += [f"  state       {'kept between steps' if self.stateful else 'none'}"]
+        rows += [f"  randomness  {'draws, seeded' if self.draws else 'none'}"]
+        defaults = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
+        rows += [f"  parameters  {defaults or 'none'}", f"  scale       {self.scale}"]
+        rows += [f"  difference  {difference}" for difference in self.differences]
+        return "\n".join(rows)
+
+    def check(self, given: dict[str, Any]) -> None:
+        """Raise if the value of a parameter has the wrong type or lies outside its interval."""
+        for name, value in given.items():
+            limits, default = self.ranges.get(name), self.parameters.get(name)
+            if isinstance(default, bool) and not isinstance(value, bool):
+                raise TypeError(f"{name} of {self.name!r} must be True or False, got {value!r}.")
+            if limits is not None and isinstance(value, (int, float, str, type(None))):
+                check_number(
+                    name, value, low=limits.low, high=limits.high, open_low=limits.open_low, open_high=limits.open_high
+                )
+
+
+class Registry:
+    """Cards by name; plugins found through an entry-point group are loaded when first asked for."""
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._cards: dict[str, Card] = {}
+        self._aliases: dict[str, str] = {}
+
+    def add(self, card: Card) -> None:
+        """Add a card.
+
+        Raises:
+            ValueError: The name or an alias is taken.
+        """
+        for name in (card.name, *card.aliases):
+            if name in self._cards or name in self._aliases:
+                raise ValueError(f"the {self.kind} name {name!r} is taken. Choose another one.")
+        self._cards[card.name] = card
+        self._aliases.update(dict.fromkeys(card.aliases, card.name))
+
+    def _plugins(self) -> dict[str, importlib.metadata.EntryPoint]:
+        return {point.name: point for point in importlib.metadata.entry_points(group=self.group)}
+
+    def names(self) -> list[str]:
+        """All names, plugins included, without aliases."""
+        return sorted(set(self._cards) | (set(self._plugins()) - set(self._aliases)))
+
+    def card(self, name: str) -> Card:
+        """The card behind a name or an alias.
+
+        Raises:
+            ValueError: Nothing has that name; the message lists the names, closest first.
+            ImportError: A plugin by that name does not load, or does not register the name.
+        """
+        name = self._aliases.get(name, name) if isinstance(name, str) else name
+        if name not in self._cards:
+            plugins = self._plugins()
+            check_name(self.kind, name, {*self._cards, *self._aliases, *plugins})
+            self._load(plugins[name])
+        return self._cards[self._aliases.get(name, name)]
+
+    def _load(self, point: importlib.metadata.EntryPoint) -> None:
+        try:
+            point.load()
+        except Exception as error:
+            raise ImportError(
+                f"the plugin {point.value!r} behind the {self.kind} {point.name!r} failed to load: {error}"
+            ) from error
+        if point.name not in self._cards and point.name not in self._aliases:
+            raise ImportError(
+                f"the plugin {point.value!r} was loaded but registered no {self.kind} {point.name!r}. "
+                f"Its module must use the register decorator with that name."
+            )
+
+    def cards(self) -> Iterator[Card]:
+        """All cards, in the order of their names."""
+        return (self.card(name) for name in self.names())
+
+    def register(
+        self,
+        name: str,
+        *,
+        title: str = "",
+        summary: str = "",
+        paper: str = "",
+        equation: str = "",
+        aliases: tuple[str, ...] = (),
+        needs: frozenset[str] | set[str] = frozenset(),
+        uses: frozenset[str] | set[str] = frozenset({"index"}),
+        stateful: bool = False,
+        draws: bool = False,
+        per_sample: bool = True,
+        ranges: dict[str, Range] | None = None,
+        scale: str = "Equal to the authors' code.",
+        differences: tuple[str, ...] = (),
+    ) -> Callable[[T], T]:
+        """Make a decorator that registers a function or class under a name; see `Card` for the arguments.
+
+        Keyword-only parameters of what is decorated become the parameters of the name.
+        """
+
+        def decorate(build: T) -> T:
+            first_line = (build.__doc__ or "").strip().split("\n")[0]
+            parameters = {
+                key: value for key, value in keyword_parameters(build).items() if key not in ("num_samples", "seed")
+            }
+            self.add(
+                Card(
+                    name=name,
+                    build=build,
+                    title=title or name,
+                    summary=summary or first_line,
+                    paper=paper,
+                    equation=equation,
+                    aliases=tuple(aliases),
+                    needs=frozenset(needs),
+                    uses=frozenset(uses) | frozenset(needs),
+                    stateful=stateful,
+                    draws=draws,
+                    per_sample=per_sample,
+                    parameters=parameters,
+                    ranges={"temperature": POSITIVE} | (ranges or {}) if "temperature" in parameters else ranges or {},
+                    scale=scale,
+                    differences=tuple(differences),
+                )
+            )
+            return build
+
+        return decorate
+
+    def check_parameters(self, card: Card, given: dict[str, Any], common: tuple[str, ...] = ()) -> None:
+        """Raise if a parameter is unknown, missing, or out of its range."""
+        check_parameters(f"{self.kind} {card.name!r}", given, [*card.parameters, *common])
+        card.check(given)
+
+
+losses = Registry("loss", "contrastive_zoo.losses")
+samplers = Registry("sampler", "contrastive_zoo.samplers")
+batch_samplers = Registry("batch sampler", "contrastive_zoo.batch_samplers")

@@ -1,0 +1,47 @@
+"""Values that change with the number of training steps."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.checks import check_count, check_number
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    r"""Half a cosine from one value to another.
+
+    $$v(k) = e + \tfrac{1}{2}(s - e)\big(1 + \cos(\pi \min(k / K, 1))\big)$$
+
+    Args:
+        start: Value s at step 0.
+        end: Value e from step K on.
+        steps: K.
+
+    Raises:
+        TypeError: A value is no number.
+        ValueError: ``steps`` is below 1.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> gamma = zoo.CosineSchedule(1.0, 0.2, steps=100)
+        >>> [round(float(gamma(torch.tensor(k))), 3) for k in (0, 50, 100, 200)]
+        [1.0, 0.6, 0.2, 0.2]
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        check_number("start", self.start)
+        check_number("end", self.end)
+        check_count("steps", self.steps)
+
+    def __call__(self, step: Tensor) -> Tensor:
+        """The value after ``step`` steps, a 0-dim tensor."""
+        progress = (step.to(torch.float64) / self.steps).clamp(max=1)
+        return self.end + (self.start - self.end) * (1 + torch.cos(math.pi * progress)) / 2

@@ -1,0 +1,186 @@
+"""What holds for all metrics alike."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from contrastive_zoo import metrics
+from contrastive_zoo.metrics import tiles
+
+ROWS, FEATURES = 90, 6
+generator = torch.Generator().manual_seed(0)
+LABELS = torch.randint(0, 4, (ROWS,), generator=generator)
+Z1 = torch.randn(ROWS, FEATURES, generator=generator) + torch.randn(4, FEATURES, generator=generator)[LABELS]
+Z2 = Z1 + torch.randn(ROWS, FEATURES, generator=generator)
+
+CALLS = {
+    "alignment": lambda z1, z2, y: metrics.alignment(z1, z2),
+    "uniformity": lambda z1, z2, y: metrics.uniformity(z1),
+    "wasserstein_uniformity": lambda z1, z2, y: metrics.wasserstein_uniformity(z1),
+    "spectrum": lambda z1, z2, y: metrics.spectrum(z1).tolist(),
+    "rank": lambda z1, z2, y: metrics.rank(z1),
+    "effective_rank": lambda z1, z2, y: metrics.effective_rank(z1),
+    "neural_collapse": lambda z1, z2, y: list(metrics.neural_collapse(z1, y)),
+    "within_class_distance": lambda z1, z2, y: metrics.within_class_distance(z1, y),
+    "nearest_class_mean": lambda z1, z2, y: metrics.nearest_class_mean(z1, y, z2, y),
+    "knn_accuracy": lambda z1, z2, y: metrics.knn_accuracy(z1, y, z2, y),
+    "linear_probe": lambda z1, z2, y: metrics.linear_probe(z1, y, z2, y),
+    "retrieval_accuracy": lambda z1, z2, y: [*metrics.retrieval_accuracy(z1, z2).z1_to_z2.values()],
+}
+every_metric = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+def test_every_public_function_is_here():
+    functions = {name for name in metrics.__all__ if name[0].islower()}
+    assert functions == set(CALLS)
+    assert all(hasattr(metrics, name) for name in metrics.__all__)
+
+
+@pytest.mark.parametrize("module", [module.name for module in pkgutil.iter_modules(metrics.__path__)])
+def test_docstring_examples(module):
+    module = importlib.import_module(f"contrastive_zoo.metrics.{module}")
+    assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0
+
+
+@every_metric
+def test_order_of_rows_does_not_matter(call):
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
+    assert call(Z1[order], Z2[order], LABELS[order]) == pytest.approx(call(Z1, Z2, LABELS), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(CALLS) - {"linear_probe"}))  # which standardises each feature by itself
+def test_rotation_does_not_matter(name):
+    call = CALLS[name]
+    rotation = torch.linalg.qr(torch.randn(FEATURES, FEATURES, dtype=torch.float64, generator=generator)).Q
+    expected = call(Z1.double(), Z2.double(), LABELS)
+    assert call(Z1.double() @ rotation, Z2.double() @ rotation, LABELS) == pytest.approx(expected, rel=1e-9)
+
+
+@every_metric
+def test_size_of_tiles_does_not_matter(call, monkeypatch):
+    expected = call(Z1, Z2, LABELS)
+    for size in (1, 13, 45, 89):
+        monkeypatch.setattr(tiles, "TILE", size)
+        assert call(Z1, Z2, LABELS) == pytest.approx(expected, rel=1e-6), size
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(call, dtype):
+    z1, z2 = Z1.to(dtype), Z2.to(dtype)
+    expected = call(z1.float(), z2.float(), LABELS)
+    assert call(z1, z2, LABELS) == expected
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert call(z1, z2, LABELS) == expected
+
+
+@every_metric
+def test_float32_and_float64_agree(call):
+    assert call(Z1, Z2, LABELS) == pytest.approx(call(Z1.double(), Z2.double(), LABELS), rel=1e-5)
+    assert call(Z1, Z2.double(), LABELS) == pytest.approx(call(Z1, Z2, LABELS), rel=1e-5)
+
+
+@every_metric
+def test_result_is_plain_and_inputs_stay(call):
+    z1, z2, labels = Z1.clone().requires_grad_(), Z2.clone().requires_grad_(), LABELS.clone().to(torch.int32)
+    result = call(z1, z2, labels)
+    values = result if isinstance(result, list) else [result]
+    assert all(isinstance(value, (float, int)) for value in values)
+    assert torch.equal(z1, Z1)
+    assert torch.equal(z2, Z2)
+    assert torch.equal(labels, LABELS.int())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of entries of the largest tensor that any operation returned."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.entries = max(self.entries, value.numel())
+        return result
+
+
+@every_metric
+def test_no_matrix_of_all_pairs(call, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE", 64)
+    z = torch.randn(1500, 4, generator=torch.Generator().manual_seed(2))
+    labels = torch.arange(1500) % 10
+    with LargestTensor() as largest:
+        call(z, z, labels)
+    assert z.numel() <= largest.entries < 1500 * 1500 / 20
+
+
+def test_no_matrix_of_all_classes(monkeypatch):
+    monkeypatch.setattr(tiles, "TILE", 64)
+    z = torch.randn(1500, 4, generator=torch.Generator().manual_seed(2))
+    with LargestTensor() as largest:
+        metrics.neural_collapse(z, torch.arange(1500))
+    assert z.numel() <= largest.entries < 1500 * 1500 / 20
+
+
+def test_largest_tensor_sees_a_matrix_of_all_pairs():
+    z = torch.randn(300, 4)
+    with LargestTensor() as largest:
+        (z @ z.T).sum()
+    assert largest.entries == 300 * 300
+
+
+@every_metric
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda z: z.long(), TypeError, r"dtype torch.int64; .*\.float\(\)"),
+        (lambda z: z.to(torch.complex64), TypeError, "dtype torch.complex64"),
+        (lambda z: z.numpy(), TypeError, "ndarray; a torch.Tensor is wanted: pass torch.as_tensor"),
+        (lambda z: z[:, 0], ValueError, r"shape \(90,\); \(rows, features\) is wanted"),
+        (lambda z: z[:, :0], ValueError, r"shape \(90, 0\)"),
+        (lambda z: z[None], ValueError, r"shape \(1, 90, 6\)"),
+        (lambda z: z[:0], ValueError, r"0 row\(s\); at least"),
+        (lambda z: z.index_fill(0, torch.tensor([2, 5]), torch.nan), ValueError, "in 2 of 90 rows"),
+        (lambda z: z.index_fill(0, torch.tensor([7]), torch.inf), ValueError, "in 1 of 90 rows"),
+    ],
+)
+def test_bad_features_are_named(call, spoil, error, message):
+    with pytest.raises(error, match=rf"^(z|z1|features|train|train_z) (is|has) .*{message}"):
+        call(spoil(Z1), Z2, LABELS)
+
+
+@pytest.mark.parametrize("name", ["uniformity", "wasserstein_uniformity", "spectrum", "rank", "neural_collapse"])
+def test_one_row_has_no_pair_and_no_covariance(name):
+    with pytest.raises(ValueError, match=r"has 1 row\(s\); at least 2"):
+        CALLS[name](Z1[:1], Z2[:1], LABELS[:1])
+
+
+@pytest.mark.parametrize("name", ["alignment", "retrieval_accuracy"])
+def test_pairs_must_fit(name):
+    with pytest.raises(ValueError, match=r"z1 has shape \(90, 6\) and z2 \(89, 6\)"):
+        CALLS[name](Z1, Z2[:-1], LABELS)
+    with pytest.raises(ValueError, match=r"z1 has shape \(90, 6\) and z2 \(90, 5\)"):
+        CALLS[name](Z1, Z2[:, :-1], LABELS)
+
+
+LABELLED = ["neural_collapse", "within_class_distance", "nearest_class_mean", "knn_accuracy", "linear_probe"]
+
+
+@pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (LABELS.float(), TypeError, r"dtype torch.float32; class labels are integers: pass \w+\.long\(\)"),
+        (LABELS > 1, TypeError, "dtype torch.bool"),
+        (LABELS.tolist(), TypeError, "a list; a torch.Tensor is wanted"),
+        (LABELS[:-1], ValueError, r"shape \(89,\); \w+ has 90 rows"),
+        (LABELS[:, None], ValueError, r"shape \(90, 1\)"),
+    ],
+)
+def test_bad_labels_are_named(name, labels, error, message):
+    with pytest.raises(error, match=rf"^(labels|train_labels|train_y) (is|has) .*{message}"):
+        CALLS[name](Z1, Z2, labels)

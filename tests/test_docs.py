@@ -1,0 +1,157 @@
+"""The documentation tells the truth: pages exist, examples run, formulas render, links lead somewhere."""
+
+import doctest
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from mkdocs.config import load_config
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import Files
+
+import contrastive_zoo as zoo
+from contrastive_zoo import registry
+from contrastive_zoo.registry import Card
+
+ROOT = Path(__file__).parent.parent
+FENCED = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
+
+
+def hook(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_hook_{name}", ROOT / "docs" / "hooks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+objectives, maths = hook("objectives"), hook("maths")
+CARDS = objectives.cards()
+MODULES = [zoo.__name__, *(info.name for info in pkgutil.walk_packages(zoo.__path__, "contrastive_zoo."))]
+FOLDERS = (".", "docs", "docs/api", "contrastive_zoo/pairwise", "benchmarks")
+MARKDOWN = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
+
+
+@pytest.fixture
+def readers_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """What someone who pastes an example has at hand; registrations and files do not outlive the test."""
+    monkeypatch.chdir(tmp_path)
+    for table in ("_cards", "_aliases"):
+        monkeypatch.setattr(registry.losses, table, dict(getattr(registry.losses, table)))
+    torch.manual_seed(0)
+    z1, z2 = (torch.randn(16, 32, requires_grad=True) for _ in range(2))
+    index = torch.arange(16)
+    dataset = torch.utils.data.TensorDataset(torch.randn(100, 3, 8, 8), torch.arange(100) % 4)
+    return {"z1": z1, "z2": z2, "index": index, "labels": index % 4, "dataset": dataset}
+
+
+def run_blocks(text: str, name: str, session: dict[str, object]) -> None:
+    for block in FENCED.finditer(text):
+        line = text.count("\n", 0, block.start(1))
+        exec(compile("\n" * line + block[1], name, "exec"), session)
+
+
+@pytest.fixture(scope="module")
+def site() -> MkDocsConfig:
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    return config.plugins.on_config(config)
+
+
+def test_every_registered_objective_gets_a_page(site: MkDocsConfig) -> None:
+    pages = {file.src_uri for file in site.plugins.on_files(Files([]), config=site)}
+    assert {f"objectives/{name}.md" for name in zoo.list_losses()} <= pages
+
+
+def test_navigation_lists_every_objective(site: MkDocsConfig) -> None:
+    (listed,) = (target for entry in site.nav for title, target in entry.items() if title == "Objectives")
+    assert listed == [{name: f"objectives/{name}.md"} for name in zoo.list_losses()]
+
+
+def test_home_lists_every_objective() -> None:
+    home = objectives.on_page_markdown(
+        (ROOT / "docs/index.md").read_text(), page=SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    )
+    assert all(f"(objectives/{name}.md)" in home for name in zoo.list_losses())
+
+
+def test_guide_may_not_forget_an_objective() -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=objectives.GUIDE))
+    guide = (ROOT / "docs" / objectives.GUIDE).read_text()
+    assert objectives.on_page_markdown(guide, page=page) == guide
+    with pytest.raises(PluginError, match="dhel"):
+        objectives.on_page_markdown(guide.replace("(objectives/dhel.md)", "()"), page=page)
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_page_says_what_the_card_says(card: Card) -> None:
+    page = objectives.page(card)
+    assert page.startswith(f"# {card.title}\n")
+    assert all(text in page for text in (card.summary, card.equation, card.scale, *card.differences, *card.aliases))
+    assert all(f"| `{name}` |" in page for name in card.parameters)
+    assert card.summary
+    assert card.paper
+    assert card.equation
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_example_of_a_page_runs(card: Card, readers_session: dict[str, object]) -> None:
+    run_blocks(objectives.page(card), card.name, readers_session)
+    readers_session["loss"].backward()
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_equation_of_a_card_renders(card: Card) -> None:
+    assert maths.to_mathml(card.equation, "block").startswith("<math")
+
+
+@pytest.mark.parametrize("latex", [r"\undefinedcommand x", r"\begin{aligned} a &= b \end{aligned}"])
+def test_latex_beyond_the_converter_is_refused(latex: str) -> None:
+    with pytest.raises(ValueError, match="cannot turn this LaTeX into MathML"):
+        maths.to_mathml(latex, "block")
+
+
+def test_formulas_of_a_page_become_mathml() -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="some.md"))
+    html = '<p><span class="arithmatex">\\(a &lt; b\\)</span></p><div class="arithmatex">\n\\[\n\\tau\n\\]</div>'
+    rendered = maths.on_page_content(html, page=page)
+    assert rendered.count("<math") == 2
+    assert "\\" not in rendered
+    assert 'display="block"><mrow><mi>&#x003C4;</mi>' in rendered
+    with pytest.raises(PluginError, match=r"some\.md: .*nosuch"):
+        maths.on_page_content('<span class="arithmatex">\\(\\nosuch\\)</span>', page=page)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name: str) -> None:
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert doctest.testmod(importlib.import_module(name), optionflags=flags).failed == 0
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_objective_has_a_doctest(card: Card) -> None:
+    tests = doctest.DocTestFinder().find(card.build, card.name, module=inspect.getmodule(card.build))
+    assert any(test.examples for test in tests)
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_blocks_marked_python_run(path: Path, readers_session: dict[str, object]) -> None:
+    run_blocks(path.read_text(), str(path), readers_session)
+
+
+def test_a_block_that_fails_is_noticed_with_its_line(readers_session: dict[str, object]) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_blocks("one\n\n```python\nx = 1\nx / 0\n```\n", "page.md", readers_session)
+    assert caught.traceback[-1].lineno + 1 == 5
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)
+def test_links_between_root_files_resolve(path: Path) -> None:
+    broken = [link for link in RELATIVE_LINK.findall(path.read_text()) if not (path.parent / link).exists()]
+    assert not broken
