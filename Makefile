@@ -1,12 +1,13 @@
 # PYTHON makes the virtual environment; everything else runs inside it.
 PYTHON ?= $(shell command -v python3 || command -v python || echo python3)
-VENV ?= .venv
+VENV := .venv
 BIN := $(VENV)/bin
 
 # Silences an announcement of the documentation theme that is not about this project.
 export NO_MKDOCS_2_WARNING := 1
 
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .PHONY: help demo test docs bench clean
 
 help:

@@ -21,7 +21,7 @@ def _own(batch_size: int) -> Tensor:
     return torch.eye(batch_size, dtype=torch.bool).repeat(2, 2)
 
 
-def _logits(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def masked_logits(z1: Tensor, z2: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Logits (2B, 2B), -inf where both rows are of one sample, and those of the positives (2B,)."""
     z = _unit(z1, z2)
     logits = z @ z.T / temperature
@@ -42,18 +42,18 @@ def infonce(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = 
 
 
 def dcl(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
-    logits, positive = _logits(z1, z2, temperature)
+    logits, positive = masked_logits(z1, z2, temperature)
     return (logits.logsumexp(1) - positive).mean()
 
 
 def debiased(z1: Tensor, z2: Tensor, temperature: float = 0.5, tau_plus: float = 0.1) -> Tensor:
-    logits, positive = _logits(z1, z2, temperature)
+    logits, positive = masked_logits(z1, z2, temperature)
     negative = _debias(logits.exp().sum(1), positive.exp(), temperature, tau_plus)
     return F.softplus(negative.log() - positive).mean()
 
 
 def hcl(z1: Tensor, z2: Tensor, temperature: float = 0.5, tau_plus: float = 0.1, beta: float = 1.0) -> Tensor:
-    logits, positive = _logits(z1, z2, temperature)
+    logits, positive = masked_logits(z1, z2, temperature)
     weighted_mean = (((1 + beta) * logits).logsumexp(1) - (beta * logits).logsumexp(1)).exp()
     negative = _debias((2 * len(z1) - 2) * weighted_mean, positive.exp(), temperature, tau_plus)
     return F.softplus(negative.log() - positive).mean()
@@ -124,12 +124,38 @@ class SogCLR:
 
     def __call__(self, z1: Tensor, z2: Tensor, index: Tensor) -> Tensor:
         """Loss of a batch; moves the table."""
-        logits, positive = _logits(z1, z2, self.temperature)
+        logits, positive = masked_logits(z1, z2, self.temperature)
         g = logits.exp().sum(1) / (2 * len(z1) - 2)
         old, new = self.u[index].to(g.dtype).repeat(2), g.detach()
         u = torch.where(old > 0, (1 - self.gamma) * old + self.gamma * new, new)
         self.u[index] = u.view(2, -1).mean(0).double()
         return (u.log() + (g - new) / u - positive).mean()
+
+
+def emc2_expected(z1: Tensor, z2: Tensor, temperature: float = 0.1, burn_in: float = 0.5) -> Tensor:
+    """What EMC2 with a chain per row estimates on a first batch: the expectation over its draws, enumerated.
+
+    The rows of a sample are neighbours. Row a's chain has probability p_ab of being at row b; meeting row j it moves there
+    with probability min(1, exp(l_aj - l_ab)). Value and gradient are joined: that of log mean exp, and of the kept pairs.
+    """
+    z = F.normalize(torch.stack([z1, z2], 1).flatten(0, 1), dim=1)
+    rows, own = len(z), torch.eye(len(z1), dtype=torch.bool).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    logits = z @ z.T / temperature
+    valid, burned = rows - 2, int(burn_in * (rows - 2))
+    with torch.no_grad():
+        at, shares = torch.zeros_like(logits), torch.zeros_like(logits)
+        seen = torch.zeros(rows)
+        for j in range(rows):
+            meets = ~own[:, j]
+            leaves = at * (logits[:, j : j + 1] - logits).exp().clamp(max=1) * meets[:, None]
+            arrives = torch.where(meets & (seen > 0), leaves.sum(1), meets.to(at))
+            at = at - leaves
+            at[:, j] += arrives
+            seen += meets
+            shares += at * ((seen > burned) & meets)[:, None] / (valid - burned)
+    pairs = (shares * logits).sum(1)
+    value = logits.detach().masked_fill(own, -torch.inf).logsumexp(1) - math.log(valid)
+    return (value + pairs - pairs.detach()).mean() - (z[::2] * z[1::2]).sum(1).mean() / temperature
 
 
 class EMC2:

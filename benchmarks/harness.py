@@ -26,6 +26,7 @@ PEER_PACKAGES = ("lightly", "pytorch-metric-learning", "info-nce-pytorch", "open
 
 TURN_SECONDS = 0.03
 FEWEST_TURNS, MOST_TURNS = 3, 40
+SLOW_SECONDS = 10.0
 
 # Blocks of this size and more go back to the system once they are freed: resident memory then follows live memory.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -77,14 +78,16 @@ def forward_backward(loss: Loss, z1: Tensor, z2: Tensor, index: Tensor) -> Step:
 def time_in_turns(steps: Mapping[str, Step], seconds: float) -> dict[str, Timing]:
     """Times the steps in turns of random order, about `seconds` each, so that a drift of the machine meets all alike.
 
-    A turn repeats a fast step until it lasts 30 ms. A slow step takes fewer turns, spread over the whole run.
+    A turn repeats a fast step until it lasts 30 ms. A slow step takes fewer turns, spread over the whole run; one that
+    lasts more than 10 s takes a single turn, without warm-up.
     """
-    single = {}
+    calls, turns = {}, {}
     for name, step in steps.items():
-        _seconds(step, 1)
-        single[name] = _seconds(step, 1)
-    calls = {name: max(1, round(TURN_SECONDS / t)) for name, t in single.items()}
-    turns = {n: min(max(int(seconds / (t * calls[n])), FEWEST_TURNS), MOST_TURNS) for n, t in single.items()}
+        once = _seconds(step, 1)
+        once = once if once > SLOW_SECONDS else _seconds(step, 1)
+        calls[name] = max(1, round(TURN_SECONDS / once))
+        fewest = 1 if once > SLOW_SECONDS else FEWEST_TURNS
+        turns[name] = min(max(int(seconds / (once * calls[name])), fewest), MOST_TURNS)
     samples: dict[str, list[float]] = {name: [] for name in steps}
     order, rounds, shuffle = list(steps), max(turns.values()), random.Random(0).shuffle
     for r in range(rounds):
@@ -106,7 +109,7 @@ def _seconds(step: Step, calls: int) -> float:
 
 
 def _summary(milliseconds: list[float]) -> Timing:
-    low, _, high = statistics.quantiles(milliseconds, n=4)
+    low, _, high = statistics.quantiles(milliseconds * (2 if len(milliseconds) == 1 else 1), n=4)
     return Timing(statistics.median(milliseconds), min(milliseconds), (low, high), len(milliseconds))
 
 

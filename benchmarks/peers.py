@@ -38,8 +38,8 @@ class Objective:
     """One line of the benchmark: a zoo name with its parameters, and peers that compute the same.
 
     The first peer in float64 is the reference. `sweep` says which products its bare sweep has: of the stacked views
-    with themselves, of each view with itself, or of one view with the other. `random` objectives draw: their gradient
-    is compared in expectation.
+    with themselves, of each view with itself, or of one view with the other. An objective that draws has an
+    `expectation` instead, the mean over its draws.
     """
 
     title: str
@@ -47,18 +47,20 @@ class Objective:
     peers: tuple[Peer, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
     sweep: Literal["stacked", "views", "cross"] | None = None
-    random: bool = False
+    expectation: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def contestants(self) -> dict[str, Peer]:
         """The zoo and its peers, by name."""
-        return {peer.name: peer for peer in (Peer("zoo", "zoo", self._zoo), *self.peers)}
+        zoo = Peer("zoo", "zoo", lambda: zoo_loss(self.name, self.params))
+        return {peer.name: peer for peer in (zoo, *self.peers)}
 
-    def _zoo(self) -> Loss:
-        import contrastive_zoo as zoo
 
-        loss = zoo.get_loss(self.name, num_samples=NUM_SAMPLES, **self.params)
-        return lambda z1, z2, index: loss(z1, z2, index=index)
+def zoo_loss(name: str, params: Mapping[str, Any], num_samples: int = NUM_SAMPLES) -> Loss:
+    import contrastive_zoo as zoo
+
+    loss = zoo.get_loss(name, num_samples=num_samples, **params)
+    return lambda z1, z2, index: loss(z1, z2, index=index)
 
 
 def _of_views(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
@@ -152,5 +154,5 @@ OBJECTIVES = (
     Objective("dhel", "dhel", (*_bare(dense.dhel), _authors(dense.dhel_authors)), sweep="views"),
     Objective("kcl", "kcl", (*_bare(dense.kcl), _authors(dense.kcl_authors)), sweep="views"),
     Objective("sogclr", "sogclr", SOGCLR, sweep="stacked"),
-    Objective("emc2", "emc2", (EMC2,), random=True),
+    Objective("emc2", "emc2", (EMC2,), expectation=dense.emc2_expected),
 )

@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contrastive_zoo.operators import operator
+
 NORMALIZE = ("sphere", "ball", "none")
 HALF = (torch.float16, torch.bfloat16)
 
 
-def stack_views(
-    z: Tensor, normalize: str, operand: torch.dtype, *, name: str, validate: bool, second_order: bool
-) -> Tensor:
+def stack_views(z: Tensor, normalize: str, operand: torch.dtype, *, name: str, validate: bool, second_order: bool) -> Tensor:
     """(V, B, D) features to (B * V, D) rows, the views of a sample next to each other.
 
     Args:
@@ -85,10 +85,9 @@ def _composite(z: Tensor, normalize: str, operand: torch.dtype, name: str, check
     return _rounded(z.transpose(0, 1).flatten(0, 1), operand)
 
 
-@torch.library.custom_op(
+@operator(
     "contrastive_zoo::normalized_rows",
-    mutates_args=(),
-    schema="(Tensor z, str normalize, ScalarType operand, str name, bool check) -> (Tensor, Tensor)",
+    "(Tensor z, str normalize, ScalarType operand, str name, bool check) -> (Tensor, Tensor)",
 )
 def normalized_rows(z: Tensor, normalize: str, operand: torch.dtype, name: str, check: bool) -> tuple[Tensor, Tensor]:
     """Rows (B * V, D) and what each was divided by, (V, B, 1)."""
@@ -115,10 +114,9 @@ def _(z: Tensor, normalize: str, operand: torch.dtype, name: str, check: bool) -
     return z.new_empty(views * size, width, dtype=dtype), z.new_empty(views, size, 1, dtype=dtype)
 
 
-@torch.library.custom_op(
+@operator(
     "contrastive_zoo::normalized_rows_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor rows, Tensor divisor, str normalize) -> Tensor",
+    "(Tensor grad, Tensor rows, Tensor divisor, str normalize) -> Tensor",
 )
 def normalized_rows_backward(grad: Tensor, rows: Tensor, divisor: Tensor, normalize: str) -> Tensor:
     """Gradient of the features, (V, B, D): what is left of it across the row, over the row's length."""
@@ -128,7 +126,7 @@ def normalized_rows_backward(grad: Tensor, rows: Tensor, divisor: Tensor, normal
     if normalize == "none":
         return out.copy_(grad)
     rows = rows.view(size, views, -1).transpose(0, 1)
-    along = torch.einsum("vbd,vbd->vb", grad, rows)[..., None]
+    along = torch.linalg.vecdot(grad, rows)[..., None]
     if normalize == "ball":
         along = torch.where(divisor > 1, along, 0)
     torch.addcmul(grad, rows, along, value=-1, out=out)
@@ -145,16 +143,12 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.dtype = z.dtype
     ctx.save_for_backward(*output)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx: Any, grad: Tensor, _: Any) -> Any:
+def _gradient(ctx: Any, compute: Any, grad: Tensor, _: Any) -> Any:
     rows, divisor = ctx.saved_tensors
-    return normalized_rows_backward(grad, rows, divisor, ctx.normalize).to(ctx.dtype), None, None, None, None
+    return compute(grad, rows, divisor, ctx.normalize).to(ctx.dtype), None, None, None, None
 
 
-def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError("the second derivative needs backend='dense', which is plain autograd.")
-
-
-normalized_rows.register_autograd(_gradient, setup_context=_setup)
-normalized_rows_backward.register_autograd(_no_second_derivative)
+normalized_rows.differentiate(normalized_rows_backward, _setup, _gradient)

@@ -53,15 +53,11 @@ def _functional(name: str) -> FunctionalLoss:
         **params: Any,
     ) -> Tensor:
         loss_fn = get_loss(name, **params)
-        result: Tensor = loss_fn(
-            z1, z2, index=index, labels=labels, negatives=negatives, negatives_index=negatives_index
-        )
+        result: Tensor = loss_fn(z1, z2, index=index, labels=labels, negatives=negatives, negatives_index=negatives_index)
         return result
 
     loss.__name__ = loss.__qualname__ = name
-    loss.__doc__ = (
-        f"{card.summary}\n\nTakes z1 and z2 of shape (B, D); see ``zoo.get_loss({name!r})`` for everything else."
-    )
+    loss.__doc__ = f"{card.summary}\n\nTakes z1 and z2 of shape (B, D); see ``zoo.get_loss({name!r})`` for everything else."
     loss.__signature__ = _signature(card.parameters)  # type: ignore[attr-defined]
     return loss
 

@@ -23,6 +23,7 @@ from contrastive_zoo.checks import (
 )
 from contrastive_zoo.features import HALF, stack_views
 from contrastive_zoo.objective import FunctionObjective, Objective
+from contrastive_zoo.operators import operator
 from contrastive_zoo.pairwise.dispatch import choose_backend
 from contrastive_zoo.registry import Card, losses
 
@@ -82,8 +83,9 @@ class Engine:
         )
 
 
-@torch.library.custom_op(
-    "contrastive_zoo::sample_ids", mutates_args=(), schema="(Tensor index, SymInt num_samples, bool check) -> Tensor"
+@operator(
+    "contrastive_zoo::sample_ids",
+    "(Tensor index, SymInt num_samples, bool check) -> Tensor",
 )
 def sample_ids(index: Tensor, num_samples: int, check: bool) -> Tensor:
     """(B,) batch position of the first row of the same sample: 0, 1, 2, ... where all samples differ."""
@@ -234,9 +236,7 @@ class Loss(nn.Module):
                 f"negatives must have shape (M, {z1.shape[1]}) or ({len(z1)}, M, {z1.shape[1]}), got {shape(negatives)}."
             )
         if negatives_index is not None and negatives_index.shape != negatives.shape[:-1]:
-            raise ValueError(
-                f"negatives_index must have shape {shape(negatives[..., 0])}, got {shape(negatives_index)}."
-            )
+            raise ValueError(f"negatives_index must have shape {shape(negatives[..., 0])}, got {shape(negatives_index)}.")
         if negatives_index is not None and index is None:
             raise ValueError("negatives_index was given without index: a sample's own keys cannot be told. Give both.")
 
@@ -250,9 +250,7 @@ class Loss(nn.Module):
         return dtype
 
     def _rows(self, z: Tensor, operand: torch.dtype, name: str) -> Tensor:
-        return stack_views(
-            z, self.normalize, operand, name=name, validate=self.validate, second_order=self.backend == "dense"
-        )
+        return stack_views(z, self.normalize, operand, name=name, validate=self.validate, second_order=self.backend == "dense")
 
     def _batch(
         self,
@@ -309,9 +307,7 @@ class Loss(nn.Module):
         if not self.training or processes.group_size(self.gather, self.process_group) == 1:
             return x, index, labels
         if negatives is not None:
-            raise ValueError(
-                "negatives stay on their process: pass gather=False to contrast each process's batch by itself."
-            )
+            raise ValueError("negatives stay on their process: pass gather=False to contrast each process's batch by itself.")
         sizes = processes.gather_sizes(x.shape[0] // views, x.device, self.process_group)
         x = processes.GatherFeatures.apply(x, [views * size for size in sizes], self.process_group)  # type: ignore[no-untyped-call]
         gathered = [
@@ -389,9 +385,7 @@ class Loss(nn.Module):
 
     def extra_repr(self) -> str:
         """Name and common arguments, for `print`."""
-        return (
-            f"{self.card.name!r}, normalize={self.normalize!r}, reduction={self.reduction!r}, backend={self.backend!r}"
-        )
+        return f"{self.card.name!r}, normalize={self.normalize!r}, reduction={self.reduction!r}, backend={self.backend!r}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the last batch behind."""

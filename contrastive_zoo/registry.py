@@ -173,9 +173,7 @@ class Registry:
 
         def decorate(build: T) -> T:
             first_line = (build.__doc__ or "").strip().split("\n")[0]
-            parameters = {
-                key: value for key, value in keyword_parameters(build).items() if key not in ("num_samples", "seed")
-            }
+            parameters = {key: value for key, value in keyword_parameters(build).items() if key not in ("num_samples", "seed")}
             self.add(
                 Card(
                     name=name,

@@ -34,13 +34,14 @@ def hook(name: str) -> ModuleType:
 
 objectives, maths = hook("objectives"), hook("maths")
 CARDS = objectives.cards()
+NAMES = [card.name for card in CARDS]
 MODULES = [zoo.__name__, *(info.name for info in pkgutil.walk_packages(zoo.__path__, "contrastive_zoo."))]
 FOLDERS = (".", "docs", "docs/api", "contrastive_zoo/pairwise", "benchmarks")
 MARKDOWN = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 
 
 @pytest.fixture
-def readers_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """What someone who pastes an example has at hand; registrations and files do not outlive the test."""
     monkeypatch.chdir(tmp_path)
     for table in ("_cards", "_aliases"):
@@ -52,10 +53,10 @@ def readers_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
     return {"z1": z1, "z2": z2, "index": index, "labels": index % 4, "dataset": dataset}
 
 
-def run_blocks(text: str, name: str, session: dict[str, object]) -> None:
+def run_blocks(text: str, name: str, namespace: dict[str, object]) -> None:
     for block in FENCED.finditer(text):
         line = text.count("\n", 0, block.start(1))
-        exec(compile("\n" * line + block[1], name, "exec"), session)
+        exec(compile("\n" * line + block[1], name, "exec"), namespace)
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +65,25 @@ def site() -> MkDocsConfig:
     return config.plugins.on_config(config)
 
 
-def test_every_registered_objective_gets_a_page(site: MkDocsConfig) -> None:
+def test_cards_cover_every_objective() -> None:
+    assert {card.build for card in CARDS} == {getattr(zoo.objectives, name) for name in zoo.objectives.__all__}
+
+
+def test_every_objective_gets_a_page(site: MkDocsConfig) -> None:
     pages = {file.src_uri for file in site.plugins.on_files(Files([]), config=site)}
-    assert {f"objectives/{name}.md" for name in zoo.list_losses()} <= pages
+    assert {f"objectives/{name}.md" for name in NAMES} <= pages
 
 
 def test_navigation_lists_every_objective(site: MkDocsConfig) -> None:
     (listed,) = (target for entry in site.nav for title, target in entry.items() if title == "Objectives")
-    assert listed == [{name: f"objectives/{name}.md"} for name in zoo.list_losses()]
+    assert listed == [{name: f"objectives/{name}.md"} for name in NAMES]
 
 
 def test_home_lists_every_objective() -> None:
     home = objectives.on_page_markdown(
         (ROOT / "docs/index.md").read_text(), page=SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
     )
-    assert all(f"(objectives/{name}.md)" in home for name in zoo.list_losses())
+    assert all(f"(objectives/{name}.md)" in home for name in NAMES)
 
 
 def test_guide_may_not_forget_an_objective() -> None:
@@ -93,7 +98,7 @@ def test_guide_may_not_forget_an_objective() -> None:
 def test_page_says_what_the_card_says(card: Card) -> None:
     page = objectives.page(card)
     assert page.startswith(f"# {card.title}\n")
-    assert all(text in page for text in (card.summary, card.equation, card.scale, *card.differences, *card.aliases))
+    assert all(text in page for text in (card.equation, card.scale, *card.differences, *card.aliases))
     assert all(f"| `{name}` |" in page for name in card.parameters)
     assert card.summary
     assert card.paper
@@ -101,9 +106,9 @@ def test_page_says_what_the_card_says(card: Card) -> None:
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
-def test_example_of_a_page_runs(card: Card, readers_session: dict[str, object]) -> None:
-    run_blocks(objectives.page(card), card.name, readers_session)
-    readers_session["loss"].backward()
+def test_example_of_a_page_runs(card: Card, reader: dict[str, object]) -> None:
+    run_blocks(objectives.page(card), card.name, reader)
+    reader["loss"].backward()
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
@@ -134,6 +139,11 @@ def test_doctests(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name), optionflags=flags).failed == 0
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_stand_under_the_heading_that_pages_render(name: str) -> None:
+    assert not re.search(r"^ *Example:$", inspect.getsource(importlib.import_module(name)), re.MULTILINE)
+
+
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
 def test_objective_has_a_doctest(card: Card) -> None:
     tests = doctest.DocTestFinder().find(card.build, card.name, module=inspect.getmodule(card.build))
@@ -141,13 +151,13 @@ def test_objective_has_a_doctest(card: Card) -> None:
 
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
-def test_blocks_marked_python_run(path: Path, readers_session: dict[str, object]) -> None:
-    run_blocks(path.read_text(), str(path), readers_session)
+def test_blocks_marked_python_run(path: Path, reader: dict[str, object]) -> None:
+    run_blocks(path.read_text(), str(path), reader)
 
 
-def test_a_block_that_fails_is_noticed_with_its_line(readers_session: dict[str, object]) -> None:
+def test_a_block_that_fails_is_noticed_with_its_line(reader: dict[str, object]) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
-        run_blocks("one\n\n```python\nx = 1\nx / 0\n```\n", "page.md", readers_session)
+        run_blocks("one\n\n```python\nx = 1\nx / 0\n```\n", "page.md", reader)
     assert caught.traceback[-1].lineno + 1 == 5
 
 

@@ -43,9 +43,7 @@ def get_batch_sampler(name: str, **params: Any) -> BatchSampler:
     registry.check_parameters(card, params, _COMMON)
     sampler = card.build(**params)
     if not isinstance(sampler, BatchSampler):
-        raise TypeError(
-            f"{name!r} is registered with {card.build!r}, which is no contrastive_zoo.batch_samplers.BatchSampler."
-        )
+        raise TypeError(f"{name!r} is registered with {card.build!r}, which is no contrastive_zoo.batch_samplers.BatchSampler.")
     return sampler
 
 

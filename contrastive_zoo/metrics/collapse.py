@@ -46,9 +46,7 @@ def neural_collapse(features: Tensor, labels: Tensor) -> NeuralCollapse:
     values, numbers = number_classes(check_labels(labels, rows, "labels", of="features"))
     classes = len(values)
     if classes < 2:
-        raise ValueError(
-            "labels holds one class only; angles between class means need at least two: pass more classes."
-        )
+        raise ValueError("labels holds one class only; angles between class means need at least two: pass more classes.")
     means = class_means(rows, numbers)
     total, largest = 0.0, 0.0
     for cosines in pair_values(unit_rows(means), inner_products):

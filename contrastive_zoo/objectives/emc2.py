@@ -151,11 +151,7 @@ class EMC2(Objective):
         state = torch.where(sampled.state >= 0, rows[sampled.state.clamp_min(0)], self.chain[index].flatten())
         self.chain[index] = state.view(-1, 2)[first]
         last = self.embeddings if self.out_of_batch == "cache" else self.log_score
-        new = (
-            batch.x.detach().view(batch.size, 2, -1)
-            if self.out_of_batch == "cache"
-            else batch.per_view(sampled.log_score)
-        )
+        new = batch.x.detach().view(batch.size, 2, -1) if self.out_of_batch == "cache" else batch.per_view(sampled.log_score)
         new = new[first].to(last)
         last[index] = torch.where(torch.isfinite(new), new, last[index])
         log_u = self.averages.blend(index, batch.per_view(sampled.log_mean), VALUE_WEIGHT)
@@ -175,9 +171,7 @@ class EMC2(Objective):
             ValueError: A size does not fit, a state is no row of the data set, or an average is not positive.
         """
         if chain.shape != self.chain.shape or not bool(((chain >= -1) & (chain < self.chain.numel())).all()):
-            raise ValueError(
-                f"chain must be {tuple(self.chain.shape)} with entries from -1 to {self.chain.numel() - 1}."
-            )
+            raise ValueError(f"chain must be {tuple(self.chain.shape)} with entries from -1 to {self.chain.numel() - 1}.")
         self.averages.load_natural(visited, u=u)
         self.chain.copy_(chain)
 

@@ -22,9 +22,7 @@ from contrastive_zoo.registry import losses
     uses={"index", "negatives"},
     scale="Equal to info-nce-pytorch with symmetric=False, and to open_clip's ClipLoss at temperature 1 / logit_scale.",
 )
-def infonce(
-    batch: Batch, *, temperature: Tensor | float = 0.1, symmetric: bool = True, in_batch: bool = True
-) -> Tensor:
+def infonce(batch: Batch, *, temperature: Tensor | float = 0.1, symmetric: bool = True, in_batch: bool = True) -> Tensor:
     r"""Loss of each anchor, (B, 2), or (B, 1) if not symmetric.
 
     $$\ell_i = -s_{ii}/\tau + \log\Big(e^{s_{ii}/\tau} + \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} e^{s_{ij}/\tau}\Big)$$

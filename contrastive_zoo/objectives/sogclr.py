@@ -130,7 +130,5 @@ class SogCLR(Objective):
         given = {name: value for name, value in (("u", u), ("u1", u1), ("u2", u2)) if value is not None}
         wanted = ("u",) if self.intra_view else ("u1", "u2")
         if tuple(given) != wanted:
-            raise TypeError(
-                f"load_table wants {' and '.join(wanted)} besides visited, got {', '.join(given) or 'none'}."
-            )
+            raise TypeError(f"load_table wants {' and '.join(wanted)} besides visited, got {', '.join(given) or 'none'}.")
         self.averages.load_natural(visited, **given)

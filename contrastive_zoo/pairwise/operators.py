@@ -5,17 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contrastive_zoo.operators import operator
 from contrastive_zoo.pairwise import tiled, tiled_kernels
-from contrastive_zoo.pairwise.tiles import KEEP_BYTES, kept_numel, tile_size
-
-SECOND_DERIVATIVE = (
-    "the tiled backend has no second derivative (create_graph=True, gradient penalties, Hessians). "
-    "Use backend='dense', which is plain autograd."
-)
-
-
-def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError(SECOND_DERIVATIVE)
+from contrastive_zoo.pairwise.tiles import KEEP_BYTES, tile_size, tiles_numel
 
 
 def _plain(x: Tensor) -> Any:
@@ -23,15 +15,21 @@ def _plain(x: Tensor) -> Any:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def keeps_tiles(rows: int, columns: int, symmetric: bool, x: Tensor) -> bool:
+def _numel(x: Tensor, keys: Tensor | None) -> int:
+    """Entries of all the tiles of a sweep."""
+    rows = x.shape[0]
+    columns = rows if keys is None else keys.shape[0]
+    return tiles_numel(rows, columns, tile_size(rows, columns, x.device), keys is None)
+
+
+def keeps_tiles(x: Tensor, keys: Tensor | None) -> bool:
     """Whether a sweep is small enough to keep its tiles for the backward pass."""
-    return kept_numel(rows, columns, tile_size(x.device), symmetric) * x.element_size() <= KEEP_BYTES
+    return _numel(x, keys) * x.element_size() <= KEEP_BYTES
 
 
-@torch.library.custom_op(
+@operator(
     "contrastive_zoo::logsumexp",
-    mutates_args=(),
-    schema="(Tensor x, Tensor? keys, Tensor scale, Tensor? ids, Tensor? key_ids, bool both, float norm_bound, bool keep)"
+    "(Tensor x, Tensor? keys, Tensor scale, Tensor? ids, Tensor? key_ids, bool both, float norm_bound, bool keep)"
     " -> (Tensor, Tensor, Tensor)",
 )
 def logsumexp(
@@ -45,8 +43,7 @@ def logsumexp(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, columns (empty unless ``both``), and the kept tiles (empty unless ``keep``)."""
-    columns = len(x) if keys is None else len(keys)
-    kept = x.new_empty(kept_numel(len(x), columns, tile_size(x.device), keys is None) if keep else 0)
+    kept = x.new_empty(_numel(x, keys) if keep else 0)
     with _plain(x):
         sums = tiled.logsumexp_forward(x, keys, scale, ids, key_ids, both, norm_bound, kept if keep else None)
     return *sums, kept
@@ -63,16 +60,14 @@ def _(
     norm_bound: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows, columns = x.shape[0], x.shape[0] if keys is None else keys.shape[0]
-    kept = x.new_empty(kept_numel(rows, columns, tile_size(x.device), keys is None) if keep else 0)
-    sums = x.new_empty(0) if keys is None else x.new_empty(scale.shape[0], columns if both else 0)
-    return x.new_empty(scale.shape[0], rows), sums, kept
+    kept = x.new_empty(_numel(x, keys) if keep else 0)
+    columns = x.new_empty(0) if keys is None else x.new_empty(scale.shape[0], keys.shape[0] if both else 0)
+    return x.new_empty(scale.shape[0], x.shape[0]), columns, kept
 
 
-@torch.library.custom_op(
+@operator(
     "contrastive_zoo::logsumexp_backward",
-    mutates_args=(),
-    schema="(Tensor grad_rows, Tensor grad_columns, Tensor rows, Tensor columns, Tensor x, Tensor? keys, Tensor scale,"
+    "(Tensor grad_rows, Tensor grad_columns, Tensor rows, Tensor columns, Tensor x, Tensor? keys, Tensor scale,"
     " Tensor? ids, Tensor? key_ids, bool both, float norm_bound, Tensor kept, bool needs_keys, bool needs_scale)"
     " -> (Tensor, Tensor, Tensor)",
 )
@@ -142,14 +137,15 @@ def _logsumexp_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*output, x, keys, scale, ids, key_ids)
     ctx.both, ctx.norm_bound = both, norm_bound
     ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
 
 
-def _logsumexp_gradient(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, _: Any) -> Any:
+def _logsumexp_gradient(ctx: Any, compute: Any, grad_rows: Tensor | None, grad_columns: Tensor | None, _: Any) -> Any:
     rows, columns, kept, x, keys, scale, ids, key_ids = ctx.saved_tensors
     needs_keys, needs_scale = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
-    grad_x, grad_keys, grad_scale = logsumexp_backward(
-        grad_rows,
-        grad_columns,
+    grad_x, grad_keys, grad_scale = compute(
+        torch.zeros_like(rows) if grad_rows is None else grad_rows,
+        torch.zeros_like(columns) if grad_columns is None else grad_columns,
         rows,
         columns,
         x,
@@ -163,26 +159,16 @@ def _logsumexp_gradient(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, _: An
         needs_keys,
         needs_scale,
     )
-    return (
-        grad_x,
-        grad_keys if needs_keys else None,
-        grad_scale if needs_scale else None,
-        None,
-        None,
-        None,
-        None,
-        None,
-    )
+    grads = (grad_x, grad_keys if needs_keys else None, grad_scale if needs_scale else None)
+    return *grads, None, None, None, None, None
 
 
-logsumexp.register_autograd(_logsumexp_gradient, setup_context=_logsumexp_setup)
-logsumexp_backward.register_autograd(_no_second_derivative)
+logsumexp.differentiate(logsumexp_backward, _logsumexp_setup, _logsumexp_gradient)
 
 
-@torch.library.custom_op(
+@operator(
     "contrastive_zoo::kernel_sum",
-    mutates_args=(),
-    schema="(Tensor x, Tensor? squared_norms, Tensor? ids, str kernel, float parameter) -> Tensor",
+    "(Tensor x, Tensor? squared_norms, Tensor? ids, str kernel, float parameter) -> Tensor",
 )
 def kernel_sum(x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float) -> Tensor:
     """(N,) sums of a kernel over the rows with another id."""
@@ -195,10 +181,9 @@ def _(x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, 
     return x.new_empty(x.shape[0])
 
 
-@torch.library.custom_op(
+@operator(
     "contrastive_zoo::kernel_sum_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor? squared_norms, Tensor? ids, str kernel, float parameter) -> (Tensor, Tensor)",
+    "(Tensor grad, Tensor x, Tensor? squared_norms, Tensor? ids, str kernel, float parameter) -> (Tensor, Tensor)",
 )
 def kernel_sum_backward(
     grad: Tensor, x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float
@@ -220,11 +205,10 @@ def _kernel_sum_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(x, squared_norms, ids)
 
 
-def _kernel_sum_gradient(ctx: Any, grad: Tensor) -> Any:
+def _kernel_sum_gradient(ctx: Any, compute: Any, grad: Tensor) -> Any:
     x, squared_norms, ids = ctx.saved_tensors
-    grad_x, grad_norms = kernel_sum_backward(grad, x, squared_norms, ids, ctx.kernel, ctx.parameter)
+    grad_x, grad_norms = compute(grad, x, squared_norms, ids, ctx.kernel, ctx.parameter)
     return grad_x, None if squared_norms is None else grad_norms, None, None, None
 
 
-kernel_sum.register_autograd(_kernel_sum_gradient, setup_context=_kernel_sum_setup)
-kernel_sum_backward.register_autograd(_no_second_derivative)
+kernel_sum.differentiate(kernel_sum_backward, _kernel_sum_setup, _kernel_sum_gradient)

@@ -181,6 +181,6 @@ def _logsumexp(
     if backend == "dense":
         return dense.logsumexp(x, keys, scale, ids, key_ids, both)
     differentiable = any(t is not None and t.requires_grad for t in (x, keys, scale)) and torch.is_grad_enabled()
-    keep = differentiable and operators.keeps_tiles(len(x), len(x if keys is None else keys), keys is None, x)
+    keep = differentiable and operators.keeps_tiles(x, keys)
     rows, columns, _ = operators.logsumexp(x, keys, scale, ids, key_ids, both, float(norm_bound), keep)
     return rows, columns

@@ -75,13 +75,13 @@ def _is_bounded(tiles: Tiles, scale: Tensor, norm_bound: float) -> bool:
 
 
 def _bounded_forward(tiles: Tiles, scale: Tensor, both: bool, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    rows = tiles.x.new_zeros(len(scale), len(tiles.x))
-    columns = rows if tiles.symmetric else rows.new_zeros(len(scale), len(tiles.keys) if both else 0)
-    ones = rows.new_ones(max(len(tiles.x), len(tiles.keys)))
-    anchors = tiles.x * scale[0] if len(scale) == 1 else tiles.x
+    rows = tiles.x.new_zeros(scale.shape[0], tiles.x.shape[0])
+    columns = rows if tiles.symmetric else rows.new_zeros(scale.shape[0], tiles.keys.shape[0] if both else 0)
+    ones = rows.new_ones(max(tiles.x.shape[0], tiles.keys.shape[0]))
+    anchors = tiles.x * scale[0] if scale.shape[0] == 1 else tiles.x
     for i, j in tiles:
         products = tiles.products(anchors, i, j, kept)
-        for k in range(len(scale)):
+        for k in range(scale.shape[0]):
             e = _exponential(tiles, products, scale, k, i, j)
             rows[k, i].addmv_(e, ones[: e.shape[1]])
             if both or tiles.mirrored(i, j):
@@ -91,7 +91,7 @@ def _bounded_forward(tiles: Tiles, scale: Tensor, both: bool, kept: Tensor | Non
 
 def _exponential(tiles: Tiles, products: Tensor, scale: Tensor, k: int, i: slice, j: slice) -> Tensor:
     """Exponentials of a tile at scale k, 0 at pairs that do not count; a single scale is already in the products."""
-    if len(scale) > 1:
+    if scale.shape[0] > 1:
         products = torch.mul(products, scale[k], out=tiles.scratch(2, *products.shape))
     return tiles.exclude(products.exp_(), i, j, 0)
 
@@ -111,16 +111,13 @@ def _bounded_backward(
     two_sided = both or tiles.symmetric
     row_weight = _inverse_sum(*on_rows)
     column_weight = _inverse_sum(*on_columns) if two_sided else row_weight
-    single = len(scale) == 1
+    single = scale.shape[0] == 1
     anchors = tiles.x * scale[0] if single else tiles.x
     grad_scale = torch.zeros_like(scale)
     for i, j in tiles:
-        if kept is not None:
-            products = tiles.room(kept, i, j)
-        else:
-            products = tiles.products(anchors, i, j, None)
+        products = tiles.products(anchors, i, j, None) if kept is None else tiles.room(kept, i, j)
         total = tiles.scratch(1, *products.shape)
-        for k in range(len(scale)):
+        for k in range(scale.shape[0]):
             e = products if single and kept is not None else _exponential(tiles, products, scale, k, i, j)
             term = total if single else tiles.scratch(3, *products.shape)
             if two_sided:
@@ -156,11 +153,11 @@ def _spread(tiles: Tiles, i: slice, j: slice, weight: Tensor, grad_x: Tensor, gr
 
 
 def _shifted_forward(tiles: Tiles, scale: Tensor, both: bool, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    rows = _RunningSum(tiles, len(scale), len(tiles.x))
-    columns = rows if tiles.symmetric else _RunningSum(tiles, len(scale), len(tiles.keys) if both else 0)
+    rows = _RunningSum(tiles, scale.shape[0], tiles.x.shape[0])
+    columns = rows if tiles.symmetric else _RunningSum(tiles, scale.shape[0], tiles.keys.shape[0] if both else 0)
     for i, j in tiles:
         products = tiles.products(tiles.x, i, j, kept)
-        for k in range(len(scale)):
+        for k in range(scale.shape[0]):
             logits = tiles.exclude(
                 torch.mul(products, _at(scale, k, i), out=tiles.scratch(2, *products.shape)), i, j, -torch.inf
             )
@@ -207,11 +204,11 @@ def _shifted_backward(
     needs_scale: bool,
 ) -> Tensor:
     """Adds to grad_x and grad_keys; returns the gradient of the scale, (K, N) or (K, 1 or more columns to be summed)."""
-    grad_scale = tiles.x.new_zeros(len(scale), len(tiles.x))
+    grad_scale = tiles.x.new_zeros(scale.shape[0], tiles.x.shape[0])
     for i, j in tiles:
-        products = tiles.room(kept, i, j) if kept is not None else tiles.products(tiles.x, i, j, None)
+        products = tiles.products(tiles.x, i, j, None) if kept is None else tiles.room(kept, i, j)
         total = tiles.scratch(1, *products.shape).zero_()
-        for k in range(len(scale)):
+        for k in range(scale.shape[0]):
             p = torch.mul(products, _at(scale, k, i), out=tiles.scratch(2, *products.shape))
             tiles.exclude(_to_probabilities(p, on_rows, k, i), i, j, 0)
             total.addcmul_(p, _at(scale, k, i))

@@ -10,12 +10,10 @@ from contrastive_zoo.pairwise.kernels import KERNELS
 from contrastive_zoo.pairwise.tiles import Tiles
 
 
-def kernel_sum_forward(
-    x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float
-) -> Tensor:
+def kernel_sum_forward(x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float) -> Tensor:
     """(N,) sums of the kernel of the squared distances to all rows with another id."""
     tiles, value = Tiles(x, None, ids, None), KERNELS[kernel].value
-    sums, ones = x.new_zeros(len(x)), x.new_ones(len(x))
+    sums, ones = x.new_zeros(x.shape[0]), x.new_ones(x.shape[0])
     for i, j in tiles:
         values = tiles.exclude(value(_squared_distances(tiles, squared_norms, i, j), parameter), i, j, 0)
         sums[i].addmv_(values, ones[: values.shape[1]])
@@ -30,7 +28,7 @@ def kernel_sum_backward(
     """Gradients of x and of the squared norms; the latter is empty for rows of unit length."""
     tiles, derivative = Tiles(x, None, ids, None), KERNELS[kernel].derivative
     grad_x = torch.zeros_like(x)
-    grad_norms = x.new_zeros(0 if squared_norms is None else len(x))
+    grad_norms = x.new_zeros(0 if squared_norms is None else x.shape[0])
     floor = torch.finfo(x.dtype).eps
     for i, j in tiles:
         distances = _squared_distances(tiles, squared_norms, i, j)

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive_zoo.operators import operator
 from contrastive_zoo.registry import Range, samplers
-from contrastive_zoo.samplers.metropolis_hastings import walk
+from contrastive_zoo.samplers.metropolis_hastings import Walk
 from contrastive_zoo.samplers.randomness import generator
 
 # Scores of a block of anchors: with thresholds, states and counts beside them about 16 MiB.
@@ -99,73 +100,92 @@ class ChainSampler:
         return SampledNegatives(*values[:6])
 
 
-def _first_kept(ids: Tensor, burn_in: float) -> tuple[Tensor, Tensor]:
-    """For every row the column from which states are kept, and how many valid columns come from there on."""
-    ordered, order = ids.sort(stable=True)
-    group = torch.searchsorted(ordered, ids)
-    same = torch.searchsorted(ordered, ids, right=True) - group
-    valid = len(ids) - same
-    burnt = (burn_in * valid.double()).long()
-    # Own columns that lie among the first valid ones push the start back: own column r at position p has p - r before it.
-    place = torch.arange(len(ids), device=ids.device)
-    before = order - (place - torch.searchsorted(ordered, ordered))
-    skipped = torch.zeros_like(ids).index_add_(0, group[order], (before < burnt[order]).to(ids.dtype))
-    return burnt + skipped[group], valid - burnt
+class _Columns(NamedTuple):
+    """Which columns count for which row: none of its own sample, and none in burn-in.
+
+    Attributes:
+        first_kept: (N,) column from which states are kept.
+        kept: (N,) valid columns from there on.
+        valid: (N,) valid columns.
+        own_columns: Columns of pairs that are one sample, sorted by row.
+        own_rows: Rows of these pairs.
+    """
+
+    first_kept: Tensor
+    kept: Tensor
+    valid: Tensor
+    own_columns: Tensor
+    own_rows: Tensor
+
+    @staticmethod
+    def of(ids: Tensor, burn_in: float) -> "_Columns":
+        ordered, order = ids.sort(stable=True)
+        group = torch.searchsorted(ordered, ids)
+        same = torch.searchsorted(ordered, ids, right=True) - group
+        valid = ids.shape[0] - same
+        burnt = (burn_in * valid.double()).long()
+        # Rows with as many others of their sample as any: the pairs that are one sample are a table with holes.
+        rank = torch.arange(int(same.max()), device=ids.device)
+        present = rank < same[:, None]
+        own_rows, own_rank = present.nonzero(as_tuple=True)
+        own_columns = order[group[own_rows] + own_rank]
+        # The r-th own column, at position p, has p - r valid columns before it; if these are burnt it is passed over as well.
+        passed = (own_columns - own_rank < burnt[own_rows]).long()
+        first_kept = burnt.index_add(0, own_rows, passed)
+        return _Columns(first_kept, valid - burnt, valid, own_columns, own_rows)
 
 
-def _walk_block(
-    x: Tensor,
-    rows: slice,
-    scale: Tensor,
-    ids: Tensor,
-    carried: Tensor,
-    first_kept: Tensor,
-    kept: Tensor,
-    draws: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Shares (N + 1, R) of kept states, the carried one in row 0; end states and scores, log sums, moves, own-sample mask."""
+def _walk(
+    x: Tensor, rows: slice, scale: Tensor, carried: Tensor, columns: _Columns, draws: torch.Generator
+) -> tuple[Walk, Tensor, tuple[Tensor, Tensor]]:
+    """The walk of a block of anchors, the log of their sums of exponentials, and the pairs that do not count."""
     scores = x @ (x[rows] * scale).T
-    own = ids[:, None] == ids[None, rows]
-    scores.masked_fill_(own, -torch.inf)
-    thresholds = torch.rand(scores.shape, generator=draws, device=x.device, dtype=x.dtype).log_()
-    torch.sub(scores, thresholds, out=thresholds).masked_fill_(own, -torch.inf)
-    states, score, moves = walk(scores, thresholds, carried[rows])
-    shares = scores.new_zeros(len(x) + 1, scores.shape[1])
-    start = int(first_kept[rows].min()) if ids.device.type == "cpu" else 0
-    columns = torch.arange(start, len(x), device=x.device)[:, None]
-    weight = ((columns >= first_kept[rows]) & ~own[start:]).to(x.dtype) / kept[rows].clamp_min(1)
-    shares.scatter_add_(0, states[start:].long() + 1, weight)
+    low, high = torch.searchsorted(columns.own_rows, torch.tensor([rows.start, rows.stop], device=x.device)).tolist()
+    own = columns.own_columns[low:high], columns.own_rows[low:high] - rows.start
+    scores[own] = -torch.inf
     log_sum = torch.logsumexp(scores, 0)
-    return shares, states[-1].long(), score, log_sum, moves, own
+    thresholds = torch.rand(scores.shape, generator=draws, device=x.device, dtype=x.dtype).log_()
+    torch.sub(scores, thresholds, out=thresholds)
+    thresholds[own] = -torch.inf
+    return Walk.over(scores, thresholds, carried[rows]), log_sum, own
 
 
-@torch.library.custom_op(
+def _stays(walk: Walk, rows: slice, columns: _Columns, own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """How many kept columns each anchor spent at each state, (N, R), and at its carried state, (R,)."""
+    first_kept = columns.first_kept[rows]
+    weight = torch.arange(walk.columns, dtype=walk.accepted.dtype, device=first_kept.device)[:, None].repeat(1, len(first_kept))
+    weight.ge_(first_kept.to(weight.dtype))
+    weight[own] = 0
+    return walk.stays(weight)
+
+
+@operator(
     "contrastive_zoo::mcmc_negatives",
-    mutates_args=(),
-    schema="(Tensor x, Tensor scale, Tensor ids, Tensor carried, float burn_in, int seed, Tensor step, bool uniform)"
+    "(Tensor x, Tensor scale, Tensor ids, Tensor carried, float burn_in, int seed, Tensor step, bool uniform)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def mcmc_negatives(
     x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: int, step: Tensor, uniform: bool
 ) -> tuple[Tensor, ...]:
     """The fields of `SampledNegatives`, and the gradient of the sum of the similarities if ``uniform``."""
-    ids, scale = ids.to(x.device), scale.to(x)
-    first_kept, kept = _first_kept(ids, burn_in)
-    similarity, carried_share, log_score, log_mean, acceptance = (x.new_empty(len(x)) for _ in range(5))
-    state = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    scale, columns = scale.to(x), _Columns.of(ids.to(x.device), burn_in)
+    similarity, carried_share, log_score, log_mean, acceptance = (x.new_empty(x.shape[0]) for _ in range(5))
+    state = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
     gradient = torch.zeros_like(x) if uniform else x.new_empty(0)
     draws = generator(seed, int(step), x.device)
-    for rows in _blocks(len(x)):
-        shares, state[rows], log_score[rows], log_sum, moves, own = _walk_block(
-            x, rows, scale, ids, carried, first_kept, kept, draws
-        )
-        valid = (len(x) - own.sum(0)).clamp_min(1)
-        mean = shares[1:].T @ x
-        similarity[rows], carried_share[rows] = (mean * x[rows]).sum(1), shares[0]
-        log_mean[rows], acceptance[rows] = log_sum - valid.log(), moves / valid
+    for rows in _blocks(x.shape[0]):
+        walk, log_sum, own = _walk(x, rows, scale, carried, columns, draws)
+        stays, carried_stay = _stays(walk, rows, columns, own)
+        per_state = x[rows] / columns.kept[rows, None].clamp_min(1)
+        mean = stays.T @ x / columns.kept[rows, None].clamp_min(1)
+        similarity[rows] = torch.linalg.vecdot(mean, x[rows])
+        carried_share[rows] = carried_stay / columns.kept[rows].clamp_min(1)
+        state[rows], log_score[rows] = walk.end(), walk.log_score
+        valid = columns.valid[rows].clamp_min(1)
+        log_mean[rows], acceptance[rows] = log_sum - valid.log(), walk.moves() / valid
         if uniform:
             gradient[rows] += mean
-            gradient.addmm_(shares[1:], x[rows])
+            gradient.addmm_(stays, per_state)
     return similarity, carried_share, state, log_score, log_mean, acceptance, gradient
 
 
@@ -179,30 +199,28 @@ def _(
     return *floats[:2], x.new_empty(rows, dtype=torch.int64), *floats[2:], gradient
 
 
-@torch.library.custom_op(
+@operator(
     "contrastive_zoo::mcmc_negatives_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor scale, Tensor ids, Tensor carried, float burn_in, int seed, Tensor step) -> Tensor",
+    "(Tensor grad, Tensor x, Tensor scale, Tensor ids, Tensor carried, float burn_in, int seed, Tensor step) -> Tensor",
 )
 def mcmc_negatives_backward(
     grad: Tensor, x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: int, step: Tensor
 ) -> Tensor:
     """Gradient of x for any upstream gradient, from a second walk with the same draws."""
-    ids, scale = ids.to(x.device), scale.to(x)
-    first_kept, kept = _first_kept(ids, burn_in)
+    scale, columns = scale.to(x), _Columns.of(ids.to(x.device), burn_in)
     draws = generator(seed, int(step), x.device)
     gradient = torch.zeros_like(x)
-    for rows in _blocks(len(x)):
-        shares = _walk_block(x, rows, scale, ids, carried, first_kept, kept, draws)[0][1:] * grad[rows]
-        gradient[rows] += shares.T @ x
-        gradient.addmm_(shares, x[rows])
+    for rows in _blocks(x.shape[0]):
+        walk, _, own = _walk(x, rows, scale, carried, columns, draws)
+        weight = (grad[rows] / columns.kept[rows].clamp_min(1))[:, None]
+        stays, _ = _stays(walk, rows, columns, own)
+        gradient[rows] += weight * (stays.T @ x)
+        gradient.addmm_(stays, weight * x[rows])
     return gradient
 
 
 @mcmc_negatives_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: int, step: Tensor
-) -> Tensor:
+def _(grad: Tensor, x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: int, step: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -214,21 +232,22 @@ def _blocks(rows: int) -> list[slice]:
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     x, scale, ids, carried, ctx.burn_in, ctx.seed, step, ctx.uniform = inputs
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
     if ctx.uniform:
         ctx.save_for_backward(output[6])
     else:
         ctx.save_for_backward(x, scale, ids, carried, step)
 
 
-def _gradient(ctx: Any, grad: Tensor, *_: Any) -> Any:
+def _gradient(ctx: Any, compute: Any, grad: Tensor, *_: Any) -> Any:
     if ctx.uniform:
         # Anchors without a kept state have no share in the gradient, whatever their weight: any other anchor's will do.
         (gradient,) = ctx.saved_tensors
         grad_x = gradient * grad.gather(0, grad.abs().argmax()[None])
     else:
         x, scale, ids, carried, step = ctx.saved_tensors
-        grad_x = mcmc_negatives_backward(grad, x, scale, ids, carried, ctx.burn_in, ctx.seed, step)
+        grad_x = compute(grad, x, scale, ids, carried, ctx.burn_in, ctx.seed, step)
     return grad_x, None, None, None, None, None, None, None
 
 
-mcmc_negatives.register_autograd(_gradient, setup_context=_setup)
+mcmc_negatives.differentiate(mcmc_negatives_backward, _setup, _gradient)

@@ -1,14 +1,16 @@
-r"""Metropolis-Hastings over columns of scores, and the estimate of EMC2 made of it.
+r"""Metropolis-Hastings over columns of scores, without a step per column.
 
-A chain at a state with log score c meets column j with log score x_j and moves there if log(uniform) < x_j - c, that is, if
-c < t_j = x_j - log(uniform_j). So a column is the map "below t_j becomes x_j", and two columns make another such map: (t1, x1)
-then (t2, x2) is (max(t1, t2), x2) if x1 < t2, else (t1, x1). Columns are taken in blocks: all blocks are composed at once,
-the chain hops from block to block, then all blocks are walked at once.
+A chain at log score c moves to column j, with log score x_j, if log(uniform_j) < x_j - c, that is, if c < t_j for the threshold
+t_j = x_j - log(uniform_j) >= x_j. So a column is the map "below t_j becomes x_j", and columns in a row make another such map:
+below the largest of their t becomes wherever the *free* chain ends, the one that starts at -inf. Chains from c and from -inf are
+one from the first t_j > c on. So columns are cut into blocks, the free chains of all blocks walk at once, the chain hops from
+block to block, and where it is inside a block follows from the running maximum of t.
 
-Shapes: A anchors (chains), M columns.
+Shapes: A anchors (chains), M columns, W columns per block.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,55 +50,107 @@ def metropolis_hastings(
     if state is not None and state.shape != log_current.shape:
         raise ValueError(f"state must have shape {shape(log_current)}, got {shape(state)}.")
     scores = log_scores.T.contiguous()
-    thresholds = scores - uniforms.T.log()
-    thresholds.masked_fill_(scores == -torch.inf, -torch.inf)
-    states, log_score, _ = walk(scores, thresholds, log_current)
+    thresholds = (scores - uniforms.T.log()).masked_fill_(scores == -torch.inf, -torch.inf)
+    walk = Walk.over(scores, thresholds, log_current)
+    states = walk.states()
     if state is not None:
         states = torch.where(states < 0, state.to(states), states)
-    return states.T.contiguous().to(torch.int64), log_score
+    return states.T.contiguous(), walk.log_score
 
 
-def walk(scores: Tensor, thresholds: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The walk on (M, A) log scores and thresholds; a threshold of -inf is never accepted.
+class Walk(NamedTuple):
+    """Where chains went on (M, A) columns, padded to whole blocks.
 
-    Returns:
-        (M, A) int32 column that each chain is at after each column, -1 before its first move; (A,) log score at the end; and
-        (A,) number of moves.
+    Attributes:
+        accepted: (blocks, W, A) 1.0 where the chain moved to the column, else 0.0.
+        moved: (blocks, W, A) 1.0 where the chain has moved in this block, by this column.
+        log_score: (A,) at the end.
+        columns: M.
     """
-    columns, anchors = scores.shape
-    width = max(1, math.isqrt(max(columns, 1) // 2))
-    blocks = -(-columns // width)
-    padding = blocks * width - columns
-    if padding:
-        scores = torch.nn.functional.pad(scores, (0, 0, 0, padding), value=-torch.inf)
-        thresholds = torch.nn.functional.pad(thresholds, (0, 0, 0, padding), value=-torch.inf)
-    scores, thresholds = scores.view(blocks, width, anchors), thresholds.view(blocks, width, anchors)
-    start = _block_starts(scores, thresholds, current)
-    states = torch.empty(blocks, width, anchors, dtype=torch.int32, device=scores.device)
-    moves = torch.zeros(blocks, anchors, dtype=torch.int32, device=scores.device)
-    at = torch.full((blocks, anchors), -1, dtype=torch.int32, device=scores.device)
-    number = torch.arange(blocks * width, dtype=torch.int32, device=scores.device).view(blocks, width, 1)
-    for j in range(width):
-        accepted = thresholds[:, j] > start
-        start = torch.where(accepted, scores[:, j], start)
-        at = torch.where(accepted, number[:, j], at, out=states[:, j])
-        moves += accepted
-    # A block that has not moved yet is where the block before it ended.
-    ends = states[:, -1].cummax(0).values
-    before = torch.cat([torch.full_like(ends[:1], -1), ends[:-1]])
-    torch.maximum(states, before[:, None], out=states)
-    return states.view(-1, anchors)[:columns], start[-1], moves.sum(0)
 
+    accepted: Tensor
+    moved: Tensor
+    log_score: Tensor
+    columns: int
 
-def _block_starts(scores: Tensor, thresholds: Tensor, current: Tensor) -> Tensor:
-    """(blocks, A) log score that each chain enters each block with."""
-    threshold, score = thresholds[:, 0], torch.where(thresholds[:, 0] > -torch.inf, scores[:, 0], -torch.inf)
-    for j in range(1, scores.shape[1]):
-        passes = thresholds[:, j] > score
-        threshold = torch.where(passes, torch.maximum(threshold, thresholds[:, j]), threshold)
-        score = torch.where(passes, scores[:, j], score)
-    starts = torch.empty_like(score)
-    for block in range(len(starts)):
-        starts[block] = current
-        current = torch.where(threshold[block] > current, score[block], current)
-    return starts
+    @staticmethod
+    def over(scores: Tensor, thresholds: Tensor, current: Tensor) -> "Walk":
+        """Walk from the log scores ``current`` (A,); overwrites (M, A) scores and thresholds.
+
+        A threshold of -inf is never accepted.
+        """
+        columns, anchors = scores.shape
+        lowest = torch.finfo(scores.dtype).min / 2
+        width = max(1, math.isqrt(columns // 2))
+        blocks = max(1, -(-columns // width))
+        padding = (0, 0, 0, blocks * width - columns)
+        if padding[3]:
+            scores = torch.nn.functional.pad(scores, padding)
+            thresholds = torch.nn.functional.pad(thresholds, padding, value=-torch.inf)
+        # lerp with weight 0 or 1 is an exact, vectorised choice as long as both ends are finite.
+        scores = scores.clamp_(min=lowest).view(blocks, width, anchors)
+        accepted = thresholds.view(blocks, width, anchors)
+        highest = torch.empty_like(accepted)
+        free = scores.new_full((blocks, anchors), lowest)
+        top = torch.full_like(free, -torch.inf)
+        for j in range(width):
+            top = torch.maximum(top, accepted[:, j], out=highest[:, j])
+            free.lerp_(scores[:, j], accepted[:, j].gt_(free))
+        starts = torch.empty_like(free)
+        current = current.clamp(min=lowest)
+        for block in range(blocks):
+            starts[block] = current
+            current = torch.lerp(current, free[block], (highest[block, -1] > current).to(scores.dtype))
+        moved = highest.gt_(starts[:, None])
+        return Walk(accepted.mul_(moved), moved, torch.where(current > lowest, current, -torch.inf), columns)
+
+    def _last(self) -> Tensor:
+        """(blocks, A) last column that the chain moved to in each block, counted from 1, 0 if none."""
+        return (self.accepted * self._numbers()).amax(1)
+
+    def _numbers(self) -> Tensor:
+        blocks, width, _ = self.accepted.shape
+        # Counted in the dtype of the scores, exact up to 2^24 columns.
+        return torch.arange(1, blocks * width + 1, dtype=self.accepted.dtype, device=self.accepted.device).view(
+            blocks, width, 1
+        )
+
+    def states(self) -> Tensor:
+        """(M, A) int64 column that each chain is at after each column, -1 before its first move."""
+        at = self.accepted * self._numbers()
+        for j in range(1, at.shape[1]):
+            torch.maximum(at[:, j], at[:, j - 1], out=at[:, j])
+        before = torch.nn.functional.pad(at[:-1, -1].cummax(0).values if len(at) > 1 else at[:0, -1], (0, 0, 1, 0))
+        return torch.maximum(at, before[:, None]).flatten(0, 1)[: self.columns].long() - 1
+
+    def end(self) -> Tensor:
+        """(A,) int64 column that each chain is at in the end, -1 if it never moved."""
+        return self._last().amax(0).long() - 1
+
+    def moves(self) -> Tensor:
+        """(A,) number of moves."""
+        return self.accepted.sum((0, 1))
+
+    def stays(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Total weight of the columns that a chain spent at each state.
+
+        Args:
+            weight: (M, A) weight of each column.
+
+        Returns:
+            (M, A) for the columns as states; (A,) for the state that the chain came with.
+        """
+        blocks, width, anchors = self.accepted.shape
+        weight = torch.nn.functional.pad(weight, (0, 0, 0, blocks * width - self.columns)).view(blocks, width, anchors)
+        # What a block spends before its first move counts for an earlier block's last state.
+        waiting = torch.einsum("bwa,bwa->ba", weight, 1 - self.moved)
+        stay = torch.empty_like(waiting)
+        carry = torch.zeros_like(waiting[0])
+        for block in reversed(range(blocks)):
+            stay[block] = carry
+            carry = waiting[block] + torch.where(self.moved[block, -1] > 0, 0, carry)
+        result = torch.empty_like(weight)
+        for j in reversed(range(width)):
+            stay += weight[:, j]
+            stay -= torch.mul(stay, self.accepted[:, j], out=result[:, j])
+        return result.flatten(0, 1)[: self.columns], carry

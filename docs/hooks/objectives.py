@@ -29,9 +29,7 @@ def table() -> str:
     """All objectives, one line each, as Markdown."""
     lines = ["| name | method | in one line | needs |", "|---|---|---|---|"]
     for card in cards():
-        lines.append(
-            f"| [`{card.name}`]({FOLDER}{card.name}.md) | {card.title} | {card.summary} | {_names(card.needs)} |"
-        )
+        lines.append(f"| [`{card.name}`]({FOLDER}{card.name}.md) | {card.title} | {card.summary} | {_names(card.needs)} |")
     return "\n".join(lines)
 
 
@@ -40,7 +38,8 @@ def page(card: Card) -> str:
     sections = [f"# {card.title}", _introduction(card), _example(card), _facts(card), _parameters(card)]
     if card.differences:
         sections.append("## Differences from the authors' code\n\n* " + "\n* ".join(card.differences))
-    sections.append(f"## Reference\n\n::: {card.build.__module__}.{card.build.__qualname__}")
+    options = '    options:\n      filters: ["!^_", "!^forward$"]'
+    sections.append(f"## Reference\n\n::: {card.build.__module__}.{card.build.__qualname__}\n{options}")
     return "\n\n".join(filter(None, sections)) + "\n"
 
 

@@ -1,0 +1,93 @@
+"""Operators that `torch.compile` does not look into, called directly where nothing is compiled.
+
+Without compilation the dispatcher's way to a custom operator only costs time, more than a small batch takes. So an `Operator`
+is both: an opaque `torch.library.custom_op`, and the plain function with a `torch.autograd.Function` around it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SECOND_DERIVATIVE = (
+    "the gradient of this operator was written by hand and has no derivative of its own (create_graph=True, gradient "
+    "penalties, Hessians). Use backend='dense', which is plain autograd."
+)
+
+
+class Operator:
+    """One function under a name and a schema.
+
+    Args:
+        name: Name of the operator, with its namespace.
+        schema: Its types, in the language of `torch.library`.
+        function: What it does.
+    """
+
+    def __init__(self, name: str, schema: str, function: Callable[..., Any]) -> None:
+        self.plain = function
+        self.opaque: Any = torch.library.custom_op(name, function, mutates_args=(), schema=schema)
+        self.register_fake = self.opaque.register_fake
+        self._eager = function
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.opaque(*inputs) if torch.compiler.is_compiling() else self._eager(*inputs)
+
+    def differentiate(self, backward: "Operator", setup: Callable[..., None], gradient: Callable[..., Any]) -> None:
+        """Give the operator a gradient.
+
+        Args:
+            backward: The operator that computes it; it has no derivative.
+            setup: ``setup(ctx, inputs, output)`` saves what the gradient needs.
+            gradient: ``gradient(ctx, compute, *grads)`` returns the gradients of all inputs; ``compute`` is ``backward``.
+        """
+        self.opaque.register_autograd(lambda ctx, *grads: gradient(ctx, backward.opaque, *grads), setup_context=setup)
+        backward.opaque.register_autograd(_refuse)
+        self._eager = _eager_function(self.plain, backward.plain, setup, gradient).apply
+
+
+def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Operator]:
+    """Make an `Operator` of the function below."""
+    return lambda function: Operator(name, schema, function)
+
+
+def _refuse(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError(SECOND_DERIVATIVE)
+
+
+class _LastDerivative(torch.autograd.Function):
+    """Passes gradients on, and refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+        """``sources`` are what the gradient depends on."""
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Refuses."""
+        _refuse(ctx)
+
+
+def _eager_function(
+    forward: Callable[..., Any], backward: Callable[..., Any], setup: Callable[..., None], gradient: Callable[..., Any]
+) -> Any:
+    class Eager(torch.autograd.Function):
+        # One forward for both: with a setup_context of its own, apply would inspect the signature at every call.
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = forward(*inputs)
+            setup(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            with torch.no_grad():
+                gradients = gradient(ctx, backward, *grads)
+            if not torch.is_grad_enabled():
+                return gradients
+            sources = [source for source in (*ctx.saved_tensors, *grads) if isinstance(source, Tensor)]
+            return tuple(g if g is None else _LastDerivative.apply(g, *sources) for g in gradients)  # type: ignore[no-untyped-call]
+
+    return Eager

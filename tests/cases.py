@@ -1,0 +1,117 @@
+"""Sizes, dtypes, scales, and the configurations of every registered loss that all tests go through."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import contrastive_zoo as zoo
+from contrastive_zoo import Loss
+
+# (rows, features): one, two and three rows, sizes that no tile divides, one feature.
+SIZES = [(1, 4), (2, 1), (3, 5), (63, 7), (111, 3)]
+DTYPES = [torch.float32, torch.float64]
+HALF = [torch.float16, torch.bfloat16]
+BACKENDS = ["dense", "tiled"]
+TEMPERATURES = [0.005, 0.1, 1.0, 10.0]
+
+NUM_SAMPLES = 40
+
+# Parameters to try besides the defaults; a name that is not listed is tried with its defaults.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "infonce": [{"symmetric": False}],
+    "dhel": [{"both_views": False}],
+    "hcl": [{"beta": 0.0}, {"beta": 2.0, "tau_plus": 0.3}],
+    "kcl": [
+        {"kernel": "log"},
+        {"kernel": "imq"},
+        {"kernel": "riesz", "t": 1.0},
+        {"kernel": "riesz", "t": -1.5},
+        {"kernel": "gaussian_riesz", "t": -1.5},
+    ],
+    "sogclr": [{"intra_view": False, "gamma": 0.5}, {"gamma": zoo.CosineSchedule(1.0, 0.2, steps=3)}],
+    "emc2": [{"out_of_batch": "skip", "burn_in": 0.0}],
+}
+
+
+class Configuration(NamedTuple):
+    """A registered name with parameters."""
+
+    name: str
+    params: dict[str, Any]
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{key}={value}" for key, value in self.params.items())])
+
+    @property
+    def card(self) -> zoo.Card:
+        return zoo.describe_loss(self.name)
+
+    def make(self, **params: Any) -> Loss:
+        """The loss, for NUM_SAMPLES samples unless `params` say otherwise."""
+        return zoo.get_loss(self.name, **{"num_samples": NUM_SAMPLES, **self.params, **params})
+
+
+NAMES = zoo.list_losses()
+DEFAULTS = [Configuration(name, {}) for name in NAMES]
+CONFIGURATIONS = [Configuration(name, params) for name in NAMES for params in ({}, *VARIANTS.get(name, []))]
+STATELESS = [c for c in CONFIGURATIONS if not c.card.stateful]
+STATEFUL = [c for c in CONFIGURATIONS if c.card.stateful]
+
+
+class Views(NamedTuple):
+    """What a call of a loss takes."""
+
+    z1: Tensor
+    z2: Tensor
+    index: Tensor
+    labels: Tensor
+
+    def call(self, loss_fn: Loss) -> Tensor:
+        return loss_fn(self.z1, self.z2, index=self.index, labels=self.labels)
+
+
+def views(
+    size: int = 12, width: int = 6, *, seed: int = 0, dtype: torch.dtype = torch.float64, num_samples: int = NUM_SAMPLES
+) -> Views:
+    """Two noisy views, leaves that want a gradient, of different samples of a data set in random order."""
+    draws = torch.Generator().manual_seed(seed)
+    z1 = torch.randn(size, width, generator=draws, dtype=torch.float64)
+    z2 = z1 + 0.5 * torch.randn(size, width, generator=draws, dtype=torch.float64)
+    index = torch.randperm(num_samples, generator=draws)[:size]
+    return Views(z1.to(dtype).requires_grad_(), z2.to(dtype).requires_grad_(), index, torch.arange(size) % 4)
+
+
+def gradients(loss: Tensor, batch: Views, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Gradients of both views."""
+    return torch.autograd.grad(loss, (batch.z1, batch.z2), weights)
+
+
+def rows(size: int, width: int, *, seed: int = 0, dtype: torch.dtype = torch.float64, unit: bool = True) -> Tensor:
+    """Random rows, of length 1 unless told otherwise, that want a gradient."""
+    x = torch.randn(size, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = torch.nn.functional.normalize(x, dim=1) if unit else x
+    return x.to(dtype).requires_grad_()
+
+
+def weights(*shape: int, seed: int = 7, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Upstream gradients, different for every entry and of both signs."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def snapshot(loss_fn: Loss) -> dict[str, Tensor]:
+    """A copy of all state."""
+    return {name: tensor.clone() for name, tensor in loss_fn.state_dict().items()}
+
+
+def same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Whether two snapshots agree bit for bit."""
+    return first.keys() == second.keys() and all(
+        first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def largest_logit(temperature: float) -> float:
+    """Largest |s / temperature| of unit rows."""
+    return math.ceil(1 / temperature)

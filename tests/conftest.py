@@ -1,0 +1,50 @@
+"""Repeatable tests: fixed seeds, the same Hypothesis examples every time, and NaN in all memory that nobody has written."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from contrastive_zoo import registry
+
+settings.register_profile(
+    "repeatable",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _unwritten_memory_is_nan() -> Iterator[None]:
+    """Deterministic algorithms fill what `torch.empty` and its kin return, so that reading it shows."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def _compiler() -> Iterator[None]:
+    """Compiled code of one test does not count as a recompilation of the next."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def _clean_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    for names in (registry.losses, registry.samplers, registry.batch_samplers):
+        for attribute, value in vars(names).items():
+            monkeypatch.setattr(names, attribute, copy.copy(value))

@@ -1,0 +1,79 @@
+"""Arguments that do not fit are refused with a message that says what to do."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from contrastive_zoo import pairwise
+
+X, KEYS = torch.eye(4), torch.eye(4)[:3]
+IDS, KEY_IDS = torch.arange(4), torch.arange(3)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (TypeError, "x must be a tensor", {"x": [[1.0]]}),
+        (TypeError, r"x must hold floating-point features, got torch.int64.*\.float\(\)", {"x": X.long()}),
+        (ValueError, r"x must be \(rows, features\), got shape \(4,\)", {"x": X[0]}),
+        (ValueError, "x is empty", {"x": X[:0]}),
+        (ValueError, "keys is empty", {"keys": KEYS[:0]}),
+        (ValueError, r"same width and dtype, got \(4, 4\) torch.float32 and \(3, 2\)", {"keys": KEYS[:, :2]}),
+        (ValueError, "same width and dtype", {"keys": KEYS.double()}),
+        (ValueError, "x is on cpu and keys on meta", {"keys": KEYS.to("meta")}),
+        (ValueError, "ids and key_ids go together", {"keys": KEYS, "ids": IDS}),
+        (ValueError, "ids and key_ids go together", {"keys": KEYS, "key_ids": KEY_IDS}),
+        (ValueError, r"key_ids must have shape \(3,\).*got \(4,\)", {"keys": KEYS, "ids": IDS, "key_ids": IDS}),
+        (ValueError, r"ids must have shape \(4,\).*got \(3,\)", {"ids": KEY_IDS}),
+        (TypeError, "ids must hold integers", {"ids": IDS.float()}),
+        (ValueError, r"scale must be a number or hold one per row, \(4,\), got shape \(3,\)", {"scale": torch.ones(3)}),
+        (ValueError, "backend must be one of 'auto', 'dense', 'tiled', got 'fused'", {"backend": "fused"}),
+    ],
+)
+def test_logsumexp(error: type[Exception], message: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(error, match=message):
+        pairwise.logsumexp(**{"x": X, "scale": 1.0, **arguments})
+
+
+def test_a_scale_per_row_does_not_serve_both_directions() -> None:
+    with pytest.raises(ValueError, match=r"scale must be one number for both directions, got shape \(4,\)"):
+        pairwise.logsumexp_both(X, KEYS, scale=torch.ones(4))
+
+
+def test_several_scales_do_not_serve_both_directions() -> None:
+    with pytest.raises(ValueError, match="scale must be one number for both directions"):
+        pairwise.logsumexp_both(X, KEYS, scale=(1.0, 2.0))  # type: ignore[arg-type]
+
+
+def test_key_ids_without_keys_are_refused() -> None:
+    with pytest.raises(ValueError, match="key_ids"):
+        pairwise.logsumexp(X, scale=1.0, ids=IDS, key_ids=IDS)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (ValueError, "kernel must be one of 'gaussian', 'log', 'imq', 'riesz', got 'cosine'", {"kernel": "cosine"}),
+        (ValueError, "gaussian kernel wants t > 0, got t = -1.0", {"parameter": -1.0}),
+        (ValueError, "riesz kernel wants t != 0", {"kernel": "riesz", "parameter": 0.0}),
+        (TypeError, "parameter must be a number, got '2'", {"parameter": "2"}),
+        (ValueError, "parameter must be a finite number", {"parameter": torch.inf}),
+        (ValueError, "ids must have shape", {"ids": KEY_IDS}),
+        (ValueError, "backend must be one of", {"backend": "fast"}),
+    ],
+)
+def test_kernel_sum(error: type[Exception], message: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(error, match=message):
+        pairwise.kernel_sum(X, **{"kernel": "gaussian", "parameter": 2.0, **arguments})
+
+
+def test_an_explicit_backend_is_kept_and_auto_is_tiled() -> None:
+    x = X.double().requires_grad_()
+    for backend, differentiable_twice in (("dense", True), ("tiled", False), ("auto", False)):
+        (first,) = torch.autograd.grad(pairwise.logsumexp(x, scale=1.0, backend=backend).sum(), x, create_graph=True)
+        if differentiable_twice:
+            assert torch.autograd.grad(first.square().sum(), x)[0].isfinite().all()
+        else:
+            with pytest.raises(RuntimeError, match="second derivative"):
+                torch.autograd.grad(first.square().sum(), x)
