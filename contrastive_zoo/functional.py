@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from contrastive_zoo import objectives
 from contrastive_zoo.loss import COMMON, Loss, describe_loss, get_loss
 
 __all__ = ["dcl", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent"]

@@ -136,7 +136,7 @@ class Loss(nn.Module):
         self.card = card
         self.objective = objective
         self.num_samples = num_samples
-        self.normalize = {True: "sphere", False: "none"}.get(normalize, normalize)  # type: ignore[call-overload]
+        self.normalize = normalize if isinstance(normalize, str) else "sphere" if normalize else "none"
         self.reduction = reduction
         self.backend = choose_backend(backend)
         self.gather = gather
@@ -178,7 +178,7 @@ class Loss(nn.Module):
         Args:
             z1: (B, D) features of the first view or modality; any float dtype, not normalised.
             z2: (B, D) features of the second.
-            index: (B,) integers, positions of the samples in the data set. Two rows of one sample are not negatives of each other.
+            index: (B,) integers, positions in the data set. Two rows of one sample are not negatives of each other.
             labels: (B,) integers.
             negatives: (M, D) extra keys for all anchors, or (B, M, D) extra keys for each.
             negatives_index: (M,) or (B, M) positions of the extra keys in the data set: none is a negative of itself.
@@ -421,7 +421,7 @@ def get_loss(name: str, **params: Any) -> Loss:
         >>> loss_fn = zoo.get_loss("ntxent", temperature=0.5)
         >>> z = torch.eye(4)
         >>> loss_fn(z, z)
-        tensor(0.5946)
+        tensor(0.5944)
     """
     card = losses.card(name)
     losses.check_parameters(card, params, COMMON)

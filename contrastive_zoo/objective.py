@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from contrastive_zoo.batch import Batch
 from contrastive_zoo.checks import check_number, shape
+from contrastive_zoo.tables import PreciseModule
 
 
 def as_temperature(value: object) -> Tensor:
@@ -27,7 +28,7 @@ def as_temperature(value: object) -> Tensor:
     return value
 
 
-class Objective(nn.Module):
+class Objective(PreciseModule):
     """One value per anchor from a `Batch`; subclasses implement `forward` and may hold state.
 
     A temperature given as a number is kept as a 0-dim tensor on the host: setting it anew neither recompiles nor waits.
@@ -60,15 +61,6 @@ class Objective(nn.Module):
     def table(self) -> dict[str, Tensor]:
         """State per sample on the CPU, in natural units."""
         raise TypeError(f"{type(self).__name__} keeps no state per sample, so it has no table.")
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Objective":
-        tables = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        super()._apply(fn, recurse)
-        for name, table in tables.items():
-            moved = self._buffers[name]
-            if moved is not None and moved.dtype in (torch.float16, torch.bfloat16):
-                self._buffers[name] = table.to(moved.device)
-        return self
 
 
 class FunctionObjective(Objective):

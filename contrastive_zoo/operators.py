@@ -32,6 +32,7 @@ class Operator:
         self._eager = function
 
     def __call__(self, *inputs: Any) -> Any:
+        """Through the dispatcher while something is being compiled, else directly."""
         return self.opaque(*inputs) if torch.compiler.is_compiling() else self._eager(*inputs)
 
     def differentiate(self, backward: "Operator", setup: Callable[..., None], gradient: Callable[..., Any]) -> None:

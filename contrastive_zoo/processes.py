@@ -39,10 +39,12 @@ class GatherFeatures(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, sizes: list[int], group: dist.ProcessGroup | None) -> Tensor:
+        """``sizes`` are the rows of each process."""
         rank = dist.get_rank(group)
         ctx.start, ctx.size, ctx.world = sum(sizes[:rank]), sizes[rank], len(sizes)
         return gather(values, sizes, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """The part of the own rows, times the number of processes."""
         return grads[0].narrow(0, ctx.start, ctx.size) * ctx.world, None, None

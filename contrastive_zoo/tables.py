@@ -1,12 +1,28 @@
 """State per sample: logarithms of moving averages."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.checks import shape
 
 
-class LogAverage(nn.Module):
+class PreciseModule(nn.Module):
+    """A module whose floating-point buffers stay in float32 or better whatever ``.half()`` or ``.bfloat16()`` say."""
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "PreciseModule":
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in self._buffers.items():
+            kept = before[name]
+            if buffer is not None and kept is not None and buffer.dtype in (torch.float16, torch.bfloat16):
+                self._buffers[name] = kept.to(buffer.device)
+        return self
+
+
+class LogAverage(PreciseModule):
     """Moving averages of a positive quantity per sample, kept as logarithms.
 
     Unvisited samples have no average: their first value replaces it whatever its weight.

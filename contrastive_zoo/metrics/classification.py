@@ -25,7 +25,7 @@ def nearest_class_mean(train_z: Tensor, train_y: Tensor, test_z: Tensor, test_y:
         TypeError: features are not floating-point or labels not integer tensors.
         ValueError: shapes or devices do not agree, or a feature is not finite.
 
-    Example:
+    Examples:
         >>> train, labels = torch.tensor([[0.0], [1.0], [9.0]]), torch.tensor([3, 3, 7])
         >>> nearest_class_mean(train, labels, torch.tensor([[2.0], [8.0]]), torch.tensor([3, 7]))
         1.0
@@ -68,7 +68,7 @@ def knn_accuracy(
         TypeError: features are not floating-point or labels not integer tensors.
         ValueError: shapes or devices do not agree, a feature is not finite, or `k` or `temperature` is out of range.
 
-    Example:
+    Examples:
         >>> train, labels = torch.eye(2), torch.tensor([5, 8])
         >>> knn_accuracy(train, labels, torch.tensor([[3.0, 1.0], [1.0, 2.0]]), torch.tensor([5, 8]), k=1)
         1.0
@@ -115,7 +115,7 @@ def linear_probe(
         ValueError: shapes or devices do not agree, a feature is not finite, there is one class only, or `C` or
             `max_iter` is out of range.
 
-    Example:
+    Examples:
         >>> train, labels = torch.tensor([[0.0], [1.0], [8.0], [9.0]]), torch.tensor([0, 0, 1, 1])
         >>> linear_probe(train, labels, torch.tensor([[2.0], [7.0]]), torch.tensor([0, 1]))
         1.0

@@ -37,7 +37,7 @@ def neural_collapse(features: Tensor, labels: Tensor) -> NeuralCollapse:
         TypeError: `features` is not a floating-point or `labels` not an integer tensor.
         ValueError: shapes do not agree, a feature is not finite, or there is only one class.
 
-    Example:
+    Examples:
         >>> etf = torch.tensor([[1.0, 0.0], [-0.5, 0.75**0.5], [-0.5, -(0.75**0.5)]])
         >>> [round(distance, 6) for distance in neural_collapse(etf, torch.arange(3))]
         [0.0, 0.0, 0.0, 0.0]
@@ -77,7 +77,7 @@ def within_class_distance(features: Tensor, labels: Tensor) -> float:
         TypeError: `features` is not a floating-point or `labels` not an integer tensor.
         ValueError: shapes do not agree or a feature is not finite.
 
-    Example:
+    Examples:
         >>> within_class_distance(torch.tensor([[0.0], [2.0], [5.0]]), torch.tensor([0, 0, 1]))
         0.5
     """

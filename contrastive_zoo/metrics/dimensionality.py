@@ -25,7 +25,7 @@ def spectrum(z: Tensor) -> Tensor:
         TypeError: `z` is not a floating-point tensor.
         ValueError: `z` is not a finite matrix of at least two rows.
 
-    Example:
+    Examples:
         >>> [round(value, 4) for value in spectrum(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).tolist()]
         [2.0, 0.0]
     """
@@ -50,7 +50,7 @@ def rank(z: Tensor, tol: float = 1e-5) -> int:
         TypeError: `z` is not a floating-point tensor.
         ValueError: `z` is not a finite matrix of at least two rows, or `tol` is not positive.
 
-    Example:
+    Examples:
         >>> rank(torch.eye(3))  # three points span a plane
         2
     """
@@ -75,7 +75,7 @@ def effective_rank(z: Tensor) -> float:
         TypeError: `z` is not a floating-point tensor.
         ValueError: `z` is not a finite matrix of at least one row.
 
-    Example:
+    Examples:
         >>> round(effective_rank(torch.eye(5)), 4)
         5.0
     """

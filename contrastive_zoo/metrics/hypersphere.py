@@ -28,7 +28,7 @@ def alignment(z1: Tensor, z2: Tensor, alpha: float = 2) -> float:
         TypeError: `z1` or `z2` is not a floating-point tensor.
         ValueError: the shapes or devices differ, an entry is not finite, or `alpha` is not positive.
 
-    Example:
+    Examples:
         >>> alignment(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
         2.0
     """
@@ -58,7 +58,7 @@ def uniformity(z: Tensor, t: float = 2) -> float:
         TypeError: `z` is not a floating-point tensor.
         ValueError: `z` is not a finite matrix of at least two rows, or `t` is not positive.
 
-    Example:
+    Examples:
         >>> uniformity(torch.eye(3))  # every pair at squared distance 2
         -4.0
     """
@@ -91,7 +91,7 @@ def wasserstein_uniformity(z: Tensor) -> float:
         TypeError: `z` is not a floating-point tensor.
         ValueError: `z` is not a finite matrix of at least two rows.
 
-    Example:
+    Examples:
         >>> round(wasserstein_uniformity(torch.ones(4, 8)), 4)  # all cosines are 1, their uniform mean is 0
         1.0
     """

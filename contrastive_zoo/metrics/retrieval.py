@@ -35,7 +35,7 @@ def retrieval_accuracy(z1: Tensor, z2: Tensor, k: Sequence[int] = (1, 5)) -> Ret
         TypeError: `z1` or `z2` is not a floating-point tensor.
         ValueError: the shapes or devices differ, an entry is not finite, or `k` holds anything but positive integers.
 
-    Example:
+    Examples:
         >>> accuracy = retrieval_accuracy(torch.eye(3), torch.eye(3)[[0, 2, 1]], k=(1, 3))
         >>> round(accuracy.z1_to_z2[1], 4), accuracy.z2_to_z1[3]
         (0.3333, 1.0)

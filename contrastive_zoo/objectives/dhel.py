@@ -14,15 +14,17 @@ from contrastive_zoo.registry import losses
 @losses.register(
     "dhel",
     title="Decoupled hyperspherical energy loss",
-    summary="Alignment of the views plus the energy of each view by itself; its optimum is that of the mini-batch for any size.",
+    summary="Alignment of the views plus the energy of each view by itself, without pairs across the views.",
     paper="Koromilas et al., ICML 2024. arXiv:2405.18045",
-    equation=r"-\frac{a_i^\top b_i}{\tau} + \log\sum_{j \ne i} e^{a_i^\top a_j/\tau} + \log\sum_{j \ne i} e^{b_i^\top b_j/\tau}",
+    equation=r"-\frac{a_i^\top b_i}{\tau} + \log\sum_{j \ne i} e^{a_i^\top a_j/\tau}"
+    r" + \log\sum_{j \ne i} e^{b_i^\top b_j/\tau}",
     scale="Equal to the authors' code: both energies but the alignment once.",
 )
 def dhel(batch: Batch, *, temperature: Tensor | float = 0.3, both_views: bool = True) -> Tensor:
     r"""Loss of each sample, (B, 1).
 
-    $$\ell_i = -\frac{a_i^\top b_i}{\tau} + \log\sum_{j \ne i} e^{a_i^\top a_j/\tau} + \log\sum_{j \ne i} e^{b_i^\top b_j/\tau}$$
+    $$\ell_i = -\frac{a_i^\top b_i}{\tau} + \log\sum_{j \ne i} e^{a_i^\top a_j/\tau}
+      + \log\sum_{j \ne i} e^{b_i^\top b_j/\tau}$$
 
     Args:
         batch: Rows of both views, a and b.

@@ -31,7 +31,7 @@ VALUE_WEIGHT = 0.9
     title="EMC2, efficient MCMC negative sampling",
     summary="Contrasts with the whole data set through negatives from a Markov chain per sample and view.",
     paper="Yau et al., ICML 2024, algorithm 1. arXiv:2404.10575",
-    equation=r"-\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal N_a|} \sum_{n \in \mathcal N_a} e^{s_{an}/\tau},\quad"
+    equation=r"-\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},\quad"
     r"\text{gradient with } n \sim \mathrm{softmax}(s_{a\cdot}/\tau)",
     needs={"index"},
     stateful=True,
@@ -42,7 +42,7 @@ VALUE_WEIGHT = 0.9
         "A chain per sample and view; the authors hand one chain from view 1 on to view 2.",
         "The carried state is scored anew for the present anchor, from a cache of last embeddings; theirs keeps"
         " its old score (out_of_batch='skip' does too).",
-        "Exactly nb - k of the nb valid columns are kept; theirs loses another one and divides by nb where the state is carried.",
+        "Exactly nb - k of the nb valid columns are kept; theirs loses one more and divides carried ones by nb.",
         "Scores are compared in log space; columns of the own sample, duplicates included, are never accepted.",
         "A carried state that is kept pulls on the anchor only, its cached embedding being a constant.",
         "The value is an estimate of the global objective; theirs is a surrogate for the gradient alone.",

@@ -30,7 +30,8 @@ FLOOR = (
     title="Contrastive learning with hard negatives",
     summary="NT-Xent with debiased negatives, the harder the heavier.",
     paper="Robinson et al., ICLR 2021, eq. 4. arXiv:2010.04592",
-    equation=r"\log\Big(1 + \frac{N_g}{e^{s_{ap}/\tau}}\Big),\quad N_g = \max\Big(\frac{N R - \tau^+ N e^{s_{ap}/\tau}}{1-\tau^+},"
+    equation=r"\log\Big(1 + \frac{N_g}{e^{s_{ap}/\tau}}\Big),\quad "
+    r"N_g = \max\Big(\frac{N R - \tau^+ N e^{s_{ap}/\tau}}{1-\tau^+},"
     r"\ N e^{-1/\tau}\Big),\quad R = \frac{\sum_n e^{(1+\beta) s_{an}/\tau}}{\sum_n e^{\beta s_{an}/\tau}}",
     ranges={"tau_plus": TAU_PLUS, "beta": Range(0)},
     differences=(FLOOR,),
@@ -71,7 +72,8 @@ def hcl(batch: Batch, *, temperature: Tensor | float = 0.5, tau_plus: float = 0.
     title="Debiased contrastive loss",
     summary="NT-Xent corrected for negatives that belong to the anchor's own class.",
     paper="Chuang et al., NeurIPS 2020, eq. 8. arXiv:2007.00224",
-    equation=r"\log\Big(1 + \frac{N_g}{e^{s_{ap}/\tau}}\Big),\quad N_g = \max\Big(\frac{\sum_n e^{s_{an}/\tau} - \tau^+ N e^{s_{ap}/\tau}}"
+    equation=r"\log\Big(1 + \frac{N_g}{e^{s_{ap}/\tau}}\Big),\quad "
+    r"N_g = \max\Big(\frac{\sum_n e^{s_{an}/\tau} - \tau^+ N e^{s_{ap}/\tau}}"
     r"{1-\tau^+},\ N e^{-1/\tau}\Big)",
     ranges={"tau_plus": TAU_PLUS},
     scale="Equal to the code of arXiv:2010.04592 at beta = 0.",
@@ -93,7 +95,7 @@ def debiased(batch: Batch, *, temperature: Tensor | float = 0.5, tau_plus: float
         >>> import contrastive_zoo as zoo
         >>> z = torch.eye(4)
         >>> zoo.get_loss("debiased", temperature=1.0, tau_plus=0.0)(z, z)
-        tensor(1.1656)
+        tensor(1.1654)
     """
     return hcl(batch, temperature=temperature, tau_plus=tau_plus, beta=0.0)
 

@@ -18,7 +18,8 @@ from contrastive_zoo.registry import losses
     title="InfoNCE",
     summary="Softmax cross-entropy of the partner against the rows of the other view, and given negatives.",
     paper="van den Oord et al., 2018, eq. 4. arXiv:1807.03748",
-    equation=r"-\frac{s_{ii}}{\tau} + \log\Big(e^{s_{ii}/\tau} + \sum_{j:\,\mathrm{id}_j \ne \mathrm{id}_i} e^{s_{ij}/\tau}\Big)",
+    equation=r"-\frac{s_{ii}}{\tau} + "
+    r"\log\Big(e^{s_{ii}/\tau} + \sum_{j:\,\mathrm{id}_j \ne \mathrm{id}_i} e^{s_{ij}/\tau}\Big)",
     uses={"index", "negatives"},
     scale="Equal to info-nce-pytorch with symmetric=False, and to open_clip's ClipLoss at temperature 1 / logit_scale.",
 )

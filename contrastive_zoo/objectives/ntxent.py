@@ -19,7 +19,8 @@ from contrastive_zoo.registry import losses
     title="NT-Xent, the loss of SimCLR",
     summary="Softmax cross-entropy of the other view against all other rows of the batch.",
     paper="Chen et al., ICML 2020, eq. 1. arXiv:2002.05709",
-    equation=r"-\frac{s_{ap}}{\tau} + \log\Big(e^{s_{ap}/\tau} + \sum_{b:\,\mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\Big)",
+    equation=r"-\frac{s_{ap}}{\tau} + "
+    r"\log\Big(e^{s_{ap}/\tau} + \sum_{b:\,\mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\Big)",
     uses={"index", "negatives"},
     scale="Equal to lightly's and pytorch-metric-learning's NTXentLoss.",
 )

@@ -28,7 +28,8 @@ Schedule = Callable[[Tensor], "Tensor | float"]
     title="SogCLR, stochastic optimisation of the global contrastive loss",
     summary="Contrasts with the whole data set through a moving average per sample; small batches do no harm.",
     paper="Yuan et al., ICML 2022, algorithm 1. arXiv:2202.12387",
-    equation=r"-\frac{s_{ap}}{\tau} + \log u_a,\quad u_a = (1-\gamma)\,u[i] + \gamma\,\frac{1}{n}\sum_{b:\,\mathrm{id}_b\ne\mathrm{id}_a} e^{s_{ab}/\tau}",
+    equation=r"-\frac{s_{ap}}{\tau} + \log u_a,\quad "
+    r"u_a = (1-\gamma)\,u[i] + \gamma\,\frac{1}{n}\sum_{b:\,\mathrm{id}_b\ne\mathrm{id}_a} e^{s_{ab}/\tau}",
     needs={"index"},
     stateful=True,
     ranges={"gamma": Range(0, 1, open_low=True)},
@@ -44,7 +45,8 @@ class SogCLR(Objective):
     r"""Loss of each anchor, (B, 2); value and gradient are different estimates, joined.
 
     $$\ell_a = -s_{ap}/\tau + \log u_a, \qquad
-      \nabla \ell_a = -\nabla s_{ap}/\tau + \frac{1}{n u_a} \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\, \nabla s_{ab}/\tau$$
+      \nabla \ell_a = -\frac{\nabla s_{ap}}{\tau}
+      + \frac{1}{n u_a} \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\, \frac{\nabla s_{ab}}{\tau}$$
 
     In `eval()` the batch's own mean takes the place of u; no table is read or written.
 
@@ -101,7 +103,7 @@ class SogCLR(Objective):
         return torch.stack(batch.pairs.logsumexp_both(x, y, scale=scale, ids=ids, key_ids=ids), 1)
 
     def _against_averages(self, batch: Batch, log_mean: Tensor) -> Tensor:
-        """log u as the value, and the batch mean over u as the gradient; moves the averages on."""
+        """The value log u, with the gradient of the batch mean over u; moves the averages on."""
         assert batch.index is not None
         index = batch.index.to(log_mean.device)
         gamma = self.gamma(self.step.value) if callable(self.gamma) else self.gamma

@@ -53,7 +53,8 @@ class Tiles:
         self.size = tile_size(x.shape[0], self.keys.shape[0], x.device)
         if self.symmetric:
             ids = key_ids = torch.arange(x.shape[0]) if ids is None else ids
-        self.ids, self.key_ids = (None, None) if ids is None or key_ids is None else (ids, key_ids)
+        paired = ids is not None and key_ids is not None
+        self.ids, self.key_ids = (ids, key_ids) if paired else (None, None)
         self._group = self._group_size()
         self._row_ranges = self._ranges(self.ids)
         self._column_ranges = self._row_ranges if self.symmetric else self._ranges(self.key_ids)

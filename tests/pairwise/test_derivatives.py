@@ -68,5 +68,5 @@ def test_tiled_refuses_a_second_derivative(sweep: Callable[..., Tensor], names: 
     value = sweep(*tensors, backend="tiled")
     value = torch.cat(value) if isinstance(value, tuple) else value
     first = torch.autograd.grad(value.sum(), tensors, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"no second derivative.*backend='dense'"):
+    with pytest.raises(RuntimeError, match="Use backend='dense'"):
         torch.autograd.grad(sum(gradient.square().sum() for gradient in first), tensors)

@@ -1,0 +1,94 @@
+"""The operators of the package keep the promises of `torch.library`, whatever calls them."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from cases import CONFIGURATIONS, rows, views
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from contrastive_zoo import pairwise
+
+NAMESPACE = "contrastive_zoo"
+REDUCTION = {True: {"reduction": "none"}, False: {}}
+
+
+class Recorder(TorchDispatchMode):
+    """Remembers a call of each operator of the package for each kind of arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == NAMESPACE:
+            self.calls.setdefault((str(func), *map(kind, args)), (func, tuple(map(leaf, args))))
+        return func(*args, **(kwargs or {}))
+
+
+def kind(argument: Any) -> Any:
+    """What of an argument decides about the path through an operator."""
+    return (argument.dtype, argument.dim(), argument.numel() == 0) if isinstance(argument, Tensor) else argument
+
+
+def leaf(argument: Any) -> Any:
+    return argument.detach().clone().requires_grad_(argument.requires_grad) if isinstance(argument, Tensor) else argument
+
+
+def every_use() -> Iterator[Callable[[], Any]]:
+    """Calls of public functions that between them reach all operators, as a compiler would meet them."""
+    x, keys = rows(6, 3, dtype=torch.float32), rows(5, 3, seed=1, dtype=torch.float32)
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    ids, key_ids = torch.arange(6) // 2, torch.arange(5)
+    yield lambda: pairwise.logsumexp(x, scale=scale, ids=ids)
+    yield lambda: pairwise.logsumexp(x, keys, scale=300.0, ids=ids, key_ids=key_ids)
+    yield lambda: pairwise.logsumexp(x, keys, scale=(scale, 2 * scale))
+    yield lambda: pairwise.logsumexp(x, scale=torch.full((6,), 2.0, requires_grad=True))
+    yield lambda: torch.cat(pairwise.logsumexp_both(x, keys, scale=scale))
+    yield lambda: pairwise.kernel_sum(x, kernel="imq", parameter=1.0)
+    yield lambda: pairwise.kernel_sum(x, kernel="riesz", parameter=1.0, ids=ids, unit_rows=True)
+
+
+class RecordedUses:
+    """Compiles functions with a backend that runs their graphs under a recorder, then their backward passes."""
+
+    def __init__(self) -> None:
+        self.recorder = Recorder()
+
+    def _backend(self, graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        def run(*inputs: Tensor) -> Any:
+            with self.recorder:
+                return graph(*inputs)
+
+        return run
+
+    def __call__(self, function: Callable[..., Tensor], *arguments: Any) -> None:
+        torch._dynamo.reset()
+        value = torch.compile(function, backend=self._backend, fullgraph=True)(*arguments)
+        with self.recorder:
+            value.sum().backward()
+
+
+@cache
+def recorded() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Operators with arguments, by a readable name."""
+    record = RecordedUses()
+    for use in every_use():
+        record(use)
+    batch = views(4, 3, dtype=torch.float32)
+    for configuration in CONFIGURATIONS:
+        record(batch.call, configuration.make())
+        record(batch.call, configuration.make(normalize="ball", **REDUCTION[configuration.card.per_sample]))
+    torch._dynamo.reset()
+    return {f"{call[0].name()} {number}": call for number, call in enumerate(record.recorder.calls.values())}
+
+
+def registered() -> set[str]:
+    return {name for name in torch._C._dispatch_get_all_op_names() if name.startswith(f"{NAMESPACE}::")}
+
+
+def test_every_operator_is_reached() -> None:
+    assert {name.split()[0].removesuffix(".default") for name in recorded()} == registered()
