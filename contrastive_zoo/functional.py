@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+import contrastive_zoo.objectives  # noqa: F401 - registers the names
 from contrastive_zoo.loss import COMMON, Loss, describe_loss, get_loss
 
 __all__ = ["dcl", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent"]

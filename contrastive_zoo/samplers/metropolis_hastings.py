@@ -2,9 +2,9 @@ r"""Metropolis-Hastings over columns of scores, without a step per column.
 
 A chain at log score c moves to column j, with log score x_j, if log(uniform_j) < x_j - c, that is, if c < t_j for the threshold
 t_j = x_j - log(uniform_j) >= x_j. So a column is the map "below t_j becomes x_j", and columns in a row make another such map:
-below the largest of their t becomes wherever the *free* chain ends, the one that starts at -inf. Chains from c and from
--inf are one from the first t_j > c on. So columns are cut into blocks, the free chains of all blocks walk at once, the chain hops from
-block to block, and where it is inside a block follows from the running maximum of t.
+below the largest of their t becomes wherever the *free* chain ends, the one that starts at -inf. From the first t_j > c on, the
+chain from c and the free chain are one. So columns are cut into blocks, the free chains of all blocks walk at once, the chain
+hops from block to block, and where it is inside a block follows from the running maximum of t.
 
 Shapes: A anchors (chains), M columns, W columns per block.
 """
