@@ -342,6 +342,7 @@ class Loss(nn.Module):
         values = values.view(batch.size, -1)
         kept = values != -torch.inf
         count = kept.sum()
+        batch.diagnostics["dropped_anchors"] = 1 - count / kept.numel()
         if values.device.type == "cpu" and not torch.compiler.is_compiling() and int(count) == 0:
             return self._empty(batch, "no anchor has what the method divides by")
         per_sample = torch.where(kept, values, 0).sum(1) * (batch.size / count.clamp_min(1))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastive_zoo.batch import Batch
 from contrastive_zoo.checks import check_choice
-from contrastive_zoo.pairwise.kernels import KERNELS
+from contrastive_zoo.pairwise.kernels import get_kernel
 from contrastive_zoo.registry import Range, losses
 
 # Kernel of the alignment and of the energy, and what the authors' code multiplies the energy by.
@@ -73,7 +73,7 @@ def kcl(batch: Batch, *, kernel: str = "gaussian", t: float = 2.0, gamma: float 
 def _alignment(batch: Batch, kernel: str, t: float) -> Tensor:
     """Mean kernel of the distance between the views of a sample."""
     distances = (batch.view(0) - batch.view(1)).square().sum(1)
-    return KERNELS[kernel].value(distances.clamp_min(torch.finfo(distances.dtype).eps), t).mean()
+    return get_kernel(kernel).value(distances.clamp_min(torch.finfo(distances.dtype).eps), t).mean()
 
 
 def _energy(batch: Batch, view: int, kernel: str, t: float) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.logspace import masked_logsumexp
-from contrastive_zoo.pairwise.kernels import KERNELS
+from contrastive_zoo.pairwise.kernels import get_kernel
 
 
 def _excluded(x: Tensor, keys: Tensor | None, ids: Tensor | None, key_ids: Tensor | None) -> Tensor:
@@ -47,5 +47,5 @@ def kernel_sum(x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kern
     else:
         distances = squared_norms[:, None] + squared_norms[None, :] - 2 * similarity
     floor = torch.finfo(x.dtype).eps
-    value = KERNELS[kernel].value(distances.clamp_min(floor), parameter)
+    value = get_kernel(kernel).value(distances.clamp_min(floor), parameter)
     return value.masked_fill(_excluded(x, None, ids, None), 0).sum(1)

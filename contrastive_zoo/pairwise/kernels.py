@@ -47,3 +47,10 @@ KERNELS: dict[str, Kernel] = {
     ),
     "riesz": Kernel(_riesz, _riesz_derivative, lambda t: t != 0, "t != 0"),
 }
+
+KERNEL_NAMES = tuple(KERNELS)
+
+
+def get_kernel(name: str) -> Kernel:
+    """The kernel by that name."""
+    return KERNELS[name]

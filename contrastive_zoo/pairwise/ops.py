@@ -6,7 +6,7 @@ from torch import Tensor
 from contrastive_zoo.checks import check_choice, check_device, check_features, check_integers, check_number, shape
 from contrastive_zoo.pairwise import dense, operators
 from contrastive_zoo.pairwise.dispatch import choose_backend
-from contrastive_zoo.pairwise.kernels import KERNELS
+from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, get_kernel
 
 
 def logsumexp(
@@ -122,10 +122,10 @@ def kernel_sum(
     """
     backend = choose_backend(backend)
     check_features("x", x, (2,))
-    check_choice("kernel", kernel, tuple(KERNELS))
+    check_choice("kernel", kernel, KERNEL_NAMES)
     check_number("parameter", parameter)
-    if not KERNELS[kernel].valid(parameter):
-        raise ValueError(f"the {kernel} kernel wants {KERNELS[kernel].wanted}, got t = {parameter!r}.")
+    if not get_kernel(kernel).valid(parameter):
+        raise ValueError(f"the {kernel} kernel wants {get_kernel(kernel).wanted}, got t = {parameter!r}.")
     if ids is not None:
         check_integers("ids", ids, len(x))
     x = _computed(x)

@@ -107,8 +107,8 @@ class _Columns(NamedTuple):
         first_kept: (N,) column from which states are kept.
         kept: (N,) valid columns from there on.
         valid: (N,) valid columns.
-        own_columns: Columns of pairs that are one sample, sorted by row.
-        own_rows: Rows of these pairs.
+        own_columns: Columns of pairs that are one sample, sorted by row; where the ids are.
+        own_rows: Rows of these pairs; where the ids are, so that ids on the host cost no wait for an accelerator.
     """
 
     first_kept: Tensor
@@ -118,7 +118,7 @@ class _Columns(NamedTuple):
     own_rows: Tensor
 
     @staticmethod
-    def of(ids: Tensor, burn_in: float) -> "_Columns":
+    def of(ids: Tensor, burn_in: float, device: torch.device) -> "_Columns":
         ordered, order = ids.sort(stable=True)
         group = torch.searchsorted(ordered, ids)
         same = torch.searchsorted(ordered, ids, right=True) - group
@@ -132,7 +132,7 @@ class _Columns(NamedTuple):
         # The r-th own column, at position p, has p - r valid columns before it; if these are burnt it is passed over as well.
         passed = (own_columns - own_rank < burnt[own_rows]).long()
         first_kept = burnt.index_add(0, own_rows, passed)
-        return _Columns(first_kept, valid - burnt, valid, own_columns, own_rows)
+        return _Columns(first_kept.to(device), (valid - burnt).to(device), valid.to(device), own_columns, own_rows)
 
 
 def _walk(
@@ -140,8 +140,9 @@ def _walk(
 ) -> tuple[Walk, Tensor, tuple[Tensor, Tensor]]:
     """The walk of a block of anchors, the log of their sums of exponentials, and the pairs that do not count."""
     scores = x @ (x[rows] * scale).T
-    low, high = torch.searchsorted(columns.own_rows, torch.tensor([rows.start, rows.stop], device=x.device)).tolist()
-    own = columns.own_columns[low:high], columns.own_rows[low:high] - rows.start
+    ends = torch.tensor([rows.start, rows.stop], device=columns.own_rows.device)
+    low, high = torch.searchsorted(columns.own_rows, ends).tolist()
+    own = columns.own_columns[low:high].to(x.device), (columns.own_rows[low:high] - rows.start).to(x.device)
     scores[own] = -torch.inf
     log_sum = torch.logsumexp(scores, 0)
     thresholds = torch.rand(scores.shape, generator=draws, device=x.device, dtype=x.dtype).log_()
@@ -168,7 +169,7 @@ def mcmc_negatives(
     x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: int, step: Tensor, uniform: bool
 ) -> tuple[Tensor, ...]:
     """The fields of `SampledNegatives`, and the gradient of the sum of the similarities if ``uniform``."""
-    scale, columns = scale.to(x), _Columns.of(ids.to(x.device), burn_in)
+    scale, columns = scale.to(x), _Columns.of(ids, burn_in, x.device)
     similarity, carried_share, log_score, log_mean, acceptance = (x.new_empty(x.shape[0]) for _ in range(5))
     state = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
     gradient = torch.zeros_like(x) if uniform else x.new_empty(0)
@@ -207,7 +208,7 @@ def mcmc_negatives_backward(
     grad: Tensor, x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: int, step: Tensor
 ) -> Tensor:
     """Gradient of x for any upstream gradient, from a second walk with the same draws."""
-    scale, columns = scale.to(x), _Columns.of(ids.to(x.device), burn_in)
+    scale, columns = scale.to(x), _Columns.of(ids, burn_in, x.device)
     draws = generator(seed, int(step), x.device)
     gradient = torch.zeros_like(x)
     for rows in _blocks(x.shape[0]):
