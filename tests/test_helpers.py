@@ -5,7 +5,7 @@ import math
 import oracle
 import pytest
 import torch
-from tolerances import ROUNDING, assert_close
+from tolerances import ROUNDING, assert_close, tolerance
 
 
 def test_memory_that_nobody_wrote_is_nan() -> None:
@@ -17,7 +17,7 @@ def test_memory_that_nobody_wrote_is_nan() -> None:
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_comparison_fails_just_outside_its_tolerance(dtype: torch.dtype) -> None:
     expected = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    near, far = (expected + torch.tensor([0.0, 0.0, shift * ROUNDING[dtype]]) for shift in (100, 200))
+    near, far = (expected + torch.tensor([0.0, 0.0, share * 2 * tolerance(dtype)]) for share in (0.9, 1.1))
     assert_close(near, expected, "near", dtype=dtype)
     with pytest.raises(AssertionError, match="far: worst difference"):
         assert_close(far, expected, "far", dtype=dtype)

@@ -10,6 +10,7 @@ Shapes: A anchors (chains), M columns, W columns per block.
 """
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -50,12 +51,12 @@ def metropolis_hastings(
     if state is not None and state.shape != log_current.shape:
         raise ValueError(f"state must have shape {shape(log_current)}, got {shape(state)}.")
     scores = log_scores.T.contiguous()
-    thresholds = (scores - uniforms.T.log()).masked_fill_(scores == -torch.inf, -torch.inf)
+    thresholds = torch.sub(scores, uniforms.log().T).masked_fill_(scores == -torch.inf, -torch.inf)
     walk = Walk.over(scores, thresholds, log_current)
-    states = walk.states()
+    states = walk.numbers().T.contiguous().long() - 1
     if state is not None:
-        states = torch.where(states < 0, state.to(states), states)
-    return states.T.contiguous(), walk.log_score
+        states = torch.where(states < 0, state[:, None].to(states), states)
+    return states, walk.log_score
 
 
 class Walk(NamedTuple):
@@ -98,34 +99,30 @@ class Walk(NamedTuple):
             free.lerp_(scores[:, j], accepted[:, j].gt_(free))
         starts = torch.empty_like(free)
         current = current.clamp(min=lowest)
-        for block in range(blocks):
-            starts[block] = current
-            current = torch.lerp(current, free[block], (highest[block, -1] > current).to(scores.dtype))
+        for start, end, top in zip(starts.unbind(0), free.unbind(0), highest[:, -1].unbind(0), strict=True):
+            start.copy_(current)
+            current = torch.where(top > current, end, current)
         moved = highest.gt_(starts[:, None])
         return Walk(accepted.mul_(moved), moved, torch.where(current > lowest, current, -torch.inf), columns)
 
-    def _last(self) -> Tensor:
-        """(blocks, A) last column that the chain moved to in each block, counted from 1, 0 if none."""
-        return (self.accepted * self._numbers()).amax(1)
-
-    def _numbers(self) -> Tensor:
+    def _numbered(self) -> Tensor:
+        """(blocks, W, A) number of the column, from 1 on, where the chain moved to it, else 0; exact up to 2^24 columns."""
         blocks, width, _ = self.accepted.shape
-        # Counted in the dtype of the scores, exact up to 2^24 columns.
-        return torch.arange(1, blocks * width + 1, dtype=self.accepted.dtype, device=self.accepted.device).view(
-            blocks, width, 1
-        )
+        number = torch.arange(1, blocks * width + 1, dtype=self.accepted.dtype, device=self.accepted.device)
+        return self.accepted * number.view(blocks, width, 1)
 
-    def states(self) -> Tensor:
-        """(M, A) int64 column that each chain is at after each column, -1 before its first move."""
-        at = self.accepted * self._numbers()
-        for j in range(1, at.shape[1]):
-            torch.maximum(at[:, j], at[:, j - 1], out=at[:, j])
-        before = torch.nn.functional.pad(at[:-1, -1].cummax(0).values if len(at) > 1 else at[:0, -1], (0, 0, 1, 0))
-        return torch.maximum(at, before[:, None]).flatten(0, 1)[: self.columns].long() - 1
+    def numbers(self) -> Tensor:
+        """(M, A) number of the column, from 1 on, that each chain is at after each column; 0 before its first move."""
+        at = self._numbered()
+        for before, now in pairwise(at.unbind(1)):
+            torch.maximum(now, before, out=now)
+        ends = at[:, -1].cummax(0).values
+        torch.maximum(at[1:], ends[:-1, None], out=at[1:])
+        return at.flatten(0, 1)[: self.columns]
 
     def end(self) -> Tensor:
         """(A,) int64 column that each chain is at in the end, -1 if it never moved."""
-        return self._last().amax(0).long() - 1
+        return self._numbered().amax((0, 1)).long() - 1
 
     def moves(self) -> Tensor:
         """(A,) number of moves."""
@@ -141,16 +138,19 @@ class Walk(NamedTuple):
             (M, A) for the columns as states; (A,) for the state that the chain came with.
         """
         blocks, width, anchors = self.accepted.shape
-        weight = torch.nn.functional.pad(weight, (0, 0, 0, blocks * width - self.columns)).view(blocks, width, anchors)
+        padding = blocks * width - self.columns
+        weight = torch.nn.functional.pad(weight, (0, 0, 0, padding)) if padding else weight
+        weight = weight.view(blocks, width, anchors)
         # What a block spends before its first move counts for an earlier block's last state.
-        waiting = torch.einsum("bwa,bwa->ba", weight, 1 - self.moved)
-        stay = torch.empty_like(waiting)
+        waiting = (weight.sum(1) - (weight * self.moved).sum(1)).unbind(0)
+        never = (1 - self.moved[:, -1]).unbind(0)
+        stay = torch.empty_like(weight[:, 0])
         carry = torch.zeros_like(waiting[0])
         for block in reversed(range(blocks)):
             stay[block] = carry
-            carry = waiting[block] + torch.where(self.moved[block, -1] > 0, 0, carry)
+            carry = torch.addcmul(waiting[block], never[block], carry)
         result = torch.empty_like(weight)
-        for j in reversed(range(width)):
-            stay += weight[:, j]
-            stay -= torch.mul(stay, self.accepted[:, j], out=result[:, j])
+        for column, accepted, out in zip(*(t.unbind(1)[::-1] for t in (weight, self.accepted, result)), strict=True):
+            stay += column
+            stay -= torch.mul(stay, accepted, out=out)
         return result.flatten(0, 1)[: self.columns], carry

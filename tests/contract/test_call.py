@@ -1,0 +1,321 @@
+"""One call for all names: precision, reductions, backends, ids, order, diagnostics, functional forms."""
+
+import inspect
+
+import pytest
+import torch
+from cases import BACKENDS, CONFIGURATIONS, HALF, STATELESS, Configuration, Views, gradients, rows, snapshot, views, weights
+from tolerances import assert_close
+
+import contrastive_zoo as zoo
+
+every_configuration = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+every_stateless = pytest.mark.parametrize("configuration", STATELESS, ids=str)
+with_samples = pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if c.card.per_sample], ids=str)
+without_draws = pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if not c.card.draws], ids=str)
+
+
+def outcome(configuration: Configuration, batch: Views, **params: object) -> tuple[torch.Tensor, ...]:
+    """Value and gradients of one call of a new loss, in the precision of the batch."""
+    loss = batch.call(configuration.make(**params).to(batch.z1.dtype))
+    return loss, *gradients(loss.sum(), batch)
+
+
+def assert_same(first: tuple[torch.Tensor, ...], second: tuple[torch.Tensor, ...]) -> None:
+    for name, a, b in zip(("loss", "gradient of z1", "gradient of z2"), first, second, strict=True):
+        assert_close(a, b, name)
+
+
+@every_configuration
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF], ids=str)
+def test_the_same_call_works_with_every_name(configuration: Configuration, dtype: torch.dtype) -> None:
+    batch = views(dtype=dtype)
+    loss = batch.call(configuration.make())
+    assert loss.shape == ()
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert loss.isfinite()
+    for gradient in gradients(loss, batch):
+        assert gradient.dtype == dtype
+        assert gradient.isfinite().all()
+        assert gradient.any()
+
+
+@every_configuration
+def test_needs_is_what_the_card_says(configuration: Configuration) -> None:
+    needs = configuration.make().needs
+    assert isinstance(needs, frozenset)
+    assert needs == configuration.card.needs <= {"index", "labels"}
+
+
+@every_configuration
+def test_aliases_make_the_same_loss(configuration: Configuration) -> None:
+    for alias in configuration.card.aliases:
+        assert zoo.describe_loss(alias) is configuration.card
+        assert zoo.get_loss(alias, num_samples=4).card is configuration.card
+
+
+def rounded_rows(batch: Views, dtype: torch.dtype) -> Views:
+    """Unit rows in float32 with the values that half precision has for them; gradients go on to the batch."""
+    unit = [torch.nn.functional.normalize(z.float(), dim=1) for z in batch[:2]]
+    rounded = [rows + (rows.to(dtype).float() - rows).detach() for rows in unit]
+    return batch._replace(z1=rounded[0], z2=rounded[1])
+
+
+@every_configuration
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("autocast", [False, True], ids=["half features", "autocast"])
+def test_half_precision_rounds_the_rows_and_nothing_else(
+    configuration: Configuration, dtype: torch.dtype, autocast: bool
+) -> None:
+    batch = views(dtype=torch.float32 if autocast else dtype)
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        loss = batch.call(configuration.make())
+    expected = rounded_rows(batch, dtype).call(configuration.make(normalize=False))
+    # Kernels take the length of unit rows for 1, which that of rounded rows is not.
+    assert_close(loss, expected, "loss", dtype=dtype if configuration.name == "kcl" else torch.float32)
+    for name, gradient, wanted in zip(("z1", "z2"), gradients(loss, batch), gradients(expected, batch), strict=True):
+        assert_close(gradient, wanted, f"gradient of {name}", dtype=dtype)
+
+
+@every_configuration
+def test_autocast_leaves_float64_alone(configuration: Configuration) -> None:
+    batch, loss_fn = views(), configuration.make().double()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = batch.call(loss_fn)
+    assert torch.equal(loss, outcome(configuration, batch)[0])
+
+
+@with_samples
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_reductions_belong_together(configuration: Configuration, backend: str) -> None:
+    batch = views()
+    mean, total, none = (outcome(configuration, batch, reduction=r, backend=backend) for r in ("mean", "sum", "none"))
+    assert none[0].shape == batch.index.shape
+    assert_close(none[0].mean(), mean[0], "mean of none")
+    assert_close(none[0].sum(), total[0], "sum of none")
+    for summed, of_sum, averaged in zip(none[1:], total[1:], mean[1:], strict=True):
+        assert_close(of_sum, summed, "gradient of sum")
+        assert_close(averaged * len(batch.index), summed, "gradient of mean")
+
+
+@every_configuration
+def test_a_loss_without_a_value_per_sample_has_only_the_mean(configuration: Configuration) -> None:
+    for reduction in ("sum", "none"):
+        if configuration.card.per_sample:
+            configuration.make(reduction=reduction)
+        else:
+            with pytest.raises(ValueError, match=rf"reduction='{reduction}' has no meaning for '{configuration.name}'"):
+                configuration.make(reduction=reduction)
+
+
+@every_configuration
+@pytest.mark.parametrize("normalize", ["sphere", "ball", False])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_backends_agree(configuration: Configuration, normalize: str | bool, training: bool) -> None:
+    batch, found = views(), []
+    for backend in BACKENDS:
+        loss_fn = configuration.make(backend=backend, normalize=normalize, seed=3).double().train(training)
+        for _ in range(2):
+            loss = batch.call(loss_fn)
+        found.append((loss, *gradients(loss, batch)))
+    assert_same(*found)
+
+
+@every_stateless
+def test_dense_has_second_derivatives_and_tiled_says_that_it_has_none(configuration: Configuration) -> None:
+    batch = views(4, 3)
+    for backend in BACKENDS:
+        loss = batch.call(configuration.make(backend=backend))
+        first = torch.autograd.grad(loss, batch[:2], create_graph=True)
+        if backend == "dense":
+            for gradient in torch.autograd.grad(sum(g.square().sum() for g in first), batch[:2]):
+                assert gradient.isfinite().all()
+        else:
+            with pytest.raises(RuntimeError, match="backend='dense'"):
+                torch.autograd.grad(sum(g.square().sum() for g in first), batch[:2])
+
+
+@every_configuration
+def test_normalize_true_means_sphere(configuration: Configuration) -> None:
+    assert_same(outcome(configuration, views(), normalize=True), outcome(configuration, views(), normalize="sphere"))
+
+
+@every_configuration
+def test_length_of_rows_does_not_matter_on_the_sphere(configuration: Configuration) -> None:
+    batch = views()
+    factors = torch.rand(2, len(batch.z1), 1, dtype=torch.float64) + 0.5
+    stretched = batch._replace(z1=batch.z1 * factors[0], z2=batch.z2 * factors[1])
+    assert_close(stretched.call(configuration.make().double()), batch.call(configuration.make().double()), "loss")
+
+
+@without_draws
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_order_of_samples_does_not_matter(configuration: Configuration, backend: str) -> None:
+    batch, order = views(), torch.randperm(12)
+    mixed = Views(*(leaf.detach()[order] for leaf in batch))
+    mixed.z1.requires_grad_(), mixed.z2.requires_grad_()
+    found = [outcome(configuration, b, backend=backend) for b in (batch, mixed)]
+    assert_same(found[1], (found[0][0], found[0][1][order], found[0][2][order]))
+
+
+@every_stateless
+def test_index_of_different_samples_changes_nothing(configuration: Configuration) -> None:
+    batch, loss_fn = views(), configuration.make()
+    with_index, without = batch.call(loss_fn), loss_fn(batch.z1, batch.z2)
+    assert_close(with_index, without, "loss")
+    for given, bare in zip(gradients(with_index, batch), gradients(without, batch), strict=True):
+        assert_close(given, bare, "gradient")
+
+
+@every_configuration
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8], ids=str)
+def test_any_integers_will_do_for_an_index(configuration: Configuration, dtype: torch.dtype) -> None:
+    batch = views()
+    assert torch.equal(outcome(configuration, batch._replace(index=batch.index.to(dtype)))[0], outcome(configuration, batch)[0])
+
+
+@every_configuration
+def test_every_name_takes_note_of_samples_that_come_twice(configuration: Configuration) -> None:
+    batch = views()
+    twice = batch._replace(index=torch.where(torch.arange(12) == 7, batch.index[2], batch.index))
+    assert not torch.equal(outcome(configuration, twice)[0], outcome(configuration, batch)[0])
+
+
+@every_configuration
+def test_inputs_and_their_gradients_are_left_alone(configuration: Configuration) -> None:
+    batch = views()
+    before = [leaf.detach().clone() for leaf in batch]
+    batch.call(configuration.make()).backward()
+    assert all(torch.equal(leaf, copy) for leaf, copy in zip(batch, before, strict=True))
+
+
+@every_configuration
+def test_gradient_of_one_view_alone(configuration: Configuration) -> None:
+    batch = views()
+    both = outcome(configuration, batch)[1:]
+    for number in range(2):
+        fixed = [leaf if leaf is batch[number] else leaf.detach() for leaf in batch]
+        loss = Views(*fixed).call(configuration.make().double())
+        assert_close(torch.autograd.grad(loss, batch[number])[0], both[number], f"gradient of view {number + 1}")
+
+
+@every_configuration
+def test_without_gradients_the_value_is_the_same(configuration: Configuration) -> None:
+    batch = views()
+    with torch.no_grad():
+        value = batch.call(configuration.make().double())
+    assert not value.requires_grad
+    assert_close(value, outcome(configuration, batch)[0], "loss")
+
+
+def assert_similarities(loss_fn: zoo.Loss, batch: Views) -> None:
+    """The figures of the last call equal the means over the dense matrix of similarities."""
+    figures = loss_fn.diagnostics
+    unit = torch.nn.functional.normalize(torch.cat(batch[:2]).detach(), dim=1)
+    similarity, ids = unit @ unit.T, batch.index.repeat(2)
+    assert_close(figures["positive_similarity"], similarity.diagonal(12).mean(), "positives", magnitude=1.0)
+    assert_close(figures["negative_similarity"], similarity[ids[:, None] != ids[None, :]].mean(), "negatives", magnitude=1.0)
+
+
+@every_configuration
+def test_diagnostics(configuration: Configuration) -> None:
+    batch, loss_fn = views(), configuration.make()
+    assert loss_fn.diagnostics == {}
+    batch.call(loss_fn)
+    for figure in loss_fn.diagnostics.values():
+        assert figure.dim() == 0
+        assert figure.isfinite()
+        assert not figure.requires_grad
+    assert_similarities(loss_fn, batch)
+
+
+def test_diagnostics_do_not_count_a_sample_as_its_own_negative() -> None:
+    batch, loss_fn = views(), zoo.get_loss("ntxent")
+    batch.index[3] = batch.index[8]
+    batch.call(loss_fn)
+    assert_similarities(loss_fn, batch)
+
+
+def test_diagnostics_of_single_methods() -> None:
+    batch = views()
+    hcl = zoo.get_loss("hcl", tau_plus=0.5, temperature=0.1)
+    batch.call(hcl)
+    assert 0 < hcl.diagnostics["clamped_anchors"] < 1
+    emc2 = zoo.get_loss("emc2", num_samples=40)
+    batch.call(emc2)
+    assert 0 < emc2.diagnostics["acceptance_rate"] <= 1
+    assert emc2.diagnostics["carried_share"] == 0
+    kcl = zoo.get_loss("kcl", gamma=3.0)
+    loss = batch.call(kcl)
+    assert_close(-2 * kcl.diagnostics["alignment"] + 3 * kcl.diagnostics["energy"], loss, "kcl")
+
+
+def test_functional_forms_are_those_of_the_stateless_names() -> None:
+    assert set(zoo.functional.__all__) == {c.name for c in STATELESS}
+
+
+@every_stateless
+def test_functional_form_equals_the_module(configuration: Configuration) -> None:
+    batch, function = views(), getattr(zoo.functional, configuration.name)
+    assert torch.equal(function(batch.z1, batch.z2, index=batch.index, **configuration.params), batch.call(configuration.make()))
+    accepted = inspect.signature(function).parameters
+    assert {"z1", "z2", "index", "labels", "negatives", "negatives_index", *configuration.card.parameters} <= set(accepted)
+    assert accepted["reduction"].default == "mean"
+    with pytest.raises(TypeError, match="no parameter 'temprature'"):
+        function(batch.z1, batch.z2, temprature=0.1)
+
+
+takes_negatives = pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if "negatives" in c.card.uses], ids=str)
+
+
+@takes_negatives
+@pytest.mark.parametrize("shape", [(5, 6), (12, 5, 6)], ids=["for all", "for each"])
+def test_negatives_count_and_get_a_gradient(configuration: Configuration, shape: tuple[int, ...]) -> None:
+    batch, keys = views(), rows(5, 6).detach().expand(shape).contiguous().requires_grad_()
+    found = []
+    for backend in BACKENDS:
+        loss_fn = configuration.make(backend=backend)
+        loss = loss_fn(batch.z1, batch.z2, index=batch.index, negatives=keys)
+        assert loss > batch.call(loss_fn)
+        found.append((loss, *torch.autograd.grad(loss, (batch.z1, keys))))
+    assert_same(*found)
+
+
+@takes_negatives
+def test_negatives_of_a_sample_itself_do_not_count(configuration: Configuration) -> None:
+    batch, loss_fn = views(), configuration.make(reduction="none")
+    keys, strangers = rows(5, 6), 100 + torch.arange(5)
+    owned = strangers.clone()
+    owned[2] = batch.index[4]
+    bare, of_strangers, of_own = (
+        loss_fn(batch.z1, batch.z2, index=batch.index, negatives=keys, negatives_index=negatives_index)
+        for negatives_index in (None, strangers, owned)
+    )
+    assert torch.equal(bare, of_strangers)
+    others = torch.arange(12) != 4
+    assert_close(of_own[others], bare[others], "others")
+    assert of_own[4] < bare[4]
+
+
+@every_configuration
+def test_a_call_leaves_no_trace_in_a_stateless_loss(configuration: Configuration) -> None:
+    batch, loss_fn = views(), configuration.make()
+    before = snapshot(loss_fn)
+    first, second = batch.call(loss_fn), batch.call(loss_fn)
+    if not configuration.card.stateful:
+        assert torch.equal(first, second)
+        assert snapshot(loss_fn).keys() == before.keys()
+
+
+@with_samples
+def test_upstream_gradients_per_sample(configuration: Configuration) -> None:
+    """The weighted sum of per-sample losses has the weighted sum of their gradients."""
+    batch, upstream = views(6, 4), weights(6)
+    found = gradients(batch.call(configuration.make(reduction="none").double()), batch, upstream)
+    single = [
+        gradients(batch.call(configuration.make(reduction="none").double()), batch, torch.eye(6, dtype=torch.float64)[i])
+        for i in range(6)
+    ]
+    for number in range(2):
+        expected = sum(weight * one[number] for weight, one in zip(upstream, single, strict=True))
+        assert_close(found[number], expected, f"gradient of view {number + 1}")
