@@ -19,9 +19,9 @@ def shape(tensor: Tensor) -> str:
 def check_name(kind: str, name: object, known: Iterable[str]) -> None:
     """Raise if ``name`` is not one of ``known``, naming the closest first."""
     names = sorted(known)
-    if isinstance(name, str) and name in names:
+    if name in names:
         return
-    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name).lower(), names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     listed = ", ".join([*close, *(known_name for known_name in names if known_name not in close)])
     raise ValueError(f"unknown {kind} {name!r}.{hint} Available: {listed}.")
@@ -62,7 +62,9 @@ def check_number(
     below = value <= low if open_low else value < low
     above = value >= high if open_high else value > high
     if not math.isfinite(value) or below or above:
-        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+        left = "(" if open_low or low == -math.inf else "["
+        right = ")" if open_high or high == math.inf else "]"
+        interval = f"{left}{low:g}, {high:g}{right}"
         raise ValueError(f"{argument} must be a finite number in {interval}, got {value!r}.")
     return float(value)
 

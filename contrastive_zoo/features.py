@@ -39,9 +39,11 @@ def _computed(z: Tensor) -> Tensor:
 def _check_finite(largest: Tensor, name: str) -> None:
     bad = ~torch.isfinite(largest)
     if bool(bad.any()):
-        row = int(bad.flatten().nonzero()[0, 0]) % bad.shape[-1]
+        view, row = bad.nonzero()[0].tolist()
+        names = name.split(" or ")
+        which = names[view] if len(names) == len(bad) else name
         raise ValueError(
-            f"{name} holds NaN or infinite values, first in row {row}. The encoder has diverged or its input is broken: "
+            f"{which} holds NaN or infinite values, first in row {row}. The encoder has diverged or its input is broken: "
             "look at the learning rate, the loss scale and the data. No table was changed."
         )
 

@@ -331,7 +331,7 @@ class Loss(nn.Module):
         if self.on_empty == "error":
             raise ValueError(message.replace("The loss is 0 and no", "No") + " Drop such batches, e.g. drop_last=True.")
         if not torch.compiler.is_compiling():
-            warnings.warn(message, stacklevel=3)
+            warnings.warn(message, stacklevel=5)  # the line that called this module, past forward and torch's own calls
         zero = batch.x.view(batch.size, -1).sum(1) * 0
         return zero if self.reduction == "none" else zero.sum()
 
@@ -370,7 +370,11 @@ class Loss(nn.Module):
         Raises:
             TypeError: The objective keeps no state per sample.
         """
-        return self.objective.table()
+        table = getattr(self.objective, "table", None)
+        if table is None:
+            raise TypeError(f"{self.card.name!r} keeps no state per sample, so it has no table.")
+        tables: dict[str, Tensor] = table()
+        return tables
 
     def load_table(self, **tables: Tensor) -> None:
         """Take over state in the form that `table` returns.
@@ -425,8 +429,7 @@ def get_loss(name: str, **params: Any) -> Loss:
         tensor(0.5944)
     """
     card = losses.card(name)
-    losses.check_parameters(card, params, COMMON)
-    given = {**card.parameters, **{key: value for key, value in params.items() if key in card.parameters}}
+    given = losses.parameters(card, params, COMMON)
     common = {key: value for key, value in params.items() if key in COMMON}
     seed = check_count("seed", common.pop("seed", 0), low=0)
     if common.get("num_samples") is not None:

@@ -58,10 +58,6 @@ class Objective(PreciseModule):
         """Loss of each anchor, (B, anchors per sample), -inf where an anchor drops out; or one number."""
         raise NotImplementedError(f"{type(self).__name__} must implement forward(batch).")
 
-    def table(self) -> dict[str, Tensor]:
-        """State per sample on the CPU, in natural units."""
-        raise TypeError(f"{type(self).__name__} keeps no state per sample, so it has no table.")
-
 
 class FunctionObjective(Objective):
     """A stateless objective made of a function of a batch and keyword parameters."""

@@ -1,12 +1,15 @@
 """Names for objectives and samplers, and a card for each."""
 
 import importlib.metadata
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from contrastive_zoo.checks import check_name, check_number, check_parameters
 from contrastive_zoo.objective import keyword_parameters
+
+REQUIRED = inspect.Parameter.empty
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -43,6 +46,7 @@ class Card:
         per_sample: Whether it has a value per sample, so that reductions other than "mean" mean something.
         parameters: Names and defaults; a parameter without a default must be given.
         ranges: Intervals of numeric parameters.
+        check: Called with all parameters when something is made by this name; raises if they do not go together.
         scale: How value and gradient relate to the authors' code.
         differences: What is done otherwise than in the authors' code, and why.
     """
@@ -61,6 +65,7 @@ class Card:
     per_sample: bool = True
     parameters: dict[str, Any] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
+    check: Callable[..., None] | None = None
     scale: str = "Equal to the authors' code."
     differences: tuple[str, ...] = ()
 
@@ -72,14 +77,33 @@ class Card:
         rows += [f"  uses        {', '.join(sorted(self.uses)) or 'nothing else'}"]
         rows += [f"  state       {'kept between steps' if self.stateful else 'none'}"]
         rows += [f"  randomness  {'draws, seeded' if self.draws else 'none'}"]
-        defaults = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
+        defaults = ", ".join(
+            f"{name} (required)" if value is REQUIRED else f"{name}={value!r}" for name, value in self.parameters.items()
+        )
         rows += [f"  parameters  {defaults or 'none'}", f"  scale       {self.scale}"]
         rows += [f"  difference  {difference}" for difference in self.differences]
         return "\n".join(rows)
 
-    def check(self, given: dict[str, Any]) -> None:
-        """Raise if the value of a parameter has the wrong type or lies outside its interval."""
-        for name, value in given.items():
+    def complete(self, given: dict[str, Any]) -> dict[str, Any]:
+        """All parameters, defaults filled in.
+
+        Raises:
+            TypeError: One without a default is missing, or has the wrong type.
+            ValueError: One lies outside its interval, or they do not go together.
+        """
+        parameters = {**self.parameters, **{name: value for name, value in given.items() if name in self.parameters}}
+        missing = [name for name, value in parameters.items() if value is REQUIRED]
+        if missing:
+            raise TypeError(
+                f"{self.name!r} needs {' and '.join(missing)}: pass {', '.join(f'{name}=...' for name in missing)}."
+            )
+        self._check_ranges(parameters)
+        if self.check is not None:
+            self.check(**parameters)
+        return parameters
+
+    def _check_ranges(self, parameters: dict[str, Any]) -> None:
+        for name, value in parameters.items():
             limits, default = self.ranges.get(name), self.parameters.get(name)
             if isinstance(default, bool) and not isinstance(value, bool):
                 raise TypeError(f"{name} of {self.name!r} must be True or False, got {value!r}.")
@@ -163,6 +187,7 @@ class Registry:
         draws: bool = False,
         per_sample: bool = True,
         ranges: dict[str, Range] | None = None,
+        check: Callable[..., None] | None = None,
         scale: str = "Equal to the authors' code.",
         differences: tuple[str, ...] = (),
     ) -> Callable[[T], T]:
@@ -190,6 +215,7 @@ class Registry:
                     per_sample=per_sample,
                     parameters=parameters,
                     ranges={"temperature": POSITIVE} | (ranges or {}) if "temperature" in parameters else ranges or {},
+                    check=check,
                     scale=scale,
                     differences=tuple(differences),
                 )
@@ -198,10 +224,15 @@ class Registry:
 
         return decorate
 
-    def check_parameters(self, card: Card, given: dict[str, Any], common: tuple[str, ...] = ()) -> None:
-        """Raise if a parameter is unknown, missing, or out of its range."""
+    def parameters(self, card: Card, given: dict[str, Any], common: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The parameters of a name out of what was given, defaults filled in.
+
+        Raises:
+            TypeError: One is unknown, missing, or of the wrong type.
+            ValueError: One is out of its range.
+        """
         check_parameters(f"{self.kind} {card.name!r}", given, [*card.parameters, *common])
-        card.check(given)
+        return card.complete(given)
 
 
 losses = Registry("loss", "contrastive_zoo.losses")

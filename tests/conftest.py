@@ -34,6 +34,14 @@ def _unwritten_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _warnings_come_every_time() -> Iterator[None]:
+    """What PyTorch warns of once per program fails every test that causes it, not only the first."""
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
 @pytest.fixture
 def _compiler() -> Iterator[None]:
     """Compiled code of one test does not count as a recompilation of the next."""

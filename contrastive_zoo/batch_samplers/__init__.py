@@ -18,8 +18,6 @@ __all__ = [
     "register_batch_sampler",
 ]
 
-_COMMON = ("num_samples", "batch_size", "seed", "drop_last", "num_replicas", "rank")
-
 
 def get_batch_sampler(name: str, **params: Any) -> BatchSampler:
     """Make the batch sampler behind a name, for ``DataLoader(dataset, batch_sampler=...)``.
@@ -40,8 +38,10 @@ def get_batch_sampler(name: str, **params: Any) -> BatchSampler:
         [0, 1, 2, 3, 4]
     """
     card = registry.card(name)
-    registry.check_parameters(card, params, _COMMON)
-    sampler = card.build(**params)
+    if "num_samples" not in params:
+        raise TypeError(f"{name!r} needs num_samples: pass num_samples=len(dataset).")
+    common = {key: value for key, value in params.items() if key in ("num_samples", "seed")}
+    sampler = card.build(**registry.parameters(card, params, ("num_samples", "seed")), **common)
     if not isinstance(sampler, BatchSampler):
         raise TypeError(f"{name!r} is registered with {card.build!r}, which is no contrastive_zoo.batch_samplers.BatchSampler.")
     return sampler

@@ -13,6 +13,12 @@ from contrastive_zoo.logspace import log1p_exp, logaddexp
 from contrastive_zoo.registry import losses
 
 
+def _check(*, temperature: object, symmetric: bool, in_batch: bool) -> None:
+    """Raise if some anchors can never have keys."""
+    if symmetric and not in_batch:
+        raise ValueError("in_batch=False leaves the anchors of z2 without keys: pass symmetric=False as well.")
+
+
 @losses.register(
     "infonce",
     title="InfoNCE",
@@ -21,6 +27,7 @@ from contrastive_zoo.registry import losses
     equation=r"-\frac{s_{ii}}{\tau} + "
     r"\log\Big(e^{s_{ii}/\tau} + \sum_{j:\,\mathrm{id}_j \ne \mathrm{id}_i} e^{s_{ij}/\tau}\Big)",
     uses={"index", "negatives"},
+    check=_check,
     scale="Equal to info-nce-pytorch with symmetric=False, and to open_clip's ClipLoss at temperature 1 / logit_scale.",
 )
 def infonce(batch: Batch, *, temperature: Tensor | float = 0.1, symmetric: bool = True, in_batch: bool = True) -> Tensor:
@@ -48,8 +55,6 @@ def infonce(batch: Batch, *, temperature: Tensor | float = 0.1, symmetric: bool 
     positive = batch.positive_similarity() / temperature
     if in_batch:
         negatives = _from_other_view(batch, 1 / temperature, symmetric)
-    elif symmetric:
-        raise ValueError("in_batch=False leaves the anchors of z2 without keys: pass symmetric=False as well.")
     elif batch.negatives is None:
         raise ValueError("in_batch=False leaves no keys: call loss_fn(z1, z2, negatives=negatives).")
     else:

@@ -23,6 +23,14 @@ FORMS = {
 }
 
 
+def _check(*, kernel: str, t: float, gamma: float) -> None:
+    """Raise if there is no such kernel or its parameter is out of range."""
+    check_choice("kernel", kernel, tuple(FORMS))
+    energy = get_kernel(FORMS[kernel][1])
+    if not energy.valid(t):
+        raise ValueError(f"t of the {kernel} kernel wants {energy.wanted}, got {t!r}.")
+
+
 @losses.register(
     "kcl",
     title="Kernel contrastive loss",
@@ -32,6 +40,7 @@ FORMS = {
     r" + \mathrm{mean}_{i<j}\,k(\lVert b_i-b_j\rVert^2)\big)",
     per_sample=False,
     ranges={"gamma": Range(0), "t": Range()},
+    check=_check,
     scale="Equal to the authors' code, the extra 1/2 in the energy of the log kernel included.",
     differences=(
         "Squared distances are floored at the resolution of the dtype (1.2e-7 in float32) with zero gradient below: the riesz "
@@ -61,7 +70,6 @@ def kcl(batch: Batch, *, kernel: str = "gaussian", t: float = 2.0, gamma: float 
         >>> zoo.get_loss("kcl", kernel="riesz", t=-2.0, gamma=1.0)(z, z)
         tensor(-4.0000)
     """
-    check_choice("kernel", kernel, tuple(FORMS))
     alignment_kernel, energy_kernel, factor = FORMS[kernel]
     alignment = _alignment(batch, alignment_kernel, 2.0 if kernel == "gaussian_riesz" else t)
     pairs = batch.negatives_count(views=1).sum()

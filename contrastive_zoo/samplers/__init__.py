@@ -36,8 +36,7 @@ def get_sampler(name: str, *, seed: int = 0, **params: Any) -> Any:
         ChainSampler(burn_in=0.25, seed=0)
     """
     card = registry.card(name)
-    registry.check_parameters(card, params, ("seed",))
-    return card.build(**{**card.parameters, **params}, seed=seed)
+    return card.build(**registry.parameters(card, params, ("seed",)), seed=seed)
 
 
 def list_samplers() -> list[str]:
