@@ -98,6 +98,27 @@ def time_in_turns(steps: Mapping[str, Step], seconds: float) -> dict[str, Timing
     return {name: _summary(values) for name, values in samples.items()}
 
 
+class OtherLoad:
+    """Share of the machine that other processes took within the `with` block, from 0 to 1, in `share`."""
+
+    share = 0.0
+
+    def __enter__(self) -> "OtherLoad":
+        self._start = time.perf_counter(), _others()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        start, others = self._start
+        self.share = max(0.0, _others() - others) / ((time.perf_counter() - start) * (os.cpu_count() or 1))
+
+
+def _others() -> float:
+    """Seconds of processor time of all other processes since the system started."""
+    user, nice, system, _, _, irq, soft, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    own = os.times()
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
 def _seconds(step: Step, calls: int) -> float:
     gc.disable()
     start = time.perf_counter()

@@ -16,6 +16,8 @@ from peers import OBJECTIVES, Objective
 from sweep import bare_sweep_of
 from verify import verify
 
+BUSY = 0.05
+
 
 def build(title: str, contestant: str, batch_size: int) -> tuple[Step, Step]:
     """Warm-up and step of a contestant, for a fresh process; compiled code is warmed up at its own size."""
@@ -52,7 +54,10 @@ def measure(objective: Objective, losses: dict[str, Loss], batch_size: int, seco
             steps[name] = harness.forward_backward(loss, z1, z2, index)
     if sweep := bare_sweep_of(objective, z1, z2):
         steps[SWEEP] = sweep
-    timings = harness.time_in_turns(steps, seconds)
+    with harness.OtherLoad() as others:
+        timings = harness.time_in_turns(steps, seconds)
+    if others.share > BUSY:
+        print(f"  other processes took {others.share:.0%} of the machine meanwhile: do not trust these times")
     rows = []
     for name, t in timings.items():
         kind = SWEEP if name == SWEEP else objective.contestants[name].kind

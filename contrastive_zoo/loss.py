@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from contrastive_zoo import pairwise, processes
 from contrastive_zoo.batch import Batch
 from contrastive_zoo.checks import (
+    INTEGERS,
     check_choice,
     check_count,
     check_device,
@@ -92,7 +93,7 @@ def sample_ids(index: Tensor, num_samples: int, check: bool) -> Tensor:
     if check:
         check_index_values(index, num_samples)
     ordered, order = index.sort(stable=True)
-    return order[torch.searchsorted(ordered, index)]
+    return order[torch.searchsorted(ordered, index.contiguous())]
 
 
 @sample_ids.register_fake
@@ -235,6 +236,8 @@ class Loss(nn.Module):
             raise ValueError(
                 f"negatives must have shape (M, {z1.shape[1]}) or ({len(z1)}, M, {z1.shape[1]}), got {shape(negatives)}."
             )
+        if negatives_index is not None and negatives_index.dtype not in INTEGERS:
+            raise TypeError(f"negatives_index must hold integers (torch.int64), got {negatives_index.dtype}.")
         if negatives_index is not None and negatives_index.shape != negatives.shape[:-1]:
             raise ValueError(f"negatives_index must have shape {shape(negatives[..., 0])}, got {shape(negatives_index)}.")
         if negatives_index is not None and index is None:
@@ -345,7 +348,7 @@ class Loss(nn.Module):
         batch.diagnostics["dropped_anchors"] = 1 - count / kept.numel()
         if values.device.type == "cpu" and not torch.compiler.is_compiling() and int(count) == 0:
             return self._empty(batch, "no anchor has what the method divides by")
-        per_sample = torch.where(kept, values, 0).sum(1) * (batch.size / count.clamp_min(1))
+        per_sample = torch.where(kept, values, 0).sum(1) * (batch.size / count.clamp_min(1).to(values.dtype))
         if self.reduction == "none":
             return per_sample
         return per_sample.sum() if self.reduction == "sum" else per_sample.mean()
@@ -356,10 +359,11 @@ class Loss(nn.Module):
         if self._seen is None:
             return {}
         batch, x = self._seen, self._seen.x.detach()
-        samples = x.view(batch.size, batch.views, -1)
-        own = samples.sum(1).square().sum()
-        pairs = batch.size * (batch.size - 1) * batch.views**2
-        figures = {"negative_similarity": (x.sum(0).square().sum() - own) / max(pairs, 1)}
+        ids = batch.ids.to(x.device)
+        samples = x.new_zeros(batch.size, x.shape[1]).index_add_(0, ids, x)
+        counts = x.new_zeros(batch.size).index_add_(0, ids, torch.ones_like(x[:, 0]))
+        pairs = (x.shape[0] ** 2 - counts.square().sum()).clamp_min(1)
+        figures = {"negative_similarity": (x.sum(0).square().sum() - samples.square().sum()) / pairs}
         if batch.views == 2:
             figures["positive_similarity"] = batch.positive_similarity().detach().mean()
         return figures | batch.diagnostics

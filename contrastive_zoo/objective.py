@@ -24,7 +24,7 @@ def as_temperature(value: object) -> Tensor:
     if value.dim() != 0:
         raise ValueError(f"temperature must be a number or a 0-dim tensor, got shape {shape(value)}.")
     if value.device.type == "cpu":
-        check_number("temperature", float(value), low=0, open_low=True)
+        check_number("temperature", float(value.detach()), low=0, open_low=True)
     return value
 
 
@@ -49,10 +49,12 @@ class Objective(PreciseModule):
     def set_temperature(self, value: float | Tensor) -> None:
         """Replace the temperature from the next call on."""
         current = self.temperature
-        if isinstance(value, Tensor) or isinstance(current, nn.Parameter) or current.device.type != "cpu":
-            self._temperature = as_temperature(value)
+        replacement = as_temperature(value)
+        if not isinstance(value, Tensor) and not current.requires_grad and current.is_cpu:
+            current.fill_(replacement)
         else:
-            current.fill_(as_temperature(value))
+            del self._temperature
+            self._temperature = replacement
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss of each anchor, (B, anchors per sample), -inf where an anchor drops out; or one number."""
@@ -76,7 +78,10 @@ class FunctionObjective(Objective):
 
 def keyword_parameters(build: Callable[..., Any]) -> dict[str, Any]:
     """Keyword-only parameters of a function or class with their defaults; `inspect.Parameter.empty` without."""
-    signature = inspect.signature(build)
+    try:
+        signature = inspect.signature(build)
+    except ValueError:  # classes written in C have none
+        return {}
     return {
         name: parameter.default
         for name, parameter in signature.parameters.items()

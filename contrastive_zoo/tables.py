@@ -48,7 +48,7 @@ class LogAverage(PreciseModule):
             log_new: (B, anchors) logarithms of new values; one average serves all anchors, or there is one for each.
             weight: Weight of the new value, in (0, 1].
         """
-        weight = torch.as_tensor(weight)
+        weight = torch.as_tensor(weight, dtype=torch.float64)
         blended = torch.logaddexp(self.log_value[index] + torch.log1p(-weight), log_new + torch.log(weight))
         return torch.where(self.visited[index][:, None] & torch.isfinite(log_new), blended.to(log_new.dtype), log_new)
 

@@ -17,6 +17,11 @@ def _number(value: float | Tensor) -> float:
     return float(value.detach()) if isinstance(value, Tensor) else value
 
 
+def _log_sum(logits: list[float]) -> float:
+    largest = max(logits)
+    return largest + math.log(sum(math.exp(logit - largest) for logit in logits))
+
+
 def log_sum_exp(logits: list[Tensor], like: Tensor) -> Tensor:
     """Of no logits -inf, attached to the graph of `like` with zero gradient."""
     if not logits:
@@ -290,13 +295,13 @@ class EMC2:
         self.chains: dict[tuple[int, int], tuple[int, int]] = {}
         self.scores: dict[tuple[int, int], float] = {}
         self.embeddings: dict[tuple[int, int], Tensor] = {}
-        self.u: dict[int, float] = {}
+        self.log_u: dict[int, float] = {}
 
     def __call__(self, z1: Tensor, z2: Tensor, index: Ids) -> tuple[Tensor, Tensor]:
         """Value of each anchor (B, 2), and the same with the gradient of the estimator."""
         rows = [unit(z1), unit(z2)]
         columns = [(j, view) for j in range(len(index)) for view in range(2)]
-        values, surrogates, chains, scores, u = [], [], {}, {}, {}
+        values, surrogates, chains, scores, log_u = [], [], {}, {}, {}
         for i, sample in enumerate(index):
             averages = []
             for view in range(2):
@@ -304,24 +309,28 @@ class EMC2:
                 valid = [(j, w) for j, w in columns if index[j] != sample]
                 similarities = [anchor @ rows[w][j] for j, w in valid]
                 kept, state, score = self._walk((sample, view), anchor, valid, similarities, index)
-                pull = sum(kept) / len(kept) / self.temperature
                 positive = rows[0][i] @ rows[1][i] / self.temperature
-                average = sum(math.exp(_number(s) / self.temperature) for s in similarities) / len(similarities)
-                average = 0.1 * self.u[sample] + 0.9 * average if sample in self.u else average
-                averages.append(average)
-                values.append(math.log(average) - _number(positive))
-                surrogates.append(pull - positive)
+                averages.append(self._average(sample, [_number(s) / self.temperature for s in similarities]))
+                values.append(averages[-1] - _number(positive))
+                surrogates.append(sum(kept) / len(kept) / self.temperature - positive)
                 chains.setdefault((sample, view), state)
                 scores.setdefault((sample, view), score)
-            u.setdefault(sample, sum(averages) / 2)
-        fresh = {}
+            log_u.setdefault(sample, _log_sum(averages) - math.log(2))
+        fresh: dict[tuple[int, int], Tensor] = {}
         for j, view in columns:
             fresh.setdefault((index[j], view), rows[view][j].detach())
         self.chains |= chains
         self.scores |= scores
         self.embeddings |= fresh
-        self.u |= u
+        self.log_u |= log_u
         return torch.tensor(values, dtype=torch.float64).view(-1, 2), torch.stack(surrogates).view(-1, 2)
+
+    def _average(self, sample: int, log_scores: list[float]) -> float:
+        """Logarithm of the running mean of exp(s/t): the new batch weighs 0.9."""
+        new = _log_sum(log_scores) - math.log(len(log_scores))
+        if sample not in self.log_u:
+            return new
+        return _log_sum([math.log(0.1) + self.log_u[sample], math.log(0.9) + new])
 
     def _walk(
         self, chain: tuple[int, int], anchor: Tensor, valid: list[tuple[int, int]], similarities: list[Tensor], index: Ids

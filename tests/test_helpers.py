@@ -39,6 +39,12 @@ def test_comparison_fails_on_what_is_no_rounding_error(actual: list[float], expe
         assert_close(torch.tensor(actual), torch.tensor(expected), "x")
 
 
+def test_comparison_of_whole_numbers_is_exact() -> None:
+    assert_close(torch.tensor([3, 4]), torch.tensor([3, 4]), "x")
+    with pytest.raises(AssertionError, match="whole numbers differ"):
+        assert_close(torch.tensor([3, 4]), torch.tensor([3, 5]), "x")
+
+
 def test_comparison_accepts_equal_infinities_and_known_cancellation() -> None:
     assert_close(torch.tensor([-math.inf, 1.0]), torch.tensor([-math.inf, 1.0]), "x")
     assert_close(torch.tensor([1e-7]), torch.tensor([0.0]), "x", magnitude=1.0)

@@ -34,6 +34,8 @@ def assert_close(
 ) -> None:
     """Raise unless shapes and infinities agree and the worst difference is within the tolerance of the largest entry.
 
+    Whole numbers must be equal.
+
     Args:
         actual: What the library computed; its dtype sets the tolerance unless `dtype` does.
         expected: What it should be, in any dtype.
@@ -43,6 +45,9 @@ def assert_close(
         magnitude: Size of the terms where `expected` is small because terms cancel.
     """
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    if not expected.is_floating_point():
+        assert torch.equal(actual, expected), f"{what}: whole numbers differ"
+        return
     a, e = actual.detach().double().cpu(), expected.detach().double().cpu()
     assert not a.isnan().any(), f"{what}: NaN"
     infinite = e.isinf()

@@ -11,6 +11,14 @@ from torch.utils.data import Sampler
 from contrastive_zoo.checks import check_count
 
 
+def check_replica(num_replicas: int, rank: int) -> tuple[int, int]:
+    """The number of processes and this one's; raises unless they are whole numbers and the second is below the first."""
+    check_count("num_replicas", num_replicas)
+    if check_count("rank", rank, low=0) >= num_replicas:
+        raise ValueError(f"rank must be below num_replicas = {num_replicas}, got {rank}.")
+    return num_replicas, rank
+
+
 class BatchSampler(Sampler[list[int]], ABC):
     """Lists of positions, one list a batch; subclasses say which, for all processes together, in `batches`.
 
@@ -43,15 +51,12 @@ class BatchSampler(Sampler[list[int]], ABC):
         self.num_samples = check_count("num_samples", num_samples)
         self.batch_size = check_count("batch_size", batch_size)
         self.seed = check_count("seed", seed, low=0)
-        self.num_replicas = check_count("num_replicas", num_replicas)
-        self.rank = check_count("rank", rank, low=0)
+        self.num_replicas, self.rank = check_replica(num_replicas, rank)
         self.drop_last = drop_last
         if batch_size > num_samples:
             raise ValueError(f"batch_size is {batch_size} but there are {num_samples} samples. Take a smaller batch.")
         if batch_size % num_replicas:
             raise ValueError(f"batch_size {batch_size} is not divisible by num_replicas {num_replicas}.")
-        if rank >= num_replicas:
-            raise ValueError(f"rank must be below num_replicas = {num_replicas}, got {rank}.")
         self.epoch = 0
         self.drawn = 0
 

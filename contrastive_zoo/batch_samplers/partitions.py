@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from contrastive_zoo.batch_samplers.base import BatchSampler
+from contrastive_zoo.batch_samplers.base import BatchSampler, check_replica
 from contrastive_zoo.registry import batch_samplers
 
 PAPER = "Cho et al., 2023. arXiv:2307.05906"
@@ -66,7 +66,7 @@ class FullBatch(BatchSampler):
             raise ValueError(f"batch_size of the full batch is num_samples = {num_samples}, got {size}. Leave it out.")
         # Processes take slices as equal as they can be, so the size need not be divisible by their number.
         super().__init__(num_samples=num_samples, batch_size=num_samples, seed=seed, drop_last=False)
-        self.num_replicas, self.rank = num_replicas, rank
+        self.num_replicas, self.rank = check_replica(num_replicas, rank)
 
     def batches(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """See `BatchSampler.batches`."""

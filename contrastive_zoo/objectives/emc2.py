@@ -152,8 +152,9 @@ class EMC2(Objective):
         self.chain[index] = state.view(-1, 2)[first]
         last = self.embeddings if self.out_of_batch == "cache" else self.log_score
         new = batch.x.detach().view(batch.size, 2, -1) if self.out_of_batch == "cache" else batch.per_view(sampled.log_score)
-        new = new[first].to(last)
-        last[index] = torch.where(torch.isfinite(new), new, last[index])
+        sound = torch.isfinite(batch.per_view(sampled.log_mean))
+        sound = sound[:, :, None] if last.dim() == 3 else sound
+        last[index] = torch.where(sound[first], new[first].to(last), last[index])
         log_u = self.averages.blend(index, batch.per_view(sampled.log_mean), VALUE_WEIGHT)
         self.averages.write(index, log_u.logsumexp(1, keepdim=True) - math.log(2), first)
         self.step.advance()

@@ -75,7 +75,7 @@ def kcl(batch: Batch, *, kernel: str = "gaussian", t: float = 2.0, gamma: float 
     pairs = batch.negatives_count(views=1).sum()
     energy = torch.stack([_energy(batch, view, energy_kernel, t) for view in range(2)]).sum() / pairs.clamp_min(1)
     batch.diagnostics["alignment"], batch.diagnostics["energy"] = alignment.detach(), energy.detach()
-    return -2 * alignment + gamma * factor * energy
+    return torch.where(pairs > 0, -2 * alignment + gamma * factor * energy, 0)
 
 
 def _alignment(batch: Batch, kernel: str, t: float) -> Tensor:

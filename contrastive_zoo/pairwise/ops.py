@@ -165,6 +165,8 @@ def _logsumexp(
     check_features("x", x, (2,))
     if ids is not None:
         check_integers("ids", ids, len(x))
+    if keys is None and key_ids is not None:
+        raise ValueError("key_ids was given without keys: rows that are their own keys have ids only.")
     if keys is not None:
         check_features("keys", keys, (2,))
         check_device("x", x, "keys", keys)

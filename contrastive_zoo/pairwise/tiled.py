@@ -59,7 +59,9 @@ def logsumexp_backward(
     grad_scale = backward(
         tiles, scale.to(x), both, (grad_rows, rows), (grad_columns, columns), grad_x, grad_keys, kept, needs_scale
     )
-    if scale.shape[1] == 1 and needs_scale:
+    if not needs_scale:
+        grad_scale = torch.zeros_like(scale)
+    elif scale.shape[1] == 1:
         grad_scale = grad_scale.sum(1, keepdim=True)
     return grad_x, x.new_empty(0) if tiles.symmetric or grad_keys is None else grad_keys, grad_scale
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from contrastive_zoo.checks import check_count
 from contrastive_zoo.registry import Card
 from contrastive_zoo.registry import samplers as registry
 from contrastive_zoo.samplers.mcmc import ChainSampler, SampledNegatives
@@ -36,6 +37,7 @@ def get_sampler(name: str, *, seed: int = 0, **params: Any) -> Any:
         ChainSampler(burn_in=0.25, seed=0)
     """
     card = registry.card(name)
+    check_count("seed", seed, low=0)
     return card.build(**registry.parameters(card, params, ("seed",)), seed=seed)
 
 

@@ -183,7 +183,7 @@ def mcmc_negatives(
         carried_share[rows] = carried_stay / columns.kept[rows].clamp_min(1)
         state[rows], log_score[rows] = walk.end(), walk.log_score
         valid = columns.valid[rows].clamp_min(1)
-        log_mean[rows], acceptance[rows] = log_sum - valid.log(), walk.moves() / valid
+        log_mean[rows], acceptance[rows] = log_sum - valid.to(x.dtype).log(), walk.moves() / valid
         if uniform:
             gradient[rows] += mean
             gradient.addmm_(stays, per_state)

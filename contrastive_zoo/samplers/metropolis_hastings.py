@@ -50,7 +50,7 @@ def metropolis_hastings(
         )
     if state is not None and state.shape != log_current.shape:
         raise ValueError(f"state must have shape {shape(log_current)}, got {shape(state)}.")
-    scores = log_scores.T.contiguous()
+    scores = log_scores.T.clone(memory_format=torch.contiguous_format)
     thresholds = torch.sub(scores, uniforms.log().T).masked_fill_(scores == -torch.inf, -torch.inf)
     walk = Walk.over(scores, thresholds, log_current)
     states = walk.numbers().T.contiguous().long() - 1

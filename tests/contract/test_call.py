@@ -175,6 +175,14 @@ def test_any_integers_will_do_for_an_index(configuration: Configuration, dtype: 
 
 
 @every_configuration
+def test_features_and_index_may_be_strided(configuration: Configuration) -> None:
+    batch = views()
+    strided = Views(*(torch.stack([leaf.detach(), leaf.detach()], -1)[..., 0] for leaf in batch))
+    assert not strided.index.is_contiguous()
+    assert torch.equal(strided.call(configuration.make().double()), outcome(configuration, batch)[0])
+
+
+@every_configuration
 def test_every_name_takes_note_of_samples_that_come_twice(configuration: Configuration) -> None:
     batch = views()
     twice = batch._replace(index=torch.where(torch.arange(12) == 7, batch.index[2], batch.index))

@@ -73,7 +73,7 @@ def test_anchors_without_negatives_drop_out() -> None:
     """Sample 2 owns all the keys: the mean is over the others, and it gets no gradient."""
     batch, keys = views(4, 3), views(5, 3, seed=1).z1.detach()
     arguments = {"temperature": 0.5, "symmetric": False, "in_batch": False, "reduction": "none"}
-    owners = batch.index[2].expand(5)
+    owners = batch.index[2].repeat(5)
     loss = zoo.get_loss("infonce", **arguments)(*batch[:2], index=batch.index, negatives=keys, negatives_index=owners)
     others = torch.tensor([0, 1, 3])
     assert loss[2] == 0

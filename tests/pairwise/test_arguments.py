@@ -55,7 +55,7 @@ def test_key_ids_without_keys_are_refused() -> None:
     ("error", "message", "arguments"),
     [
         (ValueError, "kernel must be one of 'gaussian', 'log', 'imq', 'riesz', got 'cosine'", {"kernel": "cosine"}),
-        (ValueError, "gaussian kernel wants t > 0, got t = -1.0", {"parameter": -1.0}),
+        (ValueError, "gaussian kernel wants t > 0, got .*-1.0", {"parameter": -1.0}),
         (ValueError, "riesz kernel wants t != 0", {"kernel": "riesz", "parameter": 0.0}),
         (TypeError, "parameter must be a number, got '2'", {"parameter": "2"}),
         (ValueError, "parameter must be a finite number", {"parameter": torch.inf}),

@@ -1,0 +1,151 @@
+"""What the examples share: backbone and head, a loss from the command line, and the evaluation of an encoder."""
+
+import ast
+import difflib
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from images import Images, SettingError
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import contrastive_zoo as zoo
+
+NEIGHBOURS = 20
+# Key, title, format and meaning of each figure of an evaluation.
+FIGURES = (
+    ("knn", "k-NN accuracy", "{:.2%}", f"vote of the {NEIGHBOURS} nearest training images, by the backbone's features"),
+    ("linear_probe", "linear probe", "{:.2%}", "logistic regression on the backbone's features"),
+    ("class_mean", "nearest class mean", "{:.2%}", "class whose mean feature is the nearest: do classes form clusters?"),
+    ("alignment", "alignment", "{:.3f}", "squared distance of the projections of two views; 0 is perfect"),
+    ("uniformity", "uniformity", "{:.3f}", "log mean exp(-2 distance²) of projections; 0 is collapse, about -4 is uniform"),
+)
+
+
+def parse_params(given: list[str]) -> dict[str, Any]:
+    """``["temperature=0.2", "kernel=log"]`` as a dictionary; values are Python literals, or else strings.
+
+    Raises:
+        SettingError: An entry is not of the form name=value.
+    """
+    params = {}
+    for entry in given:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise SettingError(f"--set takes name=value, got {entry!r}.")
+        try:
+            params[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            params[name] = value
+    return params
+
+
+def build_loss(name: str, given: list[str], num_samples: int, steps: int, seed: int) -> zoo.Loss:
+    """The objective behind a name, with parameters from the command line.
+
+    A moving average of a stateful objective follows the recent steps only at first: its weight `gamma` falls from 1 to 0.2
+    over the run, unless it is given.
+
+    Raises:
+        SettingError: The zoo refuses the name or a parameter.
+    """
+    params = parse_params(given)
+    try:
+        card = zoo.describe_loss(name)
+        if card.stateful and "gamma" in card.parameters:
+            params.setdefault("gamma", zoo.CosineSchedule(1.0, 0.2, steps=max(1, steps)))
+        loss_fn = zoo.get_loss(name, num_samples=num_samples, seed=seed, **params)
+        # Some parameters are checked by the first call only. In eval mode it changes no state.
+        loss_fn.eval()(torch.eye(4), torch.eye(4), index=torch.arange(4), labels=torch.tensor([0, 0, 1, 1]))
+    except (ValueError, TypeError) as error:
+        raise SettingError(str(error)) from error
+    return loss_fn.train()
+
+
+def build_encoder(name: str, images: Images) -> nn.Module:
+    """A timm model without its classifier, randomly initialised.
+
+    Raises:
+        SettingError: timm has no model by that name.
+    """
+    if not timm.is_model(name):
+        known = timm.list_models()
+        close = difflib.get_close_matches(name, known, n=5) or timm.list_models(f"*{name[:6]}*")[:5] or known[:5]
+        raise SettingError(f"timm has no model {name!r}. Did you mean {', '.join(close)}? timm.list_models() names all.")
+    # Transformers are built for one size of images; convolutional networks take any, and refuse to be told.
+    fixed = timm.get_pretrained_cfg_value(name, "fixed_input_size")
+    options = {"img_size": images.size} if fixed else {}
+    return timm.create_model(name, pretrained=False, num_classes=0, in_chans=images.channels, **options)
+
+
+def build_head(encoder: nn.Module, images: Images, dim: int) -> nn.Module:
+    """The projection head: the loss sees what comes out of it, the evaluation what goes in."""
+    with torch.no_grad():
+        width = encoder.eval()(torch.zeros(1, images.channels, images.size, images.size)).shape[1]
+    return nn.Sequential(nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, dim))
+
+
+class Evaluation(NamedTuple):
+    """What an encoder is worth.
+
+    Attributes:
+        figures: Value of each of `FIGURES`.
+        features: (N, D) features of the held-out images.
+        labels: (N,) their labels.
+    """
+
+    figures: dict[str, float]
+    features: Tensor
+    labels: Tensor
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 on CUDA, full precision elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+@torch.no_grad()
+def embed(encoder: nn.Module, dataset: Any, device: torch.device, workers: int) -> tuple[Tensor, Tensor]:
+    """Features (N, D) of all images of a data set, and labels (N,)."""
+    encoder.eval()
+    features, labels = [], []
+    for images, batch_labels in DataLoader(dataset, batch_size=256, num_workers=workers):
+        with autocast(device):
+            features.append(encoder(images.to(device)).float().cpu())
+        labels.append(batch_labels)
+    return torch.cat(features), torch.cat(labels)
+
+
+@torch.no_grad()
+def project(encoder: nn.Module, head: nn.Module, images: Images, device: torch.device, workers: int) -> list[Tensor]:
+    """Projections, (N, D) each and of length 1, of two views of all held-out images."""
+    encoder.eval(), head.eval()
+    # The same views in every evaluation; training seeds each of its epochs anew, so this leaves no trace there.
+    torch.manual_seed(0)
+    pairs = []
+    for batch, _ in DataLoader(images.held_out_pairs, batch_size=256, num_workers=workers):
+        with autocast(device):
+            pairs.append([head(encoder(view)).float().cpu() for view in images.two_views(batch, device)])
+    return [F.normalize(torch.cat(view), dim=1) for view in zip(*pairs, strict=True)]
+
+
+def knn(encoder: nn.Module, images: Images, device: torch.device, workers: int) -> float:
+    """k-NN accuracy of held-out images, the quickest figure of a representation."""
+    train, held_out = (embed(encoder, part, device, workers) for part in (images.train, images.held_out))
+    return zoo.metrics.knn_accuracy(*train, *held_out, k=min(NEIGHBOURS, len(train[0])))
+
+
+def evaluate(encoder: nn.Module, head: nn.Module, images: Images, device: torch.device, workers: int) -> Evaluation:
+    """All `FIGURES` of an encoder and its head, on held-out images."""
+    train, held_out = (embed(encoder, part, device, workers) for part in (images.train, images.held_out))
+    z1, z2 = project(encoder, head, images, device, workers)
+    figures = {
+        "knn": zoo.metrics.knn_accuracy(*train, *held_out, k=min(NEIGHBOURS, len(train[0]))),
+        "linear_probe": zoo.metrics.linear_probe(*train, *held_out),
+        "class_mean": zoo.metrics.nearest_class_mean(*train, *held_out),
+        "alignment": zoo.metrics.alignment(z1, z2),
+        "uniformity": zoo.metrics.uniformity(z1),
+    }
+    return Evaluation(figures, *held_out)

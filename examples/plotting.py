@@ -1,0 +1,107 @@
+"""Pictures of a training run and of a comparison."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from common import Evaluation
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.manifold import TSNE
+
+BLUE, ORANGE, GREY = "#3465a4", "#e07b39", "#8a8a8a"
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+}
+# t-SNE takes a minute for ten thousand points, and more than a thousand say no more.
+MOST_POINTS = 1000
+
+
+def _note(axes: Axes, text: str, x: float, y: float, offset: tuple[float, float], **style: str) -> None:
+    axes.annotate(text, (x, y), offset, textcoords="offset points", annotation_clip=False, **style)
+
+
+def plot_training(history: dict[str, Any], name: str, path: Path) -> None:
+    """Loss of each step with its running mean, and k-NN accuracy by epoch."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10, 3.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        losses = np.asarray(history["loss"])
+        steps = np.arange(1, len(losses) + 1)
+        left.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=1)
+        window = max(1, len(losses) // 20)
+        running = np.convolve(losses, np.ones(window) / window, mode="valid")
+        left.plot(steps[: len(running)] + (window - 1) / 2, running, color=BLUE, linewidth=2)
+        left.set(title=f"Loss ({name})", xlabel="step", ylabel="loss")
+        epochs, accuracy = np.asarray(history["knn"]).T
+        right.plot(epochs, 100 * accuracy, color=ORANGE, marker="o", markersize=5, linewidth=2)
+        right.axhline(100 * accuracy[0], color=GREY, linestyle="--", linewidth=1)
+        _note(right, "before training", epochs[-1], 100 * accuracy[0], (0, -12), color=GREY, ha="right")
+        _note(right, f"{accuracy[-1]:.1%}", epochs[-1], 100 * accuracy[-1], (8, -4), color=ORANGE, weight="bold")
+        right.set(title="k-NN accuracy on held-out images", xlabel="epoch", ylabel="accuracy in %")
+        right.margins(y=0.15)
+        figure.savefig(path, dpi=150)
+
+
+def plot_embedding(before: Evaluation, after: Evaluation, classes: Sequence[str], name: str, path: Path) -> None:
+    """The held-out images in two dimensions by t-SNE of their features, before and after, coloured by class."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(11, 5.4), layout="constrained")
+        for axes, evaluation, when in zip(figure.subplots(1, 2), (before, after), ("Before", f"After {name}"), strict=True):
+            _scatter(axes, evaluation, classes)
+            axes.set_title(f"{when}: k-NN accuracy {evaluation.figures['knn']:.1%}")
+        figure.supxlabel("t-SNE of the backbone's features of held-out images", fontsize=10, color=GREY)
+        figure.savefig(path, dpi=150)
+
+
+def _scatter(axes: Axes, evaluation: Evaluation, classes: Sequence[str]) -> None:
+    points = _two_dimensions(evaluation)
+    labels = evaluation.labels[: len(points)].numpy()
+    palette = colormaps["tab10"] if len(classes) <= 10 else colormaps["turbo"].resampled(len(classes))
+    axes.scatter(*points.T, c=palette(labels), s=18, alpha=0.75, linewidths=0)
+    for label in np.unique(labels) if len(classes) <= 20 else ():
+        place = np.median(points[labels == label], axis=0)
+        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": palette(int(label)), "alpha": 0.85}
+        axes.text(*place, classes[label], ha="center", va="center", fontsize=10, fontweight="bold", bbox=box)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _two_dimensions(evaluation: Evaluation) -> NDArray[np.float32]:
+    features = F.normalize(evaluation.features[:MOST_POINTS], dim=1).numpy()
+    return TSNE(perplexity=min(30.0, len(features) / 4), init="pca", random_state=0).fit_transform(features)
+
+
+def plot_comparison(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracies of each objective beside those before training, and where its projections lie on the sphere."""
+    before, *trained = rows
+    trained = sorted(trained, key=lambda row: (row["knn"], row["linear_probe"]))
+    names = [row["loss"] for row in trained]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(12, 1.8 + 0.35 * max(len(names), 5)), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for key, title, colour in (("knn", "k-NN", ORANGE), ("linear_probe", "linear probe", BLUE)):
+            left.axvline(100 * before[key], color=colour, linestyle="--", linewidth=1, alpha=0.7)
+            left.scatter([100 * row[key] for row in trained], names, color=colour, s=55, label=title, zorder=3)
+        left.set(title="Accuracy on held-out images", xlabel="accuracy in %; dashed: before training")
+        left.margins(y=0.08)
+        figure.legend(frameon=False, loc="outside lower left", ncols=2)
+        right.scatter([row["alignment"] for row in trained], [row["uniformity"] for row in trained], color=BLUE, s=55)
+        for row in trained:
+            _note(right, row["loss"], row["alignment"], row["uniformity"], (7, -4))
+        right.set(title="Projections", xlabel="alignment (lower is better)", ylabel="uniformity (lower is better)")
+        right.margins(x=0.2)
+        figure.savefig(path, dpi=150)

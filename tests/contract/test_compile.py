@@ -1,0 +1,117 @@
+"""Every name under `torch.compile`: one graph, the same numbers and tables, the same errors, no recompilation in training."""
+
+import math
+
+import pytest
+import torch
+from cases import CONFIGURATIONS, DEFAULTS, Configuration, Views, gradients, same_state, snapshot, views
+from tolerances import assert_close
+
+import contrastive_zoo as zoo
+from contrastive_zoo import Loss
+
+pytestmark = pytest.mark.usefixtures("_compiler")
+every_default = pytest.mark.parametrize("configuration", DEFAULTS, ids=str)
+
+
+def step(loss_fn: Loss, batch: Views) -> tuple[torch.Tensor, ...]:
+    loss = batch.call(loss_fn)
+    return loss, *gradients(loss, batch)
+
+
+def assert_steps_agree(configuration: Configuration, backend: str, fullgraph: bool, dtype: torch.dtype) -> None:
+    eager, plain = configuration.make().to(dtype), configuration.make().to(dtype)
+    compiled = torch.compile(plain, backend=backend, fullgraph=fullgraph)
+    for seed in range(2):
+        batch = views(seed=seed, dtype=dtype)
+        for name, found, expected in zip(("loss", "z1", "z2"), step(compiled, batch), step(eager, batch), strict=True):
+            assert_close(found, expected, f"{name} of step {seed}")
+    state = snapshot(plain)
+    for name, expected in snapshot(eager).items():
+        assert_close(state[name], expected, name, dtype=dtype)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+def test_compiled_equals_eager(configuration: Configuration) -> None:
+    assert_steps_agree(configuration, "aot_eager", True, torch.float64)
+
+
+@pytest.mark.parametrize("name", ["ntxent", "sogclr"])
+def test_inductor_equals_eager(name: str) -> None:
+    assert_steps_agree(Configuration(name, {}), "inductor", True, torch.float32)
+
+
+@every_default
+def test_training_does_not_recompile(configuration: Configuration) -> None:
+    """A new temperature, another batch of the same size, a last batch that is smaller and another epoch."""
+    loss_fn = configuration.make()
+    compiled = torch.compile(loss_fn, backend="eager", fullgraph=True)
+    for size in (12, 12, 7, 5):
+        step(compiled, views(size))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for temperature, size in ((0.5, 12), (0.4, 9), (0.3, 12)):
+            if "temperature" in configuration.card.parameters:
+                loss_fn.temperature = temperature
+            step(compiled, views(size, seed=size))
+
+
+@every_default
+def test_a_temperature_set_after_compilation_counts(configuration: Configuration) -> None:
+    if "temperature" not in configuration.card.parameters:
+        pytest.skip("has no temperature")
+    loss_fn, batch = configuration.make(temperature=0.1).eval(), views()
+    compiled = torch.compile(loss_fn, backend="eager", fullgraph=True)
+    batch.call(compiled)
+    loss_fn.temperature = 0.5
+    assert_close(batch.call(compiled), batch.call(configuration.make(temperature=0.5).eval()), "loss")
+
+
+@every_default
+def test_bad_values_are_still_errors(configuration: Configuration) -> None:
+    loss_fn, batch = configuration.make(), views()
+    compiled = torch.compile(loss_fn, backend="eager", fullgraph=True)
+    batch.call(compiled)
+    before = snapshot(loss_fn)
+    broken = batch.z1.detach().clone()
+    broken[3, 1] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinite values, first in row 3"):
+        compiled(broken.requires_grad_(), batch.z2, index=batch.index, labels=batch.labels)
+    index = batch.index.clone()
+    index[0] = -1
+    with pytest.raises(IndexError, match="index holds -1"):
+        compiled(batch.z1, batch.z2, index=index, labels=batch.labels)
+    assert same_state(snapshot(loss_fn), before)
+
+
+@every_default
+def test_a_batch_of_one_sample_is_zero(configuration: Configuration) -> None:
+    """It cannot warn from compiled code, but value, gradients and tables are those of eager mode."""
+    loss_fn, batch = configuration.make(), views(5, 4)
+    compiled = torch.compile(loss_fn, backend="eager", fullgraph=True)
+    step(compiled, batch)
+    before = snapshot(loss_fn)
+    loss, *found = step(compiled, batch._replace(index=torch.full((5,), 3)))
+    assert loss == 0
+    for gradient in found:
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+    for name, tensor in snapshot(loss_fn).items():
+        assert "step" in name or torch.equal(tensor, before[name]), name
+
+
+def test_an_encoder_and_its_loss_compile_together() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = torch.nn.Linear(6, 4)
+            self.loss_fn = zoo.get_loss("dcl")
+
+        def forward(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
+            return self.loss_fn(self.encoder(z1), self.encoder(z2))
+
+    model, batch = Model(), views(dtype=torch.float32)
+    expected = model(batch.z1, batch.z2)
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    found = torch.compile(model, backend="aot_eager", fullgraph=True)(batch.z1, batch.z2)
+    assert_close(found, expected, "loss")
+    for actual, reference in zip(torch.autograd.grad(found, list(model.parameters())), wanted, strict=True):
+        assert_close(actual, reference, "gradient of the encoder", magnitude=1.0)

@@ -1,0 +1,248 @@
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+import contrastive_zoo as zoo
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = "test_vit"
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runs whose plots are not looked at: drawing takes longer than a quick run."""
+    import pretrain
+
+    for name in ("plot_training", "plot_embedding"):
+        monkeypatch.setattr(pretrain, name, lambda *args: None)
+
+
+def run(*options: str, output: Path) -> dict[str, Any]:
+    import pretrain
+
+    return pretrain.main(["--quick", "--backbone", TINY, "--output", str(output), *options])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """What a run that must end with exit code 2 says."""
+    import pretrain
+
+    with pytest.raises(SystemExit) as caught:
+        pretrain.main(options)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def assert_shows_something(plot: Path) -> None:
+    drawn = np.ptp(imread(plot)[:, :, :3], axis=2) > 0.1  # text and axes are grey, data are in colour
+    assert 0.001 < drawn.mean() < 0.5
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Equal to the bit, through dictionaries and lists."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+def test_default_backbone_learns_and_everything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = run("--backbone", "resnet10t", "--epochs", "3", output=tmp_path)
+    assert results == json.loads((tmp_path / "results.json").read_text())
+    assert {path.name for path in tmp_path.iterdir()} >= {"checkpoint.pt", "training.png", "embedding.png"}
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    for plot in tmp_path.glob("*.png"):
+        assert_shows_something(plot)
+    assert (results["training_images"], results["held_out_images"]) == (128, 64)
+    losses = np.reshape(results["history"]["loss"], (3, 4)).mean(1)
+    assert losses[0] > losses[1] > losses[2]
+    assert [epoch for epoch, _ in results["history"]["knn"]] == [0, 1, 2, 3]
+    for when, epoch in (("before", 0), ("after", 3)):
+        assert results[when].keys() == {"knn", "linear_probe", "class_mean", "alignment", "uniformity"}
+        assert results["history"]["knn"][epoch][1] == results[when]["knn"]
+        assert results[when]["linear_probe"] > 0.5
+    assert results["after"]["uniformity"] < results["before"]["uniformity"] < 0
+    printed = capsys.readouterr().out
+    assert f"{results['before']['knn']:.2%}" in printed
+    assert f"{results['after']['knn']:.2%}" in printed
+
+
+@pytest.mark.usefixtures("without_plots")
+@pytest.mark.parametrize("name", ["sogclr", "emc2"])
+def test_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pretrain
+
+    save = pretrain.save_checkpoint
+
+    def save_and_stop(run: pretrain.Run, epoch: int, history: dict[str, Any]) -> None:
+        save(run, epoch, history)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    options = ("--loss", name, "--epochs", "4", "--seed", "3", "--set", "temperature=0.2")
+    whole = run(*options, output=tmp_path / "whole")
+    monkeypatch.setattr(pretrain, "save_checkpoint", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(*options, output=tmp_path / "parts")
+    monkeypatch.setattr(pretrain, "save_checkpoint", save)
+    assert not (tmp_path / "parts" / "results.json").exists()
+    resumed = pretrain.main(["--resume", str(tmp_path / "parts")])
+
+    for key in ("before", "after", "history", "diagnostics"):
+        assert_same(whole[key], resumed[key])
+    one, other = (torch.load(tmp_path / folder / "checkpoint.pt", weights_only=True) for folder in ("whole", "parts"))
+    assert one["epoch"] == 4
+    assert any("visited" in key for key in one["loss"])
+    for key in ("encoder", "head", "loss", "optimizer", "history"):
+        assert_same(one[key], other[key])
+
+
+def test_comparison_of_states_notices_a_difference() -> None:
+    state = {"a": [torch.zeros(2), 1]}
+    for other in ({"a": [torch.tensor([0, 1e-30]), 1]}, {"a": [torch.zeros(2), 2]}, {"b": [torch.zeros(2), 1]}):
+        with pytest.raises(AssertionError):
+            assert_same(state, other)
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_resumed_run_may_not_change_its_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--epochs", "1", output=tmp_path)
+    assert "seed = 0, which cannot become 5" in refusal(capsys, "--resume", str(tmp_path), "--seed", "5")
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_a_finished_run_can_be_prolonged(tmp_path: Path) -> None:
+    import pretrain
+
+    run("--epochs", "1", output=tmp_path)
+    longer = pretrain.main(["--resume", str(tmp_path), "--epochs", "2"])
+    assert len(longer["history"]["loss"]) == 8
+
+
+def test_weight_of_the_newest_value_falls_unless_it_is_given(tmp_path: Path) -> None:
+    from common import build_loss
+
+    assert build_loss("sogclr", [], num_samples=8, steps=10, seed=0).objective.gamma == zoo.CosineSchedule(1.0, 0.2, steps=10)
+    assert build_loss("sogclr", ["gamma=0.5"], num_samples=8, steps=10, seed=0).objective.gamma == 0.5
+    # The gamma of a kernel's energy is no moving average's.
+    assert build_loss("kcl", [], num_samples=8, steps=10, seed=0).objective.parameters_given["gamma"] == 16.0
+
+
+def test_parameters_are_python_literals_or_text() -> None:
+    from common import parse_params
+
+    given = ["temperature=0.2", "symmetric=False", "kernel=log", "burn_in=1e-1", "x=a=b"]
+    wanted = {"temperature": 0.2, "symmetric": False, "kernel": "log", "burn_in": 0.1, "x": "a=b"}
+    assert parse_params(given) == wanted
+
+
+def test_trying_out_an_objective_leaves_its_state_alone() -> None:
+    from common import build_loss
+
+    for name in zoo.list_losses():
+        fresh = zoo.get_loss(name, num_samples=8)
+        assert_same(build_loss(name, [], num_samples=8, steps=10, seed=0).state_dict(), fresh.state_dict())
+
+
+@pytest.mark.parametrize("name", zoo.list_batch_samplers())
+def test_any_batch_sampler(name: str) -> None:
+    import pretrain
+
+    sampler = pretrain.build_sampler(name, None, 300, seed=0)
+    assert {len(batch) for batch in sampler} == {300 if name == "full" else 256}
+
+
+def test_folder_of_images_with_workers_and_a_transformer(folder_of_images: Path, tmp_path: Path) -> None:
+    options = ("--data", str(folder_of_images), "--image-size", "32", "--batch-size", "8", "--workers", "1")
+    results = run(*options, "--loss", "dhel", output=tmp_path)
+    assert (results["training_images"], results["held_out_images"]) == (32, 8)
+    assert results["after"]["linear_probe"] == 1.0  # red or blue
+    assert_shows_something(tmp_path / "embedding.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "answers"),
+    [
+        (("--loss", "ntxnet"), ("Did you mean 'ntxent'",)),
+        (("--set", "temprature=0.2"), ("no parameter 'temprature'", "temperature")),
+        (("--set", "temperature=-1"), ("temperature must be", "-1")),
+        (("--set", "temperature"), ("name=value",)),
+        (("--loss", "kcl", "--set", "kernel=gausian"), ("kernel must be one of 'gaussian'", "'gausian'")),
+        (("--backbone", "resnet10x"), ("resnet10t",)),
+        (("--batch-sampler", "shufle"), ("Did you mean 'shuffle'",)),
+        (("--batch-size", "2000"), ("batch_size is 2000 but there are 1437",)),
+        (("--data", "no/such/folder"), ("no/such/folder", "digits, cifar10")),
+        (("--data", "cifar10", "--root", "no/such/folder"), ("no/such/folder", "--download")),
+        (("--device", "gpu"), ("--device gpu",)),
+        (("--resume", "no/such/run"), ("no/such/run/checkpoint.pt",)),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_a_setting_that_cannot_be_met_is_answered(
+    options: tuple[str, ...],
+    answers: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = refusal(capsys, *options)
+    assert all(answer in said for answer in answers), said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_every_objective_gets_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import compare
+
+    rows = compare.main(["--quick", "--epochs", "1", "--backbone", TINY, "--output", str(tmp_path)])
+    assert [row["loss"] for row in rows] == ["before training", *zoo.list_losses()]
+    assert all(row["milliseconds"] > 0 for row in rows[1:])
+    assert json.loads((tmp_path / "comparison.json").read_text())["rows"] == rows
+    assert_shows_something(tmp_path / "comparison.png")
+    markdown = (tmp_path / "comparison.md").read_text().splitlines()
+    assert len(markdown) == len(rows) + 2
+    assert len({line.count("|") for line in markdown}) == 1
+    printed = capsys.readouterr().out
+    assert all(f"{row['knn']:.2%}" in printed for row in rows)
+    # All start from one encoder: what comes before training is the same for each.
+    before = {json.dumps(json.loads((tmp_path / name / "results.json").read_text())["before"]) for name in zoo.list_losses()}
+    assert len(before) == 1
+
+
+def test_a_name_is_checked_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import compare
+
+    with pytest.raises(SystemExit) as caught:
+        compare.main(["--losses", "ntxent", "dlc", "--output", str(tmp_path / "runs")])
+    assert caught.value.code == 2
+    assert "Did you mean 'dcl'" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("_clean_registries", "without_plots")
+def test_objective_is_registered_and_trained_with(tmp_path: Path) -> None:
+    example = runpy.run_path(str(EXAMPLES / "your_objective.py"))
+    z1, z2 = torch.randn(2, 8, 4)
+    without_margin = zoo.get_loss("additive_margin", margin=0.0)(z1, z2)
+    assert torch.allclose(without_margin, zoo.get_loss("ntxent")(z1, z2))
+    options = ["--quick", "--epochs", "1", "--backbone", TINY, "--set", "margin=0.2", "--output", str(tmp_path)]
+    results = example["main"](options)
+    assert results["loss"] == "additive_margin"
+    assert results["settings"]["set"] == ["margin=0.2"]

@@ -1,0 +1,155 @@
+"""Each stateless objective against its double loop: value and gradients in float64, samples that come twice, extra keys."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import oracle
+import pytest
+import torch
+from cases import BACKENDS, NAMES, Views, rows, views
+from tolerances import assert_close
+from torch import Tensor
+from torch.autograd import gradcheck
+
+import contrastive_zoo as zoo
+
+
+class Case(NamedTuple):
+    name: str
+    params: dict[str, Any]
+    reference: Callable[..., Tensor]
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{key}={value}" for key, value in self.params.items())])
+
+
+CASES = [
+    *(Case("ntxent", {"temperature": t}, oracle.ntxent) for t in (0.005, 0.1, 10.0)),
+    *(Case("dcl", {"temperature": t}, oracle.dcl) for t in (0.005, 0.1, 10.0)),
+    *(Case("infonce", {"temperature": t}, oracle.infonce) for t in (0.005, 0.1, 10.0)),
+    Case("infonce", {"temperature": 0.2, "symmetric": False}, oracle.infonce),
+    *(Case("debiased", {"temperature": t, "tau_plus": p}, oracle.debiased) for t, p in [(0.5, 0.1), (0.1, 0.3), (0.5, 0.0)]),
+    *(
+        Case("hcl", {"temperature": t, "tau_plus": p, "beta": b}, oracle.hcl)
+        for t, p, b in [(0.5, 0.1, 1.0), (0.1, 0.1, 2.0), (0.5, 0.4, 0.5), (0.1, 0.0, 1.0), (0.5, 0.1, 0.0), (0.005, 0.1, 1.0)]
+    ),
+    *(Case("dhel", {"temperature": t}, oracle.dhel) for t in (0.005, 0.3, 10.0)),
+    Case("dhel", {"temperature": 0.3, "both_views": False}, oracle.dhel),
+    *(
+        Case("kcl", {"kernel": kernel, "t": t, "gamma": gamma}, oracle.kcl)
+        for kernel, t, gamma in [
+            ("gaussian", 2.0, 16.0),
+            ("log", 0.7, 3.0),
+            ("imq", 0.5, 5.0),
+            ("riesz", 1.0, 2.0),
+            ("riesz", -1.5, 4.0),
+            ("gaussian_riesz", -1.5, 4.0),
+            ("gaussian_riesz", 1.0, 2.0),
+        ]
+    ),
+]
+SHAPES = [(2, 1), (3, 5), (13, 4)]
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def assert_equals_reference(case: Case, batch: Views, found: Tensor, expected: Tensor, *more: Tensor) -> None:
+    """Value, and gradients of both views and of anything more."""
+    logit = 1 / case.params.get("temperature", 0.1)
+    # Losses and gradients are differences of terms as large as logits, gradients over the length of their row.
+    shortest = min(float(z.detach().norm(dim=1).min()) for z in batch[:2])
+    magnitude, value = max(1.0, logit / 10) / min(1.0, shortest), oracle.mean(expected)
+    assert_close(found, value, "loss", logit=logit, magnitude=1.0)
+    leaves = (*batch[:2], *more)
+    wanted = torch.autograd.grad(value, leaves)
+    for name, a, b in zip(("z1", "z2", "negatives"), torch.autograd.grad(found, leaves), wanted, strict=False):
+        assert_close(a, b, f"gradient of {name}", logit=logit, magnitude=magnitude)
+
+
+def test_every_stateless_name_has_a_reference() -> None:
+    assert {case.name for case in CASES} == {name for name in NAMES if not zoo.describe_loss(name).stateful}
+
+
+@every_case
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_value_and_gradients(case: Case, shape: tuple[int, int], backend: str) -> None:
+    batch = views(*shape)
+    loss = zoo.get_loss(case.name, backend=backend, **case.params)(*batch[:2])
+    assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params))
+
+
+@every_case
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_samples_that_come_twice(case: Case, backend: str) -> None:
+    batch, index = views(7, 4), torch.tensor([9, 3, 9, 5, 3, 9, 0])
+    loss = zoo.get_loss(case.name, backend=backend, **case.params)(*batch[:2], index=index)
+    assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params, ids=index.tolist()))
+
+
+@every_case
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_finite_differences(case: Case, backend: str) -> None:
+    """Also where the gradient of the reference itself is by hand."""
+    if case.params.get("temperature", 1) < 0.05:
+        pytest.skip("finite differences resolve no temperature of 0.005; the double loop does")
+    batch, loss_fn = views(4, 2), zoo.get_loss(case.name, backend=backend, **case.params)
+    index = torch.tensor([4, 1, 2, 1])
+    assert gradcheck(lambda z1, z2: loss_fn(z1, z2, index=index), batch[:2])
+
+
+def extra_keys(shape: tuple[int, ...]) -> Tensor:
+    return rows(math.prod(shape[:-1]), shape[-1], seed=2, unit=False).detach().view(shape).requires_grad_()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["ntxent", "dcl", "infonce"])
+@pytest.mark.parametrize("shape", [(5, 4), (7, 5, 4)], ids=["for all", "for each"])
+@pytest.mark.parametrize("owned", [False, True], ids=["of nobody", "some of samples"])
+def test_extra_keys(name: str, shape: tuple[int, ...], owned: bool, backend: str) -> None:
+    case = Case(name, {"temperature": 0.2}, getattr(oracle, name))
+    batch, index = views(7, 4), torch.tensor([9, 3, 9, 5, 3, 9, 0])
+    keys = extra_keys(shape)
+    owners = torch.randint(0, 10, shape[:-1]) if owned else None
+    loss_fn = zoo.get_loss(name, backend=backend, temperature=0.2)
+    loss = loss_fn(*batch[:2], index=index, negatives=keys, negatives_index=owners)
+    expected = case.reference(*batch[:2], temperature=0.2, ids=index.tolist(), negatives=keys, negatives_ids=owners)
+    assert_equals_reference(case, batch, loss, expected, keys)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(5, 4), (7, 5, 4)], ids=["for all", "for each"])
+def test_infonce_with_extra_keys_alone(shape: tuple[int, ...], backend: str) -> None:
+    params = {"temperature": 0.2, "symmetric": False, "in_batch": False}
+    batch = views(7, 4)
+    keys = extra_keys(shape)
+    loss = zoo.get_loss("infonce", backend=backend, **params)(*batch[:2], negatives=keys)
+    expected = oracle.infonce(*batch[:2], **params, negatives=keys)
+    assert_equals_reference(Case("infonce", params, oracle.infonce), batch, loss, expected, keys)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_floor_of_the_debiased_negatives(backend: str) -> None:
+    """A close positive and a large tau_plus leave a negative count: the floor holds, and Ng is a constant."""
+    batch = views(6, 8)
+    close = batch._replace(z2=(batch.z1.detach() * 1.01).requires_grad_())
+    params = {"temperature": 0.5, "tau_plus": 0.5, "beta": 1.0}
+    loss_fn = zoo.get_loss("hcl", backend=backend, **params)
+    loss = loss_fn(*close[:2])
+    assert loss_fn.diagnostics["clamped_anchors"] == 1
+    assert_equals_reference(Case("hcl", params, oracle.hcl), close, loss, oracle.hcl(*close[:2], **params))
+
+
+def test_a_gradient_of_one_view_only_is_that_of_a_frozen_other() -> None:
+    batch = views(6, 4)
+    z2 = batch.z2.detach()
+    loss = zoo.get_loss("dcl", temperature=0.2)(batch.z1, z2)
+    expected = oracle.mean(oracle.dcl(batch.z1, z2, temperature=0.2))
+    assert_close(torch.autograd.grad(loss, batch.z1)[0], torch.autograd.grad(expected, batch.z1)[0], "gradient of z1")
+
+
+def test_tied_views_get_both_gradients() -> None:
+    z = views(6, 4).z1
+    loss, expected = zoo.get_loss("ntxent", temperature=0.2)(z, 2 * z), oracle.ntxent(z, 2 * z, temperature=0.2)
+    found, wanted = (torch.autograd.grad(value, z)[0] for value in (loss, oracle.mean(expected)))
+    assert_close(found, wanted, "gradient", magnitude=1.0)

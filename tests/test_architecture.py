@@ -1,0 +1,157 @@
+"""Who may import whom, read from the source; what importing the package costs; that what is public exists and is documented."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import contrastive_zoo as zoo
+
+PACKAGE = Path(zoo.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = [zoo.__name__, *(info.name for info in pkgutil.walk_packages(zoo.__path__, "contrastive_zoo."))]
+OWN_DEPENDENCIES = {"torch", "numpy", "einops"}
+
+# A part of the package is a file or folder at its top. Each may import itself and what stands here, nothing else.
+ARROWS: dict[str, set[str]] = {
+    "checks": set(),
+    "logspace": set(),
+    "operators": set(),
+    "datasets": set(),
+    "processes": set(),
+    "schedules": {"checks"},
+    "tables": {"checks"},
+    "batch": {"checks", "logspace"},
+    "features": {"checks", "operators"},
+    "objective": {"batch", "checks", "tables"},
+    "registry": {"batch", "checks", "objective"},
+    "pairwise": {"checks", "logspace", "operators"},
+    "samplers": {"batch", "checks", "objective", "operators", "pairwise", "registry"},
+    "batch_samplers": {"checks", "registry"},
+    "objectives": {"batch", "checks", "logspace", "objective", "pairwise", "registry", "samplers", "tables"},
+    "metrics": set(),
+    "loss": {"batch", "checks", "features", "objective", "operators", "pairwise", "processes", "registry"},
+    "functional": {"loss", "objectives"},
+}
+BACKENDS = {"dense", "tiled", "tiled_kernels"}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, *, at_import_time: bool = False) -> set[str]:
+    """Full names of the modules that a file imports, and of what it takes from packages."""
+    tree = ast.parse(path.read_text())
+    nodes = list(ast.walk(tree))
+    if at_import_time:
+        inside = {node for outer in nodes if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(outer)}
+        nodes = [node for node in nodes if node not in inside]
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            modules = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in modules}
+    return found
+
+
+def part(module: str) -> str | None:
+    """Part of the package that a module belongs to; None for other packages."""
+    names = module.split(".")
+    return names[1] if names[0] == "contrastive_zoo" and len(names) > 1 else None
+
+
+def test_imports_are_read() -> None:
+    assert "contrastive_zoo.pairwise.ops" in imports(PACKAGE / "pairwise" / "__init__.py")
+    assert "contrastive_zoo.pairwise" in imports(PACKAGE / "loss.py")
+    assert "torch" in imports(PACKAGE / "loss.py", at_import_time=True)
+
+
+def test_every_part_has_its_arrows() -> None:
+    parts = {part(name_of(path)) for path in FILES} - {None}
+    assert parts == set(ARROWS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows(path: Path) -> None:
+    own = part(name_of(path))
+    if own is not None:
+        used = {part(module) for module in imports(path) if module.split(".")[0] == "contrastive_zoo"}
+        assert None not in used, "the package itself knows everything, so nothing inside may import it"
+        assert used <= {own, *ARROWS[own]}
+
+
+def test_arrows_do_not_run_in_circles() -> None:
+    placed: set[str] = set()
+    while placed != set(ARROWS):
+        free = {name for name, needed in ARROWS.items() if name not in placed and needed <= placed}
+        assert free, f"circle among {set(ARROWS) - placed}"
+        placed |= free
+
+
+def test_backends_do_not_know_one_another() -> None:
+    for backend in BACKENDS:
+        for module in imports(PACKAGE / "pairwise" / f"{backend}.py"):
+            other = module.rsplit(".", 1)[-1]
+            assert other not in BACKENDS, f"{backend} imports {other}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "objectives").glob("*.py")), ids=lambda path: path.name)
+def test_objectives_know_nothing_of_machines(path: Path) -> None:
+    assert not {module for module in imports(path) if module.startswith(("torch.distributed", "torch.cuda", "triton"))}
+    words = re.findall(r"\b(cuda|triton|ranks?|world_size|process_group|distributed|devices? type)\b", path.read_text().lower())
+    assert not words
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_few_packages_are_needed_to_import(path: Path) -> None:
+    tops = {module.split(".")[0] for module in imports(path, at_import_time=True)}
+    assert tops - sys.stdlib_module_names - {"contrastive_zoo"} <= OWN_DEPENDENCIES
+
+
+def test_importing_loads_no_other_package() -> None:
+    """Beside what PyTorch loads by itself."""
+    code = (
+        "import sys, torch, numpy.random; before = set(sys.modules); import contrastive_zoo; "
+        "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert set(loaded) - sys.stdlib_module_names <= {"contrastive_zoo", *OWN_DEPENDENCIES}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_public_names_exist_and_are_documented(name: str) -> None:
+    module = importlib.import_module(name)
+    assert inspect.getdoc(module)
+    for public in getattr(module, "__all__", []):
+        value = getattr(module, public)
+        if callable(value):
+            assert inspect.getdoc(value), f"{name}.{public}"
+        if inspect.isclass(value) and value.__module__.startswith("contrastive_zoo"):
+            for method, function in vars(value).items():
+                if inspect.isfunction(function) and not method.startswith("_"):
+                    assert inspect.getdoc(function), f"{name}.{public}.{method}"
+
+
+@pytest.mark.parametrize("name", ["", "batch_samplers", "functional", "metrics", "objectives", "pairwise", "samplers"])
+def test_packages_say_what_is_public(name: str) -> None:
+    module = importlib.import_module(f"contrastive_zoo.{name}".rstrip("."))
+    assert module.__all__ == sorted(module.__all__, key=lambda public: (not public.isupper(), not public[0].isupper(), public)) or (
+        sorted(module.__all__) == sorted(set(module.__all__))
+    )
+
+
+def test_every_registered_build_is_exported() -> None:
+    for name in zoo.list_losses():
+        card = zoo.describe_loss(name)
+        assert getattr(zoo.objectives, card.build.__name__) is card.build

@@ -1,0 +1,104 @@
+"""What the papers prove: minimisers, values at known points, independence of the batch size."""
+
+import math
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from cases import BACKENDS
+from torch import Tensor
+
+import contrastive_zoo as zoo
+
+
+def minimise(loss_fn: zoo.Loss, points: int, width: int) -> tuple[Tensor, Tensor]:
+    """Unit rows of both views, free to move from a random start."""
+    draws = torch.Generator().manual_seed(1)
+    z = torch.randn(2, points, width, generator=draws, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([z], max_iter=300, tolerance_grad=1e-9, tolerance_change=0, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = loss_fn(z[0], z[1])
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    a, b = torch.nn.functional.normalize(z.detach(), dim=2)
+    return a, b
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("name", "params", "width"),
+    [
+        *((name, {"temperature": 0.5}, width) for name in ("ntxent", "dcl", "dhel") for width in (5, 8)),
+        # In the smallest space that holds the simplex the flat tails of the gaussian kernel have other minima.
+        ("kcl", {"kernel": "gaussian", "t": 2.0, "gamma": 16.0}, 8),
+        ("kcl", {"kernel": "log", "t": 2.0, "gamma": 16.0}, 5),
+    ],
+    ids=str,
+)
+def test_the_minimiser_is_the_simplex(name: str, params: dict[str, Any], width: int, backend: str) -> None:
+    """With d >= N - 1 views coincide, and samples have the inner product -1/(N - 1).
+
+    Koromilas et al., 2024, theorem 4.1; Cho et al., 2023, theorem 4.1.
+    """
+    points = 6
+    a, b = minimise(zoo.get_loss(name, backend=backend, **params), points, width)
+    simplex = torch.eye(points, dtype=torch.float64) * (1 + 1 / (points - 1)) - 1 / (points - 1)
+    for gram in (a @ a.T, a @ b.T, b @ b.T):
+        torch.testing.assert_close(gram, simplex, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [2, 7, 33])
+def test_all_rows_equal(size: int, backend: str) -> None:
+    """Every anchor picks one of as many equal keys as there are."""
+    z = torch.ones(size, 3, dtype=torch.float64)
+    keys = {"ntxent": 2 * size - 1, "dcl": 2 * size - 2, "infonce": size}
+    for name, count in keys.items():
+        for temperature in (0.005, 0.1, 10.0):
+            loss = zoo.get_loss(name, temperature=temperature, backend=backend)(z, z)
+            assert float(loss) == pytest.approx(math.log(count), abs=1e-11)
+    for name in ("sogclr", "emc2"):
+        loss = zoo.get_loss(name, num_samples=size, temperature=0.1, backend=backend).double()(z, z, index=torch.arange(size))
+        assert float(loss) == pytest.approx(0, abs=1e-11)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_orthonormal_samples(backend: str) -> None:
+    z, size = torch.eye(6, dtype=torch.float64), 6
+    for temperature in (0.1, 1.0):
+        expected = math.log1p((2 * size - 2) * math.exp(-1 / temperature))
+        assert float(zoo.get_loss("ntxent", temperature=temperature, backend=backend)(z, z)) == pytest.approx(expected, rel=1e-12)
+        expected = math.log1p((size - 1) * math.exp(-1 / temperature))
+        assert float(zoo.get_loss("infonce", temperature=temperature, backend=backend)(z, z)) == pytest.approx(expected, rel=1e-12)
+
+
+def mean_over_batches(loss_fn: zoo.Loss, z1: Tensor, z2: Tensor, size: int) -> float:
+    """Expected value of a random mini-batch, by running through all of them."""
+    batches = [torch.tensor(batch) for batch in combinations(range(len(z1)), size)]
+    return float(torch.stack([loss_fn(z1[batch], z2[batch]) for batch in batches]).mean())
+
+
+@pytest.mark.parametrize("params", [{"kernel": k} for k in ("gaussian", "log", "imq")] + [{"kernel": "riesz", "t": 1.0}], ids=str)
+def test_expected_kcl_does_not_depend_on_the_size_of_batches(params: dict[str, Any]) -> None:
+    """Koromilas et al., 2024, section 5: mini-batches are unbiased. NT-Xent's are not."""
+    draws = torch.Generator().manual_seed(0)
+    z1, z2 = torch.randn(2, 7, 4, generator=draws, dtype=torch.float64)
+    loss_fn = zoo.get_loss("kcl", **params)
+    whole = float(loss_fn(z1, z2))
+    for size in range(2, 7):
+        assert mean_over_batches(loss_fn, z1, z2, size) == pytest.approx(whole, rel=1e-12)
+    ntxent = zoo.get_loss("ntxent")
+    assert mean_over_batches(ntxent, z1, z2, 3) != pytest.approx(float(ntxent(z1, z2)), rel=1e-2)
+
+
+def test_debiased_negatives_without_debiasing_are_those_of_ntxent() -> None:
+    z1, z2 = torch.randn(2, 9, 5, dtype=torch.float64)
+    expected = float(zoo.get_loss("ntxent", temperature=0.5)(z1, z2))
+    assert float(zoo.get_loss("debiased", tau_plus=0.0)(z1, z2)) == pytest.approx(expected, rel=1e-12)
+    assert float(zoo.get_loss("hcl", tau_plus=0.0, beta=0.0)(z1, z2)) == pytest.approx(expected, rel=1e-12)
+    assert float(zoo.get_loss("hcl", tau_plus=0.0, beta=1e-9)(z1, z2)) == pytest.approx(expected, rel=1e-6)
