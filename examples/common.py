@@ -71,9 +71,8 @@ def build_encoder(name: str, images: Images) -> nn.Module:
         SettingError: timm has no model by that name.
     """
     if not timm.is_model(name):
-        known = timm.list_models()
-        close = difflib.get_close_matches(name, known, n=5) or timm.list_models(f"*{name[:6]}*")[:5] or known[:5]
-        raise SettingError(f"timm has no model {name!r}. Did you mean {', '.join(close)}? timm.list_models() names all.")
+        close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
+        raise SettingError(f"timm has no model {name!r}. Closest: {', '.join(close)}. timm.list_models() gives all names.")
     # Transformers are built for one size of images; convolutional networks take any, and refuse to be told.
     fixed = timm.get_pretrained_cfg_value(name, "fixed_input_size")
     options = {"img_size": images.size} if fixed else {}
@@ -131,18 +130,22 @@ def project(encoder: nn.Module, head: nn.Module, images: Images, device: torch.d
     return [F.normalize(torch.cat(view), dim=1) for view in zip(*pairs, strict=True)]
 
 
-def knn(encoder: nn.Module, images: Images, device: torch.device, workers: int) -> float:
-    """k-NN accuracy of held-out images, the quickest figure of a representation."""
-    train, held_out = (embed(encoder, part, device, workers) for part in (images.train, images.held_out))
+def embed_both(encoder: nn.Module, images: Images, device: torch.device, workers: int) -> list[tuple[Tensor, Tensor]]:
+    """Features and labels of the training and of the held-out images."""
+    return [embed(encoder, part, device, workers) for part in (images.train, images.held_out)]
+
+
+def knn(train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> float:
+    """k-NN accuracy of held-out features, the quickest figure of a representation."""
     return zoo.metrics.knn_accuracy(*train, *held_out, k=min(NEIGHBOURS, len(train[0])))
 
 
 def evaluate(encoder: nn.Module, head: nn.Module, images: Images, device: torch.device, workers: int) -> Evaluation:
     """All `FIGURES` of an encoder and its head, on held-out images."""
-    train, held_out = (embed(encoder, part, device, workers) for part in (images.train, images.held_out))
+    train, held_out = embed_both(encoder, images, device, workers)
     z1, z2 = project(encoder, head, images, device, workers)
     figures = {
-        "knn": zoo.metrics.knn_accuracy(*train, *held_out, k=min(NEIGHBOURS, len(train[0]))),
+        "knn": knn(train, held_out),
         "linear_probe": zoo.metrics.linear_probe(*train, *held_out),
         "class_mean": zoo.metrics.nearest_class_mean(*train, *held_out),
         "alignment": zoo.metrics.alignment(z1, z2),

@@ -21,7 +21,7 @@ from typing import Any
 
 import timm
 import torch
-from common import FIGURES, Evaluation, autocast, build_encoder, build_head, build_loss, evaluate, knn
+from common import FIGURES, Evaluation, autocast, build_encoder, build_head, build_loss, embed_both, evaluate, knn
 from images import Images, SettingError, load_images
 from plotting import plot_embedding, plot_training
 from torch import nn
@@ -226,7 +226,7 @@ def train(run: Run, before: Evaluation) -> dict[str, Any]:
             history["loss"] += losses
             last = epoch + 1 == run.args.epochs
             if last or (epoch + 1) % math.ceil(run.args.epochs / 10) == 0:
-                accuracy = knn(run.encoder, run.images, run.device, run.args.workers)
+                accuracy = knn(*embed_both(run.encoder, run.images, run.device, run.args.workers))
                 history["knn"].append([epoch + 1, accuracy])
                 bar.write(f"epoch {epoch + 1:>4}   loss {sum(losses) / len(losses):8.4f}   k-NN accuracy {accuracy:.2%}")
                 save_checkpoint(run, epoch + 1, history)

@@ -26,6 +26,15 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Tensors are small here: on a busy machine threads would wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _unwritten_memory_is_nan() -> Iterator[None]:
     """Deterministic algorithms fill what `torch.empty` and its kin return, so that reading it shows."""
     assert torch.utils.deterministic.fill_uninitialized_memory

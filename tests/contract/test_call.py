@@ -208,6 +208,49 @@ def test_gradient_of_one_view_alone(configuration: Configuration) -> None:
 
 
 @every_configuration
+def test_views_of_two_dtypes(configuration: Configuration) -> None:
+    """The wider counts; each view gets a gradient of its own dtype."""
+    exact, batch = views(), views()
+    mixed = batch._replace(z1=batch.z1.detach().float().requires_grad_())
+    exact = exact._replace(z1=mixed.z1.detach().double().requires_grad_())
+    loss, expected = mixed.call(configuration.make().double()), exact.call(configuration.make().double())
+    assert_close(loss, expected, "loss")
+    for gradient, wanted, z in zip(gradients(loss, mixed), gradients(expected, exact), mixed, strict=False):
+        assert gradient.dtype == z.dtype
+        assert_close(gradient, wanted, "gradient", dtype=z.dtype)
+
+
+@every_configuration
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backward_pass_can_be_repeated(configuration: Configuration, backend: str) -> None:
+    batch = views()
+    loss = batch.call(configuration.make(backend=backend))
+    first = torch.autograd.grad(loss, batch[:2], retain_graph=True)
+    second = torch.autograd.grad(loss, batch[:2])
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@every_configuration
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_several_calls_before_one_backward_pass(configuration: Configuration, backend: str) -> None:
+    """Steps that have moved tables on do not spoil the gradients of those before."""
+    first, second, (a, b) = views(seed=0), views(seed=1), (configuration.make(backend=backend).double() for _ in range(2))
+    expected = [gradients(batch.call(a), batch) for batch in (first, second)]
+    losses = [batch.call(b) for batch in (first, second)]
+    found = torch.autograd.grad(sum(losses), (*first[:2], *second[:2]))
+    for gradient, wanted in zip(found, (*expected[0], *expected[1]), strict=True):
+        assert_close(gradient, wanted, "gradient")
+
+
+@every_configuration
+def test_evaluation_in_inference_mode(configuration: Configuration) -> None:
+    batch, loss_fn = views(), configuration.make().eval()
+    with torch.inference_mode():
+        value = batch.call(loss_fn)
+    assert torch.equal(value.clone(), batch.call(loss_fn))
+
+
+@every_configuration
 def test_without_gradients_the_value_is_the_same(configuration: Configuration) -> None:
     batch = views()
     with torch.no_grad():

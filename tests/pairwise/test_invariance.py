@@ -78,6 +78,37 @@ def test_autocast_changes_nothing(sweep: Callable[[Tensor, Tensor], Tensor], dty
     assert all(torch.equal(off, on) and off.dtype == on.dtype for off, on in zip(*outcomes, strict=True))
 
 
+@every_sweep
+def test_a_backward_pass_can_be_repeated(sweep: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """It uses up nothing of what the forward pass kept."""
+    x, keys = rows(63, 7), rows(45, 7, seed=1)
+    value = sweep(x, keys)
+    first, second = (
+        torch.autograd.grad(value, (x, keys), weights(*value.shape), retain_graph=True, materialize_grads=True)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@every_sweep
+def test_rows_may_be_strided(sweep: Callable[[Tensor, Tensor], Tensor]) -> None:
+    x, keys = rows(63, 7), rows(45, 7, seed=1)
+    strided = [torch.stack([t, -t], 2)[:, :, 0] for t in (x, keys)]
+    assert not any(t.is_contiguous() for t in strided)
+    value = sweep(*strided)
+    found = torch.autograd.grad(value, (x, keys), weights(*value.shape), materialize_grads=True)
+    assert_same((value, *found), outcome(sweep))
+
+
+@every_sweep
+def test_upstream_gradients_may_be_expanded(sweep: Callable[[Tensor, Tensor], Tensor]) -> None:
+    x, keys = rows(63, 7), rows(45, 7, seed=1)
+    value = sweep(x, keys)
+    of_sum = torch.autograd.grad(value.sum(), (x, keys), retain_graph=True, materialize_grads=True)
+    of_ones = torch.autograd.grad(value, (x, keys), torch.ones_like(value), materialize_grads=True)
+    assert_same((value, *of_sum), (value, *of_ones))
+
+
 def test_order_of_keys_does_not_matter(engine: str) -> None:
     x, keys, order = rows(63, 7), rows(45, 7, seed=1), torch.randperm(45)
     ids, key_ids = torch.arange(63) // 2, torch.arange(45) // 2

@@ -13,7 +13,7 @@ from torch import Tensor
 from contrastive_zoo import pairwise
 
 KEYS = {1: 3, 2: 1, 3: 2, 63: 17, 111: 29}
-SCALES = [0.1, 10.0, 200.0]
+SCALES = [-3.0, 0.0, 0.1, 10.0, 200.0]
 IDS = {
     "different": lambda size: torch.arange(size),
     "views": lambda size: torch.arange(size) // 2,
@@ -83,9 +83,9 @@ def test_scales(per_row: bool, scale: float, with_keys: bool, engine: str, dtype
     tensors, s = inputs(shape, with_keys, dtype), scale_like(scale, per_row, 63)
     value = pairwise.logsumexp(*tensors, scale=s, **id_arguments("views", tensors), backend=engine)
     reference = expected(shape, with_keys, "views", scale, per_row)
-    assert_close(value, reference[0], "value", logit=scale)
+    assert_close(value, reference[0], "value", logit=abs(scale))
     found = torch.autograd.grad(value, (*tensors, s), weights(63, dtype=dtype))
-    check_gradients(found, reference[1:], dtype, scale)
+    check_gradients(found, reference[1:], dtype, max(abs(scale), 1.0))
 
 
 @dtypes
@@ -123,9 +123,9 @@ def test_both_directions(shape: tuple[int, int], ids: str, scale: float, engine:
     values = pairwise.logsumexp_both(*tensors, scale=s, **id_arguments(ids, tensors), backend=engine)
     reference, wanted = expected_both(shape, ids, scale)
     for name, value, number in zip(("rows", "columns"), values, reference, strict=True):
-        assert_close(value, number, name, logit=scale)
+        assert_close(value, number, name, logit=abs(scale))
     upstream = weights(len(tensors[0]), dtype=dtype), weights(len(tensors[1]), seed=8, dtype=dtype)
-    check_gradients(torch.autograd.grad(values, (*tensors, s), upstream), wanted, dtype, scale)
+    check_gradients(torch.autograd.grad(values, (*tensors, s), upstream), wanted, dtype, max(abs(scale), 1.0))
 
 
 @dtypes
@@ -180,7 +180,7 @@ def test_ids_of_nobody_leave_nothing_out(engine: str) -> None:
     assert_close(value, oracle.logsumexp(x, keys, 10.0), "value")
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", [-3.0, 0.1, 10.0, 200.0])
 def test_rows_without_keys(scale: float, engine: str) -> None:
     """They are -inf and get a zero gradient, and so does whoever shares the sweep only with them."""
     x, s = rows(5, 3), scale_like(scale, False, 1)

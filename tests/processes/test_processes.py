@@ -20,6 +20,7 @@ import contrastive_zoo as zoo
 STEPS, WIDTH = 3, 5
 # Sizes of the local batches in each step: equal, unequal, and one sample on a process.
 SIZES = {2: [(4, 4), (5, 3), (1, 6)], 3: [(3, 3, 3), (1, 5, 2), (4, 1, 1)]}
+INSIDE = ["dcl", "sogclr", "emc2"]
 FOUND = dict[str, Any]
 
 
@@ -58,21 +59,31 @@ def run(configuration: Configuration, batches: list[Views], wrap: Any = lambda m
     return {"losses": losses, "gradients": found, "state": {name: t.clone() for name, t in loss_fn.state_dict().items()}}
 
 
-def learned_inside(batches: list[Views], wrap: Any) -> list[Tensor]:
-    """Gradients where encoder and loss are one module."""
+class Model(nn.Module):
+    """Encoder and loss as one module."""
 
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = encoder()
-            self.loss_fn = zoo.get_loss("dcl", temperature=nn.Parameter(torch.tensor(0.3, dtype=torch.float64)))
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.encoder = encoder()
+        temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        self.loss_fn = zoo.get_loss(name, num_samples=NUM_SAMPLES, temperature=temperature).double()
 
-        def forward(self, batch: Views) -> Tensor:
-            return self.loss_fn(self.encoder(batch.z1), self.encoder(batch.z2), index=batch.index)
+    def forward(self, batch: Views) -> Tensor:
+        return self.loss_fn(self.encoder(batch.z1), self.encoder(batch.z2), index=batch.index)
 
-    model = wrap(Model())
-    model(batches[0]).backward()
-    return [parameter.grad.clone() for parameter in model.parameters()]
+
+def run_inside(name: str, batches: list[Views], wrap: Any = lambda model: model) -> FOUND:
+    """The same as `run`, where the loss is inside of what is wrapped, its buffers and temperature included."""
+    model = Model(name)
+    wrapped = wrap(model)
+    losses, found = [], []
+    for batch in batches:
+        wrapped.zero_grad()
+        loss = wrapped(batch)
+        loss.backward()
+        losses.append(loss.detach())
+        found.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()])
+    return {"losses": losses, "gradients": found, "state": {name: t.clone() for name, t in model.state_dict().items()}}
 
 
 def work(rank: int, world: int, folder: Path) -> None:
@@ -87,7 +98,7 @@ def work(rank: int, world: int, folder: Path) -> None:
     found["group"] = run(Configuration("ntxent", {}), batches[:1], process_group=dist.new_group([0, 1])) if rank < 2 else None
     if rank >= 2:
         dist.new_group([0, 1])
-    found["inside"] = learned_inside(batches, DistributedDataParallel)
+    found["inside"] = {name: run_inside(name, batches, DistributedDataParallel) for name in INSIDE}
     found["eval"] = alone_in_eval(batches[0]) if rank == 0 else None
     found["refused"] = refuses_negatives(batches[0])
     found["empty"] = one_sample_everywhere(batches[0])
@@ -193,11 +204,11 @@ def test_a_group_of_some_processes(found: list[FOUND], world: int) -> None:
         assert_close(summed / 2, expected["gradients"][0][number], "gradient", magnitude=1.0)
 
 
-def test_parameters_of_the_loss_inside_of_a_wrapped_model(found: list[FOUND], world: int) -> None:
-    expected = learned_inside([detached(global_batch(0, SIZES[world][0]))], lambda model: model)
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_loss_inside_of_a_wrapped_model(name: str, found: list[FOUND], world: int) -> None:
+    expected = run_inside(name, [detached(global_batch(step, sizes)) for step, sizes in enumerate(SIZES[world])])
     for of_rank in found:
-        for gradient, wanted in zip(of_rank["inside"], expected, strict=True):
-            assert_close(gradient, wanted, "gradient", magnitude=1.0)
+        assert_same(of_rank["inside"][name], expected)
 
 
 def test_one_process_may_evaluate_alone(found: list[FOUND], world: int) -> None:
