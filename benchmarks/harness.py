@@ -7,6 +7,7 @@ import os
 import platform
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +28,9 @@ PEER_PACKAGES = ("lightly", "pytorch-metric-learning", "info-nce-pytorch", "open
 TURN_SECONDS = 0.03
 FEWEST_TURNS, MOST_TURNS = 3, 40
 SLOW_SECONDS = 10.0
+
+# Compiling waits for a lock in the cache folder, which a process that has nothing to do with the benchmark may hold.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "contrastive-zoo-benchmarks"))
 
 # Blocks of this size and more go back to the system once they are freed: resident memory then follows live memory.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "0"}

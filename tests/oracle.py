@@ -207,16 +207,12 @@ def hcl(
     return _per_anchor(z1, z2, value)
 
 
-def debiased(
-    z1: Tensor, z2: Tensor, *, temperature: float | Tensor, tau_plus: float, ids: Ids | None = None
-) -> Tensor:
+def debiased(z1: Tensor, z2: Tensor, *, temperature: float | Tensor, tau_plus: float, ids: Ids | None = None) -> Tensor:
     """Chuang et al., 2020, eq. 8: the negatives all weigh the same."""
     return hcl(z1, z2, temperature=temperature, tau_plus=tau_plus, beta=0.0, ids=ids)
 
 
-def dhel(
-    z1: Tensor, z2: Tensor, *, temperature: float | Tensor, both_views: bool = True, ids: Ids | None = None
-) -> Tensor:
+def dhel(z1: Tensor, z2: Tensor, *, temperature: float | Tensor, both_views: bool = True, ids: Ids | None = None) -> Tensor:
     """Koromilas et al., 2024, eq. 7, (B, 1)."""
     ids = _default(ids, z1)
     rows = [unit(z1), unit(z2)]
@@ -230,9 +226,7 @@ def dhel(
     return torch.stack(losses)[:, None]
 
 
-def kcl(
-    z1: Tensor, z2: Tensor, *, kernel: str, t: float, gamma: float, ids: Ids | None = None
-) -> Tensor:
+def kcl(z1: Tensor, z2: Tensor, *, kernel: str, t: float, gamma: float, ids: Ids | None = None) -> Tensor:
     """Koromilas et al., 2024, section 5, one number; the energy of the log kernel has the factor 1/2 of the authors' code."""
     ids = _default(ids, z1)
     aligned, aligned_t = ("gaussian", 2.0) if kernel == "gaussian_riesz" else (kernel, t)

@@ -52,7 +52,8 @@ def imports(path: Path, *, at_import_time: bool = False) -> set[str]:
     tree = ast.parse(path.read_text())
     nodes = list(ast.walk(tree))
     if at_import_time:
-        inside = {node for outer in nodes if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(outer)}
+        functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+        inside = {node for function in functions for node in ast.walk(function)}
         nodes = [node for node in nodes if node not in inside]
     found = set()
     for node in nodes:
@@ -145,10 +146,9 @@ def test_public_names_exist_and_are_documented(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "batch_samplers", "functional", "metrics", "objectives", "pairwise", "samplers"])
 def test_packages_say_what_is_public(name: str) -> None:
-    module = importlib.import_module(f"contrastive_zoo.{name}".rstrip("."))
-    assert module.__all__ == sorted(module.__all__, key=lambda public: (not public.isupper(), not public[0].isupper(), public)) or (
-        sorted(module.__all__) == sorted(set(module.__all__))
-    )
+    public = importlib.import_module(f"contrastive_zoo.{name}".rstrip(".")).__all__
+    assert public
+    assert len(set(public)) == len(public)
 
 
 def test_every_registered_build_is_exported() -> None:

@@ -48,7 +48,7 @@ def test_a_loader_stacks_the_positions() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(TypeError, match="dataset must be map-style, .* got generator.*A stream has no positions"):
+    with pytest.raises(TypeError, match=r"dataset must be map-style, .* got generator.*A stream has no positions"):
         IndexedDataset(item for item in "abc")
     with pytest.raises(ValueError, match='already returns a key "index"'):
         IndexedDataset([{"index": 3}])[0]

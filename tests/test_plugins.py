@@ -66,7 +66,7 @@ def test_a_plugin_with_a_name_of_its_own_for_the_object(install: object) -> None
 
 def test_a_typing_mistake_is_told_of_plugins_too(install: object) -> None:
     install(OBJECTIVE.format(name="distance"), "[contrastive_zoo.losses]\ndistance = zoo_plugin\n")
-    with pytest.raises(ValueError, match="unknown loss 'distanse'. Did you mean 'distance'.*ntxent"):
+    with pytest.raises(ValueError, match=r"unknown loss 'distanse'. Did you mean 'distance'.*ntxent"):
         zoo.get_loss("distanse")
 
 

@@ -69,12 +69,11 @@ def test_all_rows_equal(size: int, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_orthonormal_samples(backend: str) -> None:
-    z, size = torch.eye(6, dtype=torch.float64), 6
+    z = torch.eye(6, dtype=torch.float64)
     for temperature in (0.1, 1.0):
-        expected = math.log1p((2 * size - 2) * math.exp(-1 / temperature))
-        assert float(zoo.get_loss("ntxent", temperature=temperature, backend=backend)(z, z)) == pytest.approx(expected, rel=1e-12)
-        expected = math.log1p((size - 1) * math.exp(-1 / temperature))
-        assert float(zoo.get_loss("infonce", temperature=temperature, backend=backend)(z, z)) == pytest.approx(expected, rel=1e-12)
+        for name, negatives in {"ntxent": 10, "infonce": 5}.items():
+            loss = zoo.get_loss(name, temperature=temperature, backend=backend)(z, z)
+            assert float(loss) == pytest.approx(math.log1p(negatives * math.exp(-1 / temperature)), rel=1e-12)
 
 
 def mean_over_batches(loss_fn: zoo.Loss, z1: Tensor, z2: Tensor, size: int) -> float:
@@ -83,7 +82,7 @@ def mean_over_batches(loss_fn: zoo.Loss, z1: Tensor, z2: Tensor, size: int) -> f
     return float(torch.stack([loss_fn(z1[batch], z2[batch]) for batch in batches]).mean())
 
 
-@pytest.mark.parametrize("params", [{"kernel": k} for k in ("gaussian", "log", "imq")] + [{"kernel": "riesz", "t": 1.0}], ids=str)
+@pytest.mark.parametrize("params", [{"kernel": "gaussian"}, {"kernel": "imq"}, {"kernel": "riesz", "t": 1.0}], ids=str)
 def test_expected_kcl_does_not_depend_on_the_size_of_batches(params: dict[str, Any]) -> None:
     """Koromilas et al., 2024, section 5: mini-batches are unbiased. NT-Xent's are not."""
     draws = torch.Generator().manual_seed(0)

@@ -1,6 +1,6 @@
 """Batch samplers: partitions, epochs, seeds, slices of processes, resuming, loaders with workers."""
 
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,9 @@ def test_verbs() -> None:
     for name in NAMES:
         assert zoo.describe_batch_sampler(name).name == name
         assert isinstance(make(name), BatchSampler)
-    with pytest.raises(ValueError, match="unknown batch sampler 'shufle'. Did you mean 'shuffle'"):
+    with pytest.raises(ValueError, match=r"unknown batch sampler 'shufle'. Did you mean 'shuffle'"):
         zoo.get_batch_sampler("shufle", num_samples=4, batch_size=2)
-    with pytest.raises(TypeError, match="batch sampler 'shuffle' has no parameter 'batchsize'. Did you mean 'batch_size'"):
+    with pytest.raises(TypeError, match=r"batch sampler 'shuffle' has no parameter 'batchsize'. Did you mean 'batch_size'"):
         zoo.get_batch_sampler("shuffle", num_samples=4, batchsize=2)
     with pytest.raises(TypeError, match="batch_size"):
         zoo.get_batch_sampler("shuffle", num_samples=4)
@@ -40,12 +40,14 @@ def test_an_epoch_holds_every_sample_once(name: str) -> None:
     for _ in range(3):
         batches = list(sampler)
         assert len(batches) == len(sampler)
-        assert sorted(sum(batches, [])) == list(range(22))
+        assert sorted(chain.from_iterable(batches)) == list(range(22))
         assert all(isinstance(position, int) for batch in batches for position in batch)
 
 
 @in_batches
-@pytest.mark.parametrize(("num_samples", "drop_last", "sizes"), [(22, True, [4] * 5), (22, False, [4] * 5 + [2]), (8, True, [4, 4])])
+@pytest.mark.parametrize(
+    ("num_samples", "drop_last", "sizes"), [(22, True, [4] * 5), (22, False, [4] * 5 + [2]), (8, True, [4, 4])]
+)
 def test_sizes_of_batches(name: str, num_samples: int, drop_last: bool, sizes: list[int]) -> None:
     sampler = make(name, num_samples=num_samples, drop_last=drop_last)
     assert [len(batch) for batch in sampler] == sizes
@@ -54,7 +56,7 @@ def test_sizes_of_batches(name: str, num_samples: int, drop_last: bool, sizes: l
 
 def test_full_is_one_batch() -> None:
     assert list(make("full")) == [list(range(22))]
-    with pytest.raises(ValueError, match="batch_size of the full batch is num_samples = 22, got 4. Leave it out"):
+    with pytest.raises(ValueError, match=r"batch_size of the full batch is num_samples = 22, got 4. Leave it out"):
         zoo.get_batch_sampler("full", num_samples=22, batch_size=4)
 
 
@@ -86,7 +88,7 @@ def test_slices_of_processes_make_up_the_global_batches(name: str, replicas: int
     slices = [list(make(name, num_replicas=replicas, rank=rank)) for rank in range(replicas)]
     for number, batch in enumerate(make(name)):
         parts = [part[number] for part in slices]
-        assert sum(parts, []) == batch
+        assert list(chain.from_iterable(parts)) == batch
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -120,7 +122,7 @@ def test_state_can_be_saved(name: str, tmp_path: Any) -> None:
 def test_refresh_takes_features(name: str) -> None:
     sampler = make(name)
     sampler.refresh(torch.randn(22, 4), torch.randn(22, 4), torch.arange(22))
-    assert sorted(sum(sampler, [])) == list(range(22))
+    assert sorted(chain.from_iterable(sampler)) == list(range(22))
 
 
 @pytest.mark.parametrize(
@@ -179,5 +181,5 @@ def test_own_batch_samplers_can_be_registered() -> None:
     class Nonsense:
         def __init__(self, *, num_samples: int, batch_size: int) -> None: ...
 
-    with pytest.raises(TypeError, match="no contrastive_zoo.batch_samplers.BatchSampler"):
+    with pytest.raises(TypeError, match=r"no contrastive_zoo.batch_samplers.BatchSampler"):
         zoo.get_batch_sampler("nonsense", num_samples=4, batch_size=2)

@@ -48,7 +48,7 @@ def test_zero_per_sample(configuration: Configuration, make_batch: object) -> No
 def test_an_error_if_asked_for(configuration: Configuration, make_batch: object) -> None:
     loss_fn = configuration.make(on_empty="error")
     before = snapshot(loss_fn)
-    with pytest.raises(ValueError, match="nothing to contrast: .* No table was changed. Drop such batches"):
+    with pytest.raises(ValueError, match=r"nothing to contrast: .* No table was changed. Drop such batches"):
         make_batch().call(loss_fn)
     assert same_state(snapshot(loss_fn), before)
 

@@ -32,7 +32,11 @@ FEATURES: dict[str, tuple[type[Exception], str, Callable[[Views], tuple[Any, ...
     "z2 narrower": (ValueError, r"same shape, got \(12, 6\) and \(12, 5\)", lambda b: (b.z1, b.z2[:, 1:])),
     "one dimension": (ValueError, r"z1 must be \(rows, features\), got shape \(12,\)", lambda b: (b.z1[:, 0], b.z2[:, 0])),
     "feature maps": (ValueError, r"got shape \(12, 6, 1, 1\).*pool", lambda b: (b.z1[..., None, None], b.z2[..., None, None])),
-    "integers": (TypeError, r"z1 must hold floating-point features, got torch.int64.*\.float\(\)", lambda b: (b.z1.long(), b.z2)),
+    "integers": (
+        TypeError,
+        r"z1 must hold floating-point features, got torch.int64.*\.float\(\)",
+        lambda b: (b.z1.long(), b.z2),
+    ),
     "complex": (TypeError, "z2 must hold floating-point", lambda b: (b.z1, b.z2.to(torch.complex64))),
     "list": (TypeError, "z1 must be a tensor", lambda b: (b.z1.tolist(), b.z2)),
     "no rows": (ValueError, r"z1 is empty: shape \(0, 6\)", lambda b: (b.z1[:0], b.z2[:0])),
@@ -152,9 +156,7 @@ NEGATIVES: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("configuration", [c for c in DEFAULTS if "negatives" in c.card.uses], ids=str)
 @pytest.mark.parametrize(("error", "message", "arguments"), NEGATIVES.values(), ids=NEGATIVES)
-def test_negatives(
-    configuration: Configuration, error: type[Exception], message: str, arguments: dict[str, Any]
-) -> None:
+def test_negatives(configuration: Configuration, error: type[Exception], message: str, arguments: dict[str, Any]) -> None:
     batch = views()
     refused(configuration.make(), error, message, *batch[:2], index=batch.index, **arguments)
 
@@ -174,7 +176,7 @@ def test_negatives_without_a_place(configuration: Configuration) -> None:
 
 def test_infonce_without_keys() -> None:
     batch = views()
-    with pytest.raises(ValueError, match="in_batch=False leaves no keys.*negatives=negatives"):
+    with pytest.raises(ValueError, match=r"in_batch=False leaves no keys.*negatives=negatives"):
         batch.call(zoo.get_loss("infonce", in_batch=False, symmetric=False))
     with pytest.raises(ValueError, match="leaves the anchors of z2 without keys: pass symmetric=False"):
         zoo.get_loss("infonce", in_batch=False)(batch.z1, batch.z2, negatives=keys(5, 6))
@@ -213,7 +215,12 @@ def test_tables_that_do_not_fit(configuration: Configuration, spoil: str) -> Non
 CONSTRUCTION: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     (ValueError, r"unknown loss 'ntxnet'. Did you mean 'ntxent'.*Available: ntxent, .*sogclr", "ntxnet", {}),
     (ValueError, "unknown loss 3", 3, {}),  # type: ignore[list-item]
-    (TypeError, r"'ntxent' has no parameter 'temprature'. Did you mean 'temperature'\? Its parameters: temp", "ntxent", {"temprature": 1}),
+    (
+        TypeError,
+        r"'ntxent' has no parameter 'temprature'. Did you mean 'temperature'\? Its parameters: temp",
+        "ntxent",
+        {"temprature": 1},
+    ),
     (TypeError, "no parameter 'burn_in'.*reduction", "dcl", {"burn_in": 0.5}),
     (ValueError, r"temperature must be a finite number in \(0, inf.*got 0", "ntxent", {"temperature": 0}),
     (ValueError, "temperature .* got -1", "emc2", {"temperature": -1, "num_samples": 4}),
@@ -253,12 +260,11 @@ CONSTRUCTION: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("error", "message", "name", "params"), CONSTRUCTION, ids=lambda value: str(value)[:60])
 def test_parameters(error: type[Exception], message: str, name: str, params: dict[str, Any]) -> None:
     with pytest.raises(error, match=message):
-        batch = views()
-        batch.call(zoo.get_loss(name, **params))
+        zoo.get_loss(name, **params)
 
 
 def test_describe_loss_of_an_unknown_name() -> None:
-    with pytest.raises(ValueError, match="unknown loss 'emc'. Did you mean 'emc2'"):
+    with pytest.raises(ValueError, match=r"unknown loss 'emc'. Did you mean 'emc2'"):
         zoo.describe_loss("emc")
 
 

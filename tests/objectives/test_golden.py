@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from cases import BACKENDS, NAMES
@@ -98,11 +99,7 @@ FILES: list[tuple[str, str, Callable[[Arrays, dict[str, Any]], Iterator[Call]]]]
     *(("infonce", case, from_clip) for case in cases("infonce", "clip")),
     *(("infonce", case, from_siglip) for case in cases("infonce", "siglip")),
     *(("infonce", case, from_info_nce) for case in cases("infonce", "infonce")),
-    *(
-        ("infonce", case, from_supcon)
-        for case in cases("infonce", "pml_supcon")
-        if case.endswith("2view") or "views" in case
-    ),
+    *(("infonce", case, from_supcon) for case in cases("infonce", "pml_supcon") if case.endswith("2view") or "views" in case),
 ]
 # Cases of objectives that are not registered wait for them.
 CALLS = [(family, case, call) for family, case, calls in FILES for call in calls(*load(family, case)) if call[0] in NAMES]
@@ -123,6 +120,30 @@ def test_stateless(family: str, case: str, call: Call, backend: str) -> None:
     assert_close(loss.sum(), arrays["loss"].sum(), "loss")
     for gradient, key in zip(found, inputs, strict=True):
         assert_close(gradient, arrays[key], key)
+
+
+@pytest.mark.parametrize(("family", "case", "call"), CALLS, ids=[f"{c[0]}-{family}-{case}" for family, case, c in CALLS])
+def test_the_double_loops_themselves(family: str, case: str, call: Call) -> None:
+    (name, params, arguments), (arrays, _) = call, load(family, case)
+    factor = len(arrays["z1"]) if params.get("reduction", "mean") != "mean" else 1
+    params = {key: value for key, value in params.items() if key != "reduction"}
+    z1, z2 = leaf(arrays["z1"]), leaf(arrays["z2"])
+    loss = oracle.mean(getattr(oracle, name)(z1, z2, **params, **arguments)) * factor
+    assert_close(loss, arrays["loss"].sum(), "loss")
+    for gradient, key in zip(torch.autograd.grad(loss, (z1, z2)), ("grad_z1", "grad_z2"), strict=True):
+        assert_close(gradient, arrays[key], key)
+
+
+@pytest.mark.parametrize("case", cases("infonce", "dcl_"))
+def test_dcl_of_one_view(case: str) -> None:
+    """The authors ask for the loss of each view by itself; ours is the mean of the two."""
+    arrays, p = load("infonce", case)
+    z1, z2 = leaf(arrays["z1"]), leaf(arrays["z2"])
+    of_views = oracle.dcl(z1, z2, temperature=p["temperature"]).mean(0)
+    assert_close(of_views[0], arrays["loss"], "loss")
+    for gradient, key in zip(torch.autograd.grad(of_views[0], (z1, z2)), ("grad_z1", "grad_z2"), strict=True):
+        assert_close(gradient, arrays[key], key)
+    assert_close(zoo.get_loss("dcl", temperature=p["temperature"])(z1, z2), of_views.detach().mean(), "mean of the views")
 
 
 @pytest.mark.parametrize("case", cases("hcl", "clamp"))
@@ -148,7 +169,9 @@ def test_sogclr(case: str, backend: str) -> None:
     for step, index in enumerate(arrays["index"]):
         gamma, after = arrays["gamma_used"][step], arrays["u_after"][step]
         if is_comparable(gamma, u[index] > 0):
-            loss_fn = zoo.get_loss("sogclr", num_samples=p["N"], temperature=p["tau"], gamma=float(gamma), backend=backend).double()
+            loss_fn = zoo.get_loss(
+                "sogclr", num_samples=p["N"], temperature=p["tau"], gamma=float(gamma), backend=backend
+            ).double()
             loss_fn.load_table(u=u, visited=u > 0)
             z1, z2 = leaf(arrays["z1"][step]), leaf(arrays["z2"][step])
             found = torch.autograd.grad(loss_fn(z1, z2, index=index), (z1, z2))
@@ -163,7 +186,7 @@ def test_sogclr(case: str, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", [case for case in cases("sogclr_bimodal", "v2_global_constant") if "epsclamp" not in case])
 def test_sogclr_of_two_modalities(case: str, backend: str) -> None:
-    """The authors average exp((s_ij - s_ii)/tau), so only steps that forget the past compare; theirs is (B-1) tau times ours."""
+    """Theirs is (B-1) tau times ours. They average exp((s_ij - s_ii)/tau), so only steps that forget the past compare."""
     arrays, p = load("sogclr_bimodal", case)
     compared = 0
     for step, index in enumerate(arrays["index"]):

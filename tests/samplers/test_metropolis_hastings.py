@@ -11,7 +11,9 @@ from torch import Tensor
 from contrastive_zoo.samplers import metropolis_hastings
 
 
-def one_by_one(log_scores: Tensor, log_current: Tensor, uniforms: Tensor, state: Tensor | None) -> tuple[list[list[int]], list[float]]:
+def one_by_one(
+    log_scores: Tensor, log_current: Tensor, uniforms: Tensor, state: Tensor | None
+) -> tuple[list[list[int]], list[float]]:
     """Accept column j if u < exp(x_j - c); the paper's rule, a chain and a column at a time."""
     states, scores = [], []
     for row in range(len(log_scores)):

@@ -18,11 +18,11 @@ def test_list_get_describe() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(ValueError, match="unknown sampler 'mcmcm'. Did you mean 'mcmc'"):
+    with pytest.raises(ValueError, match=r"unknown sampler 'mcmcm'. Did you mean 'mcmc'"):
         zoo.get_sampler("mcmcm")
     with pytest.raises(ValueError, match="unknown sampler"):
         zoo.describe_sampler("")
-    with pytest.raises(TypeError, match="sampler 'mcmc' has no parameter 'burnin'. Did you mean 'burn_in'"):
+    with pytest.raises(TypeError, match=r"sampler 'mcmc' has no parameter 'burnin'. Did you mean 'burn_in'"):
         zoo.get_sampler("mcmc", burnin=0.5)
     with pytest.raises(ValueError, match="burn_in must be a finite number"):
         zoo.get_sampler("mcmc", burn_in=1.0)
