@@ -227,4 +227,3 @@ def save(name: str, about: Mapping[str, Any], data: Any, markdown: str, folder: 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps({"machine": about, "results": data}, indent=1) + "\n")
     (folder / f"{name}.md").write_text(f"# {name}\n\n{heading(about)}\n\n{markdown}\n")
-    print(f"\nsaved {folder / name}.json and .md")

@@ -7,6 +7,7 @@ import argparse
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import harness
 import torch
@@ -98,9 +99,13 @@ def main() -> None:
             new = measure(objective, losses, batch_size, options.seconds, memory=not options.quick)
             rows, found = rows + new, found + bars(new)
             print(render_rows(new), flush=True)
-    print(f"\n{render_bars(found)}")
+            save(about, rows, found, options.output)
+    print(f"\n{render_bars(found)}\n\nsaved in {options.output}")
+
+
+def save(about: dict[str, Any], rows: list[Row], found: list[Bar], folder: Path) -> None:
     data = {"rows": [asdict(row) for row in rows], "bars": [asdict(bar) | {"verdict": bar.verdict} for bar in found]}
-    harness.save("objectives", about, data, f"{render_rows(rows)}\n\n{render_bars(found)}", options.output)
+    harness.save("objectives", about, data, f"{render_rows(rows)}\n\n{render_bars(found)}", folder)
 
 
 if __name__ == "__main__":

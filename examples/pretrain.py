@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--backbone", default="resnet10t", help="any of timm.list_models() (default: resnet10t)")
     model.add_argument("--dim", type=int, default=128, help="width of the projections (default: 128)")
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=int, default=30, help="passes over the images (default: 30)")
+    training.add_argument("--epochs", type=int, default=20, help="passes over the images (default: 20)")
     training.add_argument("--batch-size", type=int, help=f"images in a batch (default: {BATCH_SIZE})")
     training.add_argument("--batch-sampler", default="shuffle", help=f"one of {', '.join(zoo.list_batch_samplers())}")
     training.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (default: 0.002)")
