@@ -15,7 +15,7 @@ CLIP_COMPILED = {1024: 1.0, 4096: 1.5}
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant at one batch size; `ratio` is its time over the zoo's."""
+    """One contestant at one batch size; `ratio` is its time over the zoo's, `others` the load by other processes."""
 
     objective: str
     batch_size: int
@@ -26,6 +26,7 @@ class Row:
     fastest: float
     ratio: float
     megabytes: float | None
+    others: float
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,11 @@ def _memory(rows: list[Row]) -> list[Bar]:
 
 
 def render_rows(rows: list[Row]) -> str:
-    header = ("objective", "B", "contestant", "ms", "quartiles", "over the zoo", "extra MB")
+    header = ("objective", "B", "contestant", "ms", "quartiles", "over the zoo", "extra MB", "other load")
     cells = []
     for row in rows:
         spread = " - ".join(map(number, row.quartiles))
-        measured = number(row.milliseconds), spread, f"{row.ratio:.2f}", number(row.megabytes)
+        measured = number(row.milliseconds), spread, f"{row.ratio:.2f}", number(row.megabytes), f"{row.others:.0%}"
         cells.append((row.objective, row.batch_size, row.contestant, *measured))
     return table(header, cells)
 

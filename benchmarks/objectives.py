@@ -66,7 +66,8 @@ def measure(objective: Objective, losses: dict[str, Loss], batch_size: int, seco
         if memory and name != SWEEP:
             usage = harness.usage_in_fresh_process(build, objective.title, name, batch_size)
         ratio, megabytes = t.median / timings["zoo"].median, usage and usage.megabytes
-        rows.append(Row(objective.title, batch_size, name, kind, t.median, t.quartiles, t.fastest, ratio, megabytes))
+        times = t.median, t.quartiles, t.fastest, ratio
+        rows.append(Row(objective.title, batch_size, name, kind, *times, megabytes, others.share))
     return rows
 
 

@@ -31,7 +31,6 @@ def build_parser() -> argparse.ArgumentParser:
     names = zoo.list_losses()
     parser.add_argument("--losses", nargs="+", default=names, metavar="NAME", help=f"of {', '.join(names)} (default: all)")
     pretrain.add_options(parser)
-    parser.set_defaults(epochs=20)
     return parser
 
 

@@ -1,6 +1,6 @@
 """Pretrains any timm backbone with any objective of the zoo, and judges it before and after on held-out images.
 
-    python examples/pretrain.py                                       # ntxent on scikit-learn's digits: two minutes on a CPU
+    python examples/pretrain.py                                       # ntxent on handwritten digits: a minute or two on a CPU
     python examples/pretrain.py --loss emc2 --set temperature=0.2     # any objective, any parameter of it
     python examples/pretrain.py --data path/to/folder --backbone vit_tiny_patch16_224 --workers 8
     python examples/pretrain.py --data cifar10 --download --backbone resnet18 --epochs 200 --batch-size 512 --workers 8

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from cases import CONFIGURATIONS, STATEFUL, Configuration, Views, gradients, same_state, snapshot, views
+from cases import CONFIGURATIONS, NUM_SAMPLES, STATEFUL, Configuration, Views, gradients, same_state, snapshot, views
 
 import contrastive_zoo as zoo
 from contrastive_zoo import Loss
@@ -188,10 +188,19 @@ def test_a_step_under_no_grad_is_a_step(configuration: Configuration) -> None:
     assert same_state(snapshot(first), snapshot(second))
 
 
-drawing = [c for c in CONFIGURATIONS if c.card.draws]
+drawing = pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if c.card.draws], ids=str)
 
 
-@pytest.mark.parametrize("configuration", drawing, ids=str)
+@drawing
+def test_every_step_draws_anew(configuration: Configuration) -> None:
+    """The same features, of samples that the loss has not met before."""
+    batch, loss_fn = views(), configuration.make(num_samples=2 * NUM_SAMPLES)
+    first = gradients(batch.call(loss_fn), batch)
+    second = gradients(batch._replace(index=batch.index + NUM_SAMPLES).call(loss_fn), batch)
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@drawing
 def test_draws_depend_on_seed_and_step_only(configuration: Configuration) -> None:
     batch = views()
 
