@@ -22,7 +22,7 @@ def tile_size(rows: int, columns: int, device: torch.device) -> int:
     """Rows and columns of a tile of a matrix."""
     if device.type != "cpu":
         return TILE_ACCELERATOR
-    return TILE_CPU if max(rows, columns) > 4 * TILE_CPU else TILE_CPU // 2
+    return TILE_CPU if max(rows, columns) > 2 * TILE_CPU else TILE_CPU // 2
 
 
 def tiles_numel(rows: int, columns: int, size: int, symmetric: bool) -> int:
