@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import check_count, check_number
+from contrastive_zoo.operators import operator
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,16 @@ class CosineSchedule:
         """The value after ``step`` steps, a 0-dim tensor."""
         progress = (step.to(torch.float64) / self.steps).clamp(max=1)
         return self.end + (self.start - self.end) * (1 + torch.cos(math.pi * progress)) / 2
+
+
+@operator("contrastive_zoo::scheduled_weight", "(Tensor weight) -> Tensor")
+def scheduled_weight(weight: Tensor) -> Tensor:
+    """The weight gamma that a schedule returned; raises, if it is on the host, unless it lies in (0, 1]."""
+    if weight.is_cpu:
+        check_number("gamma", float(weight), low=0, high=1, open_low=True)
+    return weight.clone()
+
+
+@scheduled_weight.register_fake
+def _(weight: Tensor) -> Tensor:
+    return torch.empty_like(weight)

@@ -88,6 +88,12 @@ def gradients(loss: Tensor, batch: Views, weights: Tensor | None = None) -> tupl
     return torch.autograd.grad(loss, (batch.z1, batch.z2), weights)
 
 
+def outcome(configuration: Configuration, batch: Views, **params: Any) -> tuple[Tensor, ...]:
+    """Value and gradients of one call of a new loss, in the precision of the batch."""
+    loss = batch.call(configuration.make(**params).to(batch.z1.dtype))
+    return loss, *gradients(loss.sum(), batch)
+
+
 def rows(size: int, width: int, *, seed: int = 0, dtype: torch.dtype = torch.float64, unit: bool = True) -> Tensor:
     """Random rows, of length 1 unless told otherwise, that want a gradient."""
     x = torch.randn(size, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -10,6 +10,7 @@ from cases import DEFAULTS, rows, views
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import contrastive_zoo as zoo
 from contrastive_zoo import pairwise
 
 NAMESPACE = "contrastive_zoo"
@@ -85,6 +86,8 @@ def recorded() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     batch = views(4, 3, dtype=torch.float32)
     for configuration in DEFAULTS:
         record(batch.call, configuration.make())
+        if configuration.card.name == "sogclr":
+            record(batch.call, configuration.make(gamma=zoo.CosineSchedule(1.0, 0.2, steps=3)))
         if configuration.card.draws:
             record(batch.call, configuration.make(reduction="none"))
     torch._dynamo.reset()

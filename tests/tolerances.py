@@ -58,3 +58,9 @@ def assert_close(
         return
     allowed = tolerance(dtype or actual.dtype, logit) * max(float(size.max()), magnitude)
     assert float(difference.max()) <= allowed, f"{what}: worst difference {float(difference.max()):.2e}, allowed {allowed:.2e}"
+
+
+def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    """`assert_close` of a loss and its gradients in both views."""
+    for what, a, e in zip(("loss", "gradient of z1", "gradient of z2"), actual, expected, strict=True):
+        assert_close(a, e, what)

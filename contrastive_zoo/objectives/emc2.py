@@ -54,6 +54,10 @@ class EMC2(Objective):
     The gradient of anchor a is $-\nabla s_{ap}/\tau$ plus the mean of $\nabla s_{an}/\tau$ over the kept states n of its
     chain. The value is $-s_{ap}/\tau + \log u$, u a running mean per sample of the batch's mean of $e^{s/\tau}$.
 
+    As in the authors' code, a chain is offered each row of the batch once, in batch order. One such offer leaves softmax as it
+    is if the row is drawn at random; a batch that holds most of the data set offers without replacement, and there the chain
+    favours other states than softmax does.
+
     In `eval()` the batch's own mean takes the place of u; no table is read or written and nothing is drawn.
 
     Args:

@@ -18,6 +18,7 @@ from torch import Tensor
 from contrastive_zoo.batch import Batch
 from contrastive_zoo.objective import Objective, StepCounter
 from contrastive_zoo.registry import Range, losses
+from contrastive_zoo.schedules import scheduled_weight
 from contrastive_zoo.tables import LogAverage
 
 Schedule = Callable[[Tensor], "Tensor | float"]
@@ -59,7 +60,7 @@ class SogCLR(Objective):
             views and a sample has one average; if not, each row contrasts with the other modality only, and has its own.
 
     Raises:
-        ValueError: A parameter is out of range.
+        ValueError: A parameter is out of range; at a call, what the schedule returned is.
 
     Examples:
         >>> import torch
@@ -106,7 +107,11 @@ class SogCLR(Objective):
         """The value log u, with the gradient of the batch mean over u; moves the averages on."""
         assert batch.index is not None
         index = batch.index.to(log_mean.device)
-        gamma = self.gamma(self.step.value) if callable(self.gamma) else self.gamma
+        gamma = (
+            scheduled_weight(torch.as_tensor(self.gamma(self.step.value), dtype=torch.float64))
+            if callable(self.gamma)
+            else self.gamma
+        )
         log_u = self.averages.blend(index, log_mean.detach(), gamma)
         moved = torch.logsumexp(log_u, 1, keepdim=True) - math.log(2) if self.intra_view else log_u
         self.averages.write(index, moved, batch.first_visit().to(index.device))

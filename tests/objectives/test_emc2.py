@@ -3,6 +3,7 @@
 import math
 
 import oracle
+import oracle_stateful
 import pytest
 import torch
 from cases import Views, gradients, views
@@ -24,7 +25,7 @@ def step_batch(step: int) -> Views:
     return batch
 
 
-def chain_table(reference: oracle.EMC2) -> Tensor:
+def chain_table(reference: oracle_stateful.EMC2) -> Tensor:
     table = torch.full((NUM_SAMPLES, 2), -1)
     for (sample, view), (state, state_view) in reference.chains.items():
         table[sample, view] = 2 * state + state_view
@@ -36,7 +37,7 @@ def test_cold_chains_equal_a_slow_walk(params: dict[str, object]) -> None:
     """At a tiny temperature a chain moves to every better column and to no worse one, whatever is drawn."""
     temperature = 1e-5
     cached = params["out_of_batch"] == "cache"
-    reference = oracle.EMC2(
+    reference = oracle_stateful.EMC2(
         temperature=temperature, burn_in=params["burn_in"], accepts=lambda column, state: column >= state - 1, cached=cached
     )
     loss_fn = zoo.get_loss("emc2", num_samples=NUM_SAMPLES, temperature=temperature, **params).double()
@@ -57,7 +58,7 @@ def orthonormal_batch(index: Tensor) -> Views:
 
 @every_variant
 def test_chains_between_equals_accept_everything(params: dict[str, object]) -> None:
-    reference = oracle.EMC2(
+    reference = oracle_stateful.EMC2(
         temperature=0.2, burn_in=params["burn_in"], accepts=lambda column, state: True, cached=params["out_of_batch"] == "cache"
     )
     loss_fn = zoo.get_loss("emc2", num_samples=NUM_SAMPLES, temperature=0.2, **params).double()
@@ -76,7 +77,7 @@ def test_chains_between_equals_accept_everything(params: dict[str, object]) -> N
 
 
 def test_value_is_the_logarithm_of_a_running_mean_whatever_is_drawn() -> None:
-    reference = oracle.EMC2(temperature=0.3, burn_in=0.5, accepts=lambda column, state: True, cached=True)
+    reference = oracle_stateful.EMC2(temperature=0.3, burn_in=0.5, accepts=lambda column, state: True, cached=True)
     loss_fn = zoo.get_loss("emc2", num_samples=NUM_SAMPLES, temperature=0.3, reduction="none").double()
     for step in range(4):
         batch = step_batch(step)
@@ -138,7 +139,7 @@ def test_mean_gradient_over_seeds_is_the_exact_expectation(reduction: str) -> No
     for i in range(3):
         for view in range(2):
             similarities = torch.stack([rows[view][i] @ rows[w][j] for j in range(3) for w in range(2) if j != i])
-            shares = oracle.chain_law((similarities / temperature).tolist(), burn_in=int(burn_in * len(similarities)))
+            shares = oracle_stateful.chain_law((similarities / temperature).tolist(), burn_in=int(burn_in * len(similarities)))
             surrogate = surrogate + torch.tensor(shares, dtype=torch.float64) @ similarities - rows[0][i] @ rows[1][i]
     expected = torch.cat(torch.autograd.grad(surrogate / temperature / 6, batch[:2]))
     samples = []

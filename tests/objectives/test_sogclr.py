@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-import oracle
+import oracle_stateful
 import pytest
 import torch
-from cases import BACKENDS, Views, gradients, views
+from cases import BACKENDS, Views, gradients, same_state, snapshot, views
 from tolerances import assert_close
 
 import contrastive_zoo as zoo
@@ -34,7 +34,7 @@ def step_batch(step: int) -> Views:
 @pytest.mark.parametrize("intra_view", [True, False], ids=["views", "modalities"])
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_equals_a_dictionary_of_averages(gamma: str, intra_view: bool, backend: str) -> None:
-    reference = oracle.SogCLR(temperature=TEMPERATURE, gamma=GAMMAS[gamma], intra_view=intra_view)
+    reference = oracle_stateful.SogCLR(temperature=TEMPERATURE, gamma=GAMMAS[gamma], intra_view=intra_view)
     params = {"gamma": OURS[gamma], "intra_view": intra_view, "temperature": TEMPERATURE, "backend": backend}
     loss_fn = zoo.get_loss("sogclr", num_samples=NUM_SAMPLES, **params).double()
     for step in range(5):
@@ -53,7 +53,7 @@ def test_equals_a_dictionary_of_averages(gamma: str, intra_view: bool, backend: 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_value_per_sample(backend: str) -> None:
-    reference = oracle.SogCLR(temperature=TEMPERATURE, gamma=0.5)
+    reference = oracle_stateful.SogCLR(temperature=TEMPERATURE, gamma=0.5)
     params = {"gamma": 0.5, "temperature": TEMPERATURE, "reduction": "none", "backend": backend}
     loss_fn = zoo.get_loss("sogclr", num_samples=NUM_SAMPLES, **params).double()
     for step in range(2):
@@ -89,7 +89,7 @@ def test_tables_hold_what_a_natural_scale_could_not(temperature: float) -> None:
     """exp(1 / 0.005) = 7e86 is beyond float32; the logarithm is not."""
     batch, loss_fn = views(6, 4, dtype=torch.float32), zoo.get_loss("sogclr", num_samples=40, temperature=temperature)
     aligned = batch._replace(z2=batch.z1.detach() * 2, z1=batch.z1[:1].detach().repeat(6, 1).requires_grad_())
-    reference = oracle.SogCLR(temperature=temperature, gamma=0.9)
+    reference = oracle_stateful.SogCLR(temperature=temperature, gamma=0.9)
     for step in range(2):
         values, _ = reference(aligned.z1.double(), aligned.z2.double(), aligned.index.tolist())
         loss = loss_fn(aligned.z1, aligned.z2, index=aligned.index)
@@ -103,6 +103,15 @@ def test_a_schedule_may_return_numbers_and_tensors(gamma: object) -> None:
     constant, scheduled = (zoo.get_loss("sogclr", num_samples=NUM_SAMPLES, gamma=g).double() for g in (0.5, gamma))
     for batch in batches:
         assert_close(batch.call(scheduled), batch.call(constant), "loss")
+
+
+@pytest.mark.parametrize("gamma", [0.0, -0.1, 1.5, float("nan")])
+def test_a_schedule_that_leaves_its_interval_is_refused(gamma: float) -> None:
+    loss_fn, batch = zoo.get_loss("sogclr", num_samples=NUM_SAMPLES, gamma=lambda step: gamma), step_batch(0)
+    before = snapshot(loss_fn)
+    with pytest.raises(ValueError, match="gamma must be"):
+        batch.call(loss_fn)
+    assert same_state(snapshot(loss_fn), before)
 
 
 def test_cosine_schedule() -> None:

@@ -3,6 +3,7 @@
 All names run in one group of processes, which write what they found to files; the tests compare the files.
 """
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +90,19 @@ def run_inside(name: str, batches: list[Views], wrap: Any = lambda model: model)
 def work(rank: int, world: int, folder: Path) -> None:
     """What each process does."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
+    # Processes that wait for one another in vain fail soon.
+    place = {"init_method": f"file://{folder}/group", "timeout": timedelta(seconds=60)}
+    dist.init_process_group("gloo", rank=rank, world_size=world, **place)
     batches = [local_batch(step, sizes, rank) for step, sizes in enumerate(SIZES[world])]
     found: FOUND = {str(c): run(c, batches, DistributedDataParallel) for c in CONFIGURATIONS}
     found["none"] = run(Configuration("dcl", {}), batches, DistributedDataParallel, reduction="none")
     found["dense"] = run(Configuration("ntxent", {}), batches, DistributedDataParallel, backend="dense")
     found["local"] = run(Configuration("ntxent", {}), batches[:1], gather=False)
-    found["group"] = run(Configuration("ntxent", {}), batches[:1], process_group=dist.new_group([0, 1])) if rank < 2 else None
-    if rank >= 2:
-        dist.new_group([0, 1])
+    two = dist.new_group([0, 1])
+    found["group"] = run(Configuration("ntxent", {}), batches[:1], process_group=two) if rank < 2 else None
     found["inside"] = {name: run_inside(name, batches, DistributedDataParallel) for name in INSIDE}
     found["eval"] = alone_in_eval(batches[0]) if rank == 0 else None
+    dist.barrier()
     found["refused"] = refuses_negatives(batches[0])
     found["empty"] = one_sample_everywhere(batches[0])
     torch.save(found, folder / f"{rank}.pt")
