@@ -45,7 +45,9 @@ class Batch:
     Attributes:
         x: (B * V, D) rows, normalised as asked for, the views of a sample next to each other.
         ids: (B * V,) sample of each row. Rows with equal ids are never negatives of each other.
+        sample_ids: (B,) the same per sample: the position in the batch at which it comes first.
         views: V.
+        pair_similarity: (B, 1) inner product of the two views of each sample, (B, 0) if there are more.
         pairs: Sums over pairs of rows.
         index: (B,) positions in the data set, if given.
         labels: (B,) labels, if given.
@@ -58,7 +60,9 @@ class Batch:
 
     x: Tensor
     ids: Tensor
+    sample_ids: Tensor
     views: int
+    pair_similarity: Tensor
     pairs: Pairs
     index: Tensor | None = None
     labels: Tensor | None = None
@@ -77,17 +81,25 @@ class Batch:
         """(B, D) rows of one view."""
         return self.x.view(self.size, self.views, -1)[:, number]
 
-    def view_ids(self) -> Tensor:
-        """(B,) ids of the rows of any one view."""
-        return self.ids.view(self.size, self.views)[:, 0].contiguous()
+    def each_view(self) -> tuple[Tensor, ...]:
+        """(B, D) rows of every view."""
+        return self.x.view(self.size, self.views, -1).unbind(1)
 
     def per_view(self, values: Tensor) -> Tensor:
         """(B * V,) values per row as (B, V)."""
         return values.view(self.size, self.views)
 
+    def positives(self) -> list[Tensor]:
+        """Inner product of each row with each of its V - 1 other views, V - 1 tensors (B, V); one (B, 1) for two views."""
+        if self.views == 2:
+            return [self.pair_similarity]
+        rows = self.x.view(self.size, self.views, -1)
+        return [torch.linalg.vecdot(rows, rows.roll(-shift, 1)) for shift in range(1, self.views)]
+
     def positive_similarity(self) -> Tensor:
-        """(B, 1) inner product of the two views of each sample."""
-        return _PairSimilarity.apply(self.x.view(self.size, 2, -1))  # type: ignore[no-any-return,no-untyped-call]
+        """Mean inner product of each row with its other views, (B, V); (B, 1) for two views."""
+        positives = self.positives()
+        return positives[0] if len(positives) == 1 else torch.stack(positives).mean(0)
 
     def logsumexp(self, scale: float | Tensor) -> Tensor:
         r"""$\log \sum \exp(\text{scale} \cdot s)$ over all negatives of each row, both views and extra keys, (B, V)."""
@@ -110,29 +122,6 @@ class Batch:
 
     def negatives_count(self, views: int | None = None) -> Tensor:
         """(B, 1) number of rows, of ``views`` views, that are negatives of each sample."""
-        ids = self.view_ids()
-        ordered = ids.sort().values
-        same = torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
+        ids = self.sample_ids
+        same = torch.zeros_like(ids).index_add_(0, ids, torch.ones_like(ids))[ids]
         return ((self.size - same) * (views or self.views)).to(self.x.device)[:, None]
-
-    def first_visit(self) -> Tensor:
-        """(B,) position of the first row of each sample, so that a sample twice in a batch is written once."""
-        ids = self.view_ids()
-        ordered, order = ids.sort(stable=True)
-        return order[torch.searchsorted(ordered, ids)]
-
-
-class _PairSimilarity(torch.autograd.Function):
-    """(B, 1) inner products of (B, 2, D) pairs of rows; autograd through two slices would take three times as long."""
-
-    @staticmethod
-    def forward(ctx: Any, pairs: Tensor) -> Tensor:
-        """One product per pair."""
-        ctx.save_for_backward(pairs)
-        return torch.linalg.vecdot(pairs[:, 0], pairs[:, 1])[:, None]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        """Each row gets the other, in ordinary operations that can be differentiated again."""
-        (pairs,) = ctx.saved_tensors
-        return pairs.flip(1) * grads[0][:, :, None]

@@ -121,13 +121,12 @@ def check_integers(argument: str, tensor: object, size: int) -> None:
         raise ValueError(f"{argument} must have shape ({size},), one entry per sample, got {shape(tensor)}.")
 
 
-def check_index_values(index: Tensor, num_samples: int) -> None:
-    """Raise unless all positions are in ``[0, num_samples)``; reads values, so for CPU tensors or on request.
+def check_index_range(low: int, high: int, num_samples: int) -> None:
+    """Raise unless the positions from ``low`` to ``high`` are in ``[0, num_samples)``; a negative size is no limit.
 
     Raises:
         IndexError: a position is outside the data set.
     """
-    low, high = int(index.min()), int(index.max())
     if low < 0 or (num_samples >= 0 and high >= num_samples):
         bad = low if low < 0 else high
         limit = f"[0, {num_samples})" if num_samples >= 0 else "the non-negative integers"

@@ -11,11 +11,16 @@ NORMALIZE = ("sphere", "ball", "none")
 HALF = (torch.float16, torch.bfloat16)
 
 
-def stack_views(z: Tensor, normalize: str, operand: torch.dtype, *, name: str, validate: bool, second_order: bool) -> Tensor:
-    """(V, B, D) features to (B * V, D) rows, the views of a sample next to each other.
+def stack_views(
+    z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, *, name: str, validate: bool, second_order: bool
+) -> tuple[Tensor, Tensor]:
+    """Features of V views to (B * V, D) rows, the views of a sample next to each other.
+
+    Two views come with the inner product of each pair, (B, 1), which costs least here; other numbers with (B, 0).
 
     Args:
-        z: Features of each view.
+        z1: (B, D) features of view 1, or (V, B, D) features of all.
+        z2: (B, D) features of view 2 if z1 has those of view 1.
         normalize: "sphere" scales every row to length 1, "ball" only rows longer than 1, "none" none.
         operand: Precision that the rows are rounded to; they are handed on in float32 at least.
         name: Argument to blame in errors.
@@ -25,11 +30,17 @@ def stack_views(z: Tensor, normalize: str, operand: torch.dtype, *, name: str, v
     Raises:
         ValueError: A value is NaN or infinite (seen on CPUs, elsewhere if ``validate``).
     """
-    check = validate or z.device.type == "cpu"
+    check = validate or z1.device.type == "cpu"
     if second_order:
-        return _composite(z, normalize, operand, name, check)
-    rows, _ = normalized_rows(z, normalize, operand, name, check)
-    return rows
+        return _composite(z1, z2, normalize, operand, name, check)
+    rows, positive, _ = normalized_rows(z1, z2, normalize, operand, name, check)
+    return rows, positive
+
+
+def _stacked(z1: Tensor, z2: Tensor | None) -> Tensor:
+    """(B, V, D), in float32 at least."""
+    views = (z1, z2) if z2 is not None else z1.unbind() if z1.dim() == 3 else (z1,)
+    return torch.stack([_computed(z) for z in views], 1)
 
 
 def _computed(z: Tensor) -> Tensor:
@@ -39,9 +50,9 @@ def _computed(z: Tensor) -> Tensor:
 def _check_finite(largest: Tensor, name: str) -> None:
     bad = ~torch.isfinite(largest)
     if bool(bad.any()):
-        view, row = bad.nonzero()[0].tolist()
+        row, view = bad.nonzero()[0].tolist()
         names = name.split(" or ")
-        which = names[view] if len(names) == len(bad) else name
+        which = names[view] if len(names) == largest.shape[1] else name
         raise ValueError(
             f"{which} holds NaN or infinite values, first in row {row}. The encoder has diverged or its input is broken: "
             "look at the learning rate, the loss scale and the data. No table was changed."
@@ -53,7 +64,7 @@ def _rounded(rows: Tensor, operand: torch.dtype) -> Tensor:
 
 
 def _lengths(z: Tensor, name: str, check: bool) -> Tensor:
-    """Row norms (V, B, 1) that neither overflow nor underflow."""
+    """Row norms (B, V, 1) that neither overflow nor underflow."""
     largest = z.abs().amax(-1, keepdim=True)
     if check:
         _check_finite(largest[..., 0], name)
@@ -68,9 +79,9 @@ def _divisor(lengths: Tensor, normalize: str) -> Tensor:
     return torch.where(lengths > 0, lengths.clamp_min(torch.finfo(lengths.dtype).tiny), torch.inf)
 
 
-def _composite(z: Tensor, normalize: str, operand: torch.dtype, name: str, check: bool) -> Tensor:
+def _composite(z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, name: str, check: bool) -> tuple[Tensor, Tensor]:
     """The same in plain autograd."""
-    z = _computed(z)
+    z = _stacked(z1, z2)
     if normalize == "none":
         _lengths(z, name, check)
     else:
@@ -84,73 +95,103 @@ def _composite(z: Tensor, normalize: str, operand: torch.dtype, name: str, check
         z = torch.where(norm * safe > 1, scaled / norm, z) if normalize == "ball" else scaled / norm
         if normalize == "sphere":
             z = torch.where(largest > 0, z, z.detach())
-    return _rounded(z.transpose(0, 1).flatten(0, 1), operand)
+    rows = _rounded(z.flatten(0, 1), operand)
+    return rows, _pair_similarity(rows.view(z.shape))
+
+
+def _pair_similarity(rows: Tensor) -> Tensor:
+    """(B, 1) inner products of (B, 2, D) pairs of rows; (B, 0) of any other number."""
+    return torch.linalg.vecdot(rows[:, 0], rows[:, 1])[:, None] if rows.shape[1] == 2 else rows[:, 0, :0]
 
 
 @operator(
     "contrastive_zoo::normalized_rows",
-    "(Tensor z, str normalize, ScalarType operand, str name, bool check) -> (Tensor, Tensor)",
+    "(Tensor z1, Tensor? z2, str normalize, ScalarType operand, str name, bool check) -> (Tensor, Tensor, Tensor)",
 )
-def normalized_rows(z: Tensor, normalize: str, operand: torch.dtype, name: str, check: bool) -> tuple[Tensor, Tensor]:
-    """Rows (B * V, D) and what each was divided by, (V, B, 1)."""
-    views, size, width = z.shape
-    z = _computed(z)
-    lengths = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    # Squares of entries near the ends of the range overflow or vanish; seen on CPUs at no cost, assumed on accelerators.
-    if z.device.type != "cpu" or not bool(((lengths > 1e-15) & (lengths < 1e15)).all()):
-        lengths = _lengths(z, name, check)
-    rows = z.new_empty(size, views, width)
+def normalized_rows(
+    z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, name: str, check: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (B * V, D), inner products of pairs (B, 1) or (B, 0), and what each row was divided by, (B, V, 1)."""
+    rows = _stacked(z1, z2)
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    # Squares of entries near the ends of the range overflow or vanish; seen on CPUs at little cost, assumed on accelerators.
+    ordinary = _all_ordinary(lengths)
+    if not ordinary:
+        lengths = _lengths(rows, name, check)
     if normalize == "none":
         divisor = torch.ones_like(lengths)
-        rows.copy_(z.transpose(0, 1))
     else:
-        divisor = _divisor(lengths, normalize)
-        torch.div(z, divisor, out=rows.transpose(0, 1))
-    return _rounded(rows.flatten(0, 1), operand), divisor
+        divisor = lengths if ordinary and normalize == "sphere" else _divisor(lengths, normalize)
+        rows.div_(divisor)
+    rows = _rounded(rows, operand)
+    return rows.flatten(0, 1), _pair_similarity(rows).clone(), divisor
+
+
+def _all_ordinary(lengths: Tensor) -> bool:
+    """Whether all lengths are known to be far from the ends of the range."""
+    if lengths.device.type != "cpu":
+        return False
+    low, high = lengths.aminmax()
+    return 1e-15 < float(low) and float(high) < 1e15
 
 
 @normalized_rows.register_fake
-def _(z: Tensor, normalize: str, operand: torch.dtype, name: str, check: bool) -> tuple[Tensor, Tensor]:
-    views, size, width = z.shape
-    dtype = torch.float32 if z.dtype in HALF else z.dtype
-    return z.new_empty(views * size, width, dtype=dtype), z.new_empty(views, size, 1, dtype=dtype)
+def _(
+    z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, name: str, check: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.promote_types(z1.dtype, z1.dtype if z2 is None else z2.dtype)
+    size, width = z1.shape[-2:]
+    views = 2 if z2 is not None else z1.shape[0] if z1.dim() == 3 else 1
+    dtype = torch.float32 if dtype in HALF else dtype
+    rows, divisor = z1.new_empty(views * size, width, dtype=dtype), z1.new_empty(size, views, 1, dtype=dtype)
+    return rows, rows.new_empty(size, 1 if views == 2 else 0), divisor
 
 
 @operator(
     "contrastive_zoo::normalized_rows_backward",
-    "(Tensor grad, Tensor rows, Tensor divisor, str normalize) -> Tensor",
+    "(Tensor grad, Tensor grad_positive, Tensor rows, Tensor divisor, str normalize) -> Tensor",
 )
-def normalized_rows_backward(grad: Tensor, rows: Tensor, divisor: Tensor, normalize: str) -> Tensor:
+def normalized_rows_backward(grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str) -> Tensor:
     """Gradient of the features, (V, B, D): what is left of it across the row, over the row's length."""
-    views, size, _ = divisor.shape
+    size, views, _ = divisor.shape
+    rows, grad = rows.view(size, views, -1), grad.view(size, views, -1)
+    total = torch.empty_like(rows)
+    if views == 2:
+        for view in range(2):
+            torch.addcmul(grad[:, view], rows[:, 1 - view], grad_positive, out=total[:, view])
+    else:
+        total.copy_(grad)
     out = grad.new_empty(views, size, grad.shape[-1])
-    grad = grad.view(size, views, -1).transpose(0, 1)
     if normalize == "none":
-        return out.copy_(grad)
-    rows = rows.view(size, views, -1).transpose(0, 1)
-    along = torch.linalg.vecdot(grad, rows)[..., None]
+        return out.copy_(total.transpose(0, 1))
+    along = torch.linalg.vecdot(total, rows)[..., None]
     if normalize == "ball":
         along = torch.where(divisor > 1, along, 0)
-    torch.addcmul(grad, rows, along, value=-1, out=out)
-    return out.div_(divisor)
+    total.addcmul_(rows, along, value=-1)
+    torch.div(total, divisor, out=out.transpose(0, 1))
+    return out
 
 
 @normalized_rows_backward.register_fake
-def _(grad: Tensor, rows: Tensor, divisor: Tensor, normalize: str) -> Tensor:
-    return grad.new_empty(divisor.shape[0], divisor.shape[1], grad.shape[-1])
+def _(grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str) -> Tensor:
+    return grad.new_empty(divisor.shape[1], divisor.shape[0], grad.shape[-1])
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    z, ctx.normalize, *_ = inputs
-    ctx.dtype = z.dtype
-    ctx.save_for_backward(*output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
+    z1, z2, ctx.normalize, *_ = inputs
+    rows, positive, divisor = output
+    ctx.dtypes = (z1.dtype, None if z2 is None else z2.dtype)
+    ctx.stacked = z1.dim() == 3
+    ctx.save_for_backward(rows, divisor)
+    ctx.mark_non_differentiable(divisor)
 
 
-def _gradient(ctx: Any, compute: Any, grad: Tensor, _: Any) -> Any:
+def _gradient(ctx: Any, compute: Any, grad: Tensor, grad_positive: Tensor, _: Any) -> Any:
     rows, divisor = ctx.saved_tensors
-    return compute(grad, rows, divisor, ctx.normalize).to(ctx.dtype), None, None, None, None
+    gradient = compute(grad, grad_positive, rows, divisor, ctx.normalize)
+    first, second = ctx.dtypes
+    grad_z1 = (gradient if ctx.stacked else gradient[0]).to(first)
+    return grad_z1, None if second is None else gradient[1].to(second), None, None, None, None
 
 
 normalized_rows.differentiate(normalized_rows_backward, _setup, _gradient)

@@ -22,4 +22,4 @@ def logaddexp(first: Tensor, second: Tensor) -> Tensor:
 
 def log1p_exp(x: Tensor) -> Tensor:
     """The softplus, log(1 + e^x), exact for large x too."""
-    return -torch.nn.functional.logsigmoid(-x)
+    return torch.nn.functional.softplus(x, threshold=80)  # e^80 is a float32, and adding 1 does not change it

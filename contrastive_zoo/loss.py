@@ -5,6 +5,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from contrastive_zoo.checks import (
     check_count,
     check_device,
     check_features,
-    check_index_values,
+    check_index_range,
     check_integers,
     check_same,
     shape,
@@ -90,8 +91,16 @@ class Engine:
 )
 def sample_ids(index: Tensor, num_samples: int, check: bool) -> Tensor:
     """(B,) batch position of the first row of the same sample: 0, 1, 2, ... where all samples differ."""
+    if index.device.type == "cpu":  # small tensors on the host are NumPy's strength
+        ordered = np.sort(index.numpy())
+        if check:
+            check_index_range(int(ordered[0]), int(ordered[-1]), num_samples)
+        if (ordered[1:] != ordered[:-1]).all():
+            return torch.arange(index.shape[0])
+        _, first, inverse = np.unique(index.numpy(), return_index=True, return_inverse=True)
+        return torch.from_numpy(first[inverse])
     if check:
-        check_index_values(index, num_samples)
+        check_index_range(int(index.min()), int(index.max()), num_samples)
     ordered, order = index.sort(stable=True)
     return order[torch.searchsorted(ordered, index.contiguous())]
 
@@ -252,8 +261,9 @@ class Loss(nn.Module):
             return autocast if autocast in HALF else dtype
         return dtype
 
-    def _rows(self, z: Tensor, operand: torch.dtype, name: str) -> Tensor:
-        return stack_views(z, self.normalize, operand, name=name, validate=self.validate, second_order=self.backend == "dense")
+    def _rows(self, z1: Tensor, z2: Tensor | None, operand: torch.dtype, name: str) -> tuple[Tensor, Tensor]:
+        second_order = self.backend == "dense"
+        return stack_views(z1, z2, self.normalize, operand, name=name, validate=self.validate, second_order=second_order)
 
     def _batch(
         self,
@@ -265,25 +275,22 @@ class Loss(nn.Module):
         negatives: Tensor | None,
         negatives_index: Tensor | None,
     ) -> Batch:
-        z = z1[None] if z2 is None else torch.stack([z1, z2])
-        views = len(z)
-        x = self._rows(z, operand, "z1" if z2 is None else "z1 or z2")
-        x, index, labels = self._gathered(x, views, index, labels, negatives)
-        if index is None:
-            ids = torch.arange(x.shape[0] // views)
-        else:
-            index = index.to(torch.int64)
-            limit = self.num_samples if "index" in self.needs and self.num_samples is not None else -1
-            ids = sample_ids(index, limit, index.device.type == "cpu" or self.validate)
+        views = 2 if z2 is not None else len(z1)
+        x, similarity = self._rows(z1, z2, operand, "z1" if z2 is None else "z1 or z2")
+        x, similarity, index, labels = self._gathered(x, similarity, views, index, labels, negatives)
+        index = None if index is None else index.to(torch.int64)
+        ids = self._sample_ids(index, x.shape[0] // views)
         extra_ids = None
         if negatives is not None:
             extra_ids = self._negatives_ids(negatives, negatives_index, index, ids)
-            rows = self._rows(negatives.reshape(1, -1, negatives.shape[-1]), operand, "negatives")
+            rows, _ = self._rows(negatives.flatten(0, -2), None, operand, "negatives")
             negatives = rows.to(x.dtype).view(negatives.shape)
         return Batch(
             x=x,
             ids=ids.repeat_interleave(views),
+            sample_ids=ids,
             views=views,
+            pair_similarity=similarity,
             pairs=self._engine,
             index=index,
             labels=labels,
@@ -292,6 +299,13 @@ class Loss(nn.Module):
             training=self.training,
             uniform=self.reduction != "none",
         )
+
+    def _sample_ids(self, index: Tensor | None, size: int) -> Tensor:
+        """(B,) batch position of the first row of each row's sample."""
+        if index is None:
+            return torch.arange(size)
+        limit = self.num_samples if "index" in self.needs and self.num_samples is not None else -1
+        return sample_ids(index, limit, index.device.type == "cpu" or self.validate)
 
     @staticmethod
     def _negatives_ids(negatives: Tensor, negatives_index: Tensor | None, index: Tensor | None, ids: Tensor) -> Tensor:
@@ -304,20 +318,27 @@ class Loss(nn.Module):
         return torch.where(ordered[place] == wanted, ids[order[place]], -1)
 
     def _gathered(
-        self, x: Tensor, views: int, index: Tensor | None, labels: Tensor | None, negatives: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        self,
+        x: Tensor,
+        similarity: Tensor,
+        views: int,
+        index: Tensor | None,
+        labels: Tensor | None,
+        negatives: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """The batches of all processes as one; nothing to do in eval mode."""
         if not self.training or processes.group_size(self.gather, self.process_group) == 1:
-            return x, index, labels
+            return x, similarity, index, labels
         if negatives is not None:
             raise ValueError("negatives stay on their process: pass gather=False to contrast each process's batch by itself.")
         sizes = processes.gather_sizes(x.shape[0] // views, x.device, self.process_group)
         x = processes.GatherFeatures.apply(x, [views * size for size in sizes], self.process_group)  # type: ignore[no-untyped-call]
+        similarity = processes.GatherFeatures.apply(similarity, sizes, self.process_group)  # type: ignore[no-untyped-call]
         gathered = [
             None if given is None else processes.gather(given.to(x.device), sizes, self.process_group).to(given.device)
             for given in (index, labels)
         ]
-        return x, gathered[0], gathered[1]
+        return x, similarity, gathered[0], gathered[1]
 
     def _nothing_to_contrast(self, batch: Batch) -> str:
         """Why no anchor has a negative, as far as that is known without waiting for an accelerator."""
@@ -327,7 +348,7 @@ class Loss(nn.Module):
             return "the batch holds one sample, which has no negatives"
         if torch.compiler.is_compiling() or batch.index is None or batch.ids.device.type != "cpu":
             return ""
-        return "all rows of the batch are one sample, by index" if bool((batch.ids == batch.ids[0]).all()) else ""
+        return "" if bool(batch.sample_ids.any()) else "all rows of the batch are one sample, by index"
 
     def _empty(self, batch: Batch, reason: str) -> Tensor:
         message = f"{self.card.name!r} has nothing to contrast: {reason}. The loss is 0 and no table was changed."
@@ -343,12 +364,18 @@ class Loss(nn.Module):
         if values.dim() == 0:
             return values
         values = values.view(batch.size, -1)
+        readable = values.device.type == "cpu" and not torch.compiler.is_compiling()
+        if readable and float(values.detach().min()) > -torch.inf:
+            batch.diagnostics["dropped_anchors"] = values.new_zeros(())
+            return values.mean() if self.reduction == "mean" else self._total(values.mean(1))
         kept = values != -torch.inf
         count = kept.sum()
         batch.diagnostics["dropped_anchors"] = 1 - count / kept.numel()
-        if values.device.type == "cpu" and not torch.compiler.is_compiling() and int(count) == 0:
+        if readable and int(count) == 0:
             return self._empty(batch, "no anchor has what the method divides by")
-        per_sample = torch.where(kept, values, 0).sum(1) * (batch.size / count.clamp_min(1).to(values.dtype))
+        return self._total(torch.where(kept, values, 0).sum(1) * (batch.size / count.clamp_min(1).to(values.dtype)))
+
+    def _total(self, per_sample: Tensor) -> Tensor:
         if self.reduction == "none":
             return per_sample
         return per_sample.sum() if self.reduction == "sum" else per_sample.mean()

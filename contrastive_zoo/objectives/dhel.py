@@ -39,7 +39,6 @@ def dhel(batch: Batch, *, temperature: Tensor | float = 0.3, both_views: bool = 
         tensor(0.3863)
     """
     loss = -batch.positive_similarity()[:, 0] / temperature
-    for view in range(2 if both_views else 1):
-        rows = batch.view(view).contiguous()
-        loss = loss + batch.pairs.logsumexp(rows, scale=1 / temperature, ids=batch.view_ids())
+    for rows in batch.each_view()[: 2 if both_views else 1]:
+        loss = loss + batch.pairs.logsumexp(rows, scale=1 / temperature, ids=batch.sample_ids)
     return loss[:, None]

@@ -150,7 +150,7 @@ class EMC2(Objective):
     @torch.no_grad()
     def _remember(self, batch: Batch, index: Tensor, sampled: SampledNegatives) -> Tensor:
         """Moves chains, their scores or embeddings, running means and the step on; returns log u, (B, 2)."""
-        first = batch.first_visit().to(index.device)
+        first = batch.sample_ids.to(index.device)
         rows = (2 * index[:, None] + torch.arange(2, device=index.device)).flatten()
         state = torch.where(sampled.state >= 0, rows[sampled.state.clamp_min(0)], self.chain[index].flatten())
         self.chain[index] = state.view(-1, 2)[first]

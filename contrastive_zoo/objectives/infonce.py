@@ -59,12 +59,12 @@ def infonce(batch: Batch, *, temperature: Tensor | float = 0.1, symmetric: bool 
         raise ValueError("in_batch=False leaves no keys: call loss_fn(z1, z2, negatives=negatives).")
     else:
         negatives = batch.extra_logsumexp(1 / temperature, views=1)
-    return torch.where(negatives == -torch.inf, -torch.inf, log1p_exp(negatives - positive))
+    return log1p_exp(negatives - positive).masked_fill(negatives == -torch.inf, -torch.inf)
 
 
 def _from_other_view(batch: Batch, scale: Tensor | float, symmetric: bool) -> Tensor:
     """Log-sum-exp over the negatives in the other view, (B, 2) or (B, 1), extra keys included for view 1."""
-    x, y, ids = batch.view(0).contiguous(), batch.view(1).contiguous(), batch.view_ids()
+    (x, y), ids = batch.each_view(), batch.sample_ids
     if symmetric:
         rows, columns = batch.pairs.logsumexp_both(x, y, scale=scale, ids=ids, key_ids=ids)
     else:

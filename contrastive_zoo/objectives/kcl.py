@@ -73,7 +73,10 @@ def kcl(batch: Batch, *, kernel: str = "gaussian", t: float = 2.0, gamma: float 
     alignment_kernel, energy_kernel, factor = FORMS[kernel]
     alignment = _alignment(batch, alignment_kernel, 2.0 if kernel == "gaussian_riesz" else t)
     pairs = batch.negatives_count(views=1).sum()
-    energy = torch.stack([_energy(batch, view, energy_kernel, t) for view in range(2)]).sum() / pairs.clamp_min(1)
+    energies = [
+        batch.pairs.kernel_sum(rows, kernel=energy_kernel, parameter=t, ids=batch.sample_ids).sum() for rows in batch.each_view()
+    ]
+    energy = torch.stack(energies).sum() / pairs.clamp_min(1)
     batch.diagnostics["alignment"], batch.diagnostics["energy"] = alignment.detach(), energy.detach()
     return torch.where(pairs > 0, -2 * alignment + gamma * factor * energy, 0)
 
@@ -83,7 +86,3 @@ def _alignment(batch: Batch, kernel: str, t: float) -> Tensor:
     distances = (batch.view(0) - batch.view(1)).square().sum(1)
     return get_kernel(kernel).value(distances.clamp_min(torch.finfo(distances.dtype).eps), t).mean()
 
-
-def _energy(batch: Batch, view: int, kernel: str, t: float) -> Tensor:
-    """Sum of the kernel over ordered pairs of samples of a view."""
-    return batch.pairs.kernel_sum(batch.view(view).contiguous(), kernel=kernel, parameter=t, ids=batch.view_ids()).sum()

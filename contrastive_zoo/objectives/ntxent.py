@@ -43,6 +43,7 @@ def ntxent(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
         >>> torch.allclose(loss, torch.tensor(math.log(15)))
         True
     """
-    positive = batch.positive_similarity() / temperature
     negatives = batch.logsumexp(1 / temperature)
-    return torch.where(negatives == -torch.inf, -torch.inf, log1p_exp(negatives - positive))
+    terms = [log1p_exp(negatives - positive / temperature) for positive in batch.positives()]
+    loss = terms[0] if len(terms) == 1 else torch.stack(terms).mean(0)
+    return loss.masked_fill(negatives == -torch.inf, -torch.inf)

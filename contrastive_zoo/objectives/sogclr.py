@@ -99,8 +99,7 @@ class SogCLR(Objective):
     @staticmethod
     def _across_modalities(batch: Batch, scale: Tensor) -> Tensor:
         """Log-sum-exp of each row over the other samples' rows of the other modality, (B, 2)."""
-        ids = batch.view_ids()
-        x, y = batch.view(0).contiguous(), batch.view(1).contiguous()
+        (x, y), ids = batch.each_view(), batch.sample_ids
         return torch.stack(batch.pairs.logsumexp_both(x, y, scale=scale, ids=ids, key_ids=ids), 1)
 
     def _against_averages(self, batch: Batch, log_mean: Tensor) -> Tensor:
@@ -114,7 +113,7 @@ class SogCLR(Objective):
         )
         log_u = self.averages.blend(index, log_mean.detach(), gamma)
         moved = torch.logsumexp(log_u, 1, keepdim=True) - math.log(2) if self.intra_view else log_u
-        self.averages.write(index, moved, batch.first_visit().to(index.device))
+        self.averages.write(index, moved, batch.sample_ids.to(index.device))
         self.step.advance()
         # exp(log_mean - log_u) has the gradient of the estimator; subtracted from itself it leaves the value to log_u.
         ratio = (log_mean - torch.where(torch.isfinite(log_u), log_u, 0)).exp()

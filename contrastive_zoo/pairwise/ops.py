@@ -48,7 +48,7 @@ def logsumexp(
     """
     stacked, single = _check_scale(scale, x)
     rows, _ = _logsumexp(x, keys, stacked, ids, key_ids, False, norm_bound, backend)
-    return rows[0] if single else rows
+    return rows.squeeze(0) if single else rows
 
 
 def logsumexp_both(
@@ -80,7 +80,7 @@ def logsumexp_both(
     if stacked.shape != (1, 1):
         raise ValueError(f"scale must be one number for both directions, got shape {shape(torch.as_tensor(scale))}.")
     rows, columns = _logsumexp(x, keys, stacked, ids, key_ids, True, norm_bound, backend)
-    return rows[0], columns[0]
+    return rows.squeeze(0), columns.squeeze(0)
 
 
 def kernel_sum(

@@ -28,8 +28,8 @@ def logsumexp_forward(
 ) -> tuple[Tensor, Tensor]:
     """Rows (K, N) and, if ``both``, columns (K, M); leaves the tiles in ``kept`` if there is room for them."""
     tiles = Tiles(x, keys, ids, key_ids)
-    if _is_bounded(tiles, scale, norm_bound):
-        return _bounded_forward(tiles, scale.to(x), both, kept)
+    if scales := _bounded_scales(tiles, scale, norm_bound):
+        return _bounded_forward(tiles, scales, both, kept)
     return _shifted_forward(tiles, scale.to(x), both, kept)
 
 
@@ -55,10 +55,11 @@ def logsumexp_backward(
         columns, grad_columns = rows, grad_rows
     grad_x = torch.zeros_like(x)
     grad_keys = grad_x if tiles.symmetric else torch.zeros_like(tiles.keys) if needs_keys else None
-    backward = _bounded_backward if _is_bounded(tiles, scale, norm_bound) else _shifted_backward
-    grad_scale = backward(
-        tiles, scale.to(x), both, (grad_rows, rows), (grad_columns, columns), grad_x, grad_keys, kept, needs_scale
-    )
+    on_rows, on_columns = (grad_rows, rows), (grad_columns, columns)
+    if scales := _bounded_scales(tiles, scale, norm_bound):
+        grad_scale = _bounded_backward(tiles, scales, both, on_rows, on_columns, grad_x, grad_keys, kept, needs_scale)
+    else:
+        grad_scale = _shifted_backward(tiles, scale.to(x), both, on_rows, on_columns, grad_x, grad_keys, kept, needs_scale)
     if not needs_scale:
         grad_scale = torch.zeros_like(scale)
     elif scale.shape[1] == 1:
@@ -66,41 +67,46 @@ def logsumexp_backward(
     return grad_x, x.new_empty(0) if tiles.symmetric or grad_keys is None else grad_keys, grad_scale
 
 
-def _is_bounded(tiles: Tiles, scale: Tensor, norm_bound: float) -> bool:
-    """Whether all logits are known, without waiting for an accelerator, to be far from overflow."""
-    if scale.shape[1] != 1 or scale.device.type != "cpu":
-        return False
+def _bounded_scales(tiles: Tiles, scale: Tensor, norm_bound: float) -> list[float]:
+    """The scales as numbers if all logits are known, without waiting for an accelerator, to be far from overflow; else none."""
+    if scale.shape[1] != 1 or not scale.is_cpu:
+        return []
+    scales: list[float] = scale.flatten().tolist()
     bound = norm_bound * norm_bound
-    if norm_bound == torch.inf and tiles.x.device.type == "cpu":
+    if norm_bound == torch.inf and tiles.x.is_cpu:
         bound = float(tiles.x.norm(dim=1).max()) * float(tiles.keys.norm(dim=1).max())
-    return float(scale.abs().max()) * bound <= LOGIT_LIMIT[tiles.x.dtype]
+    return scales if max(map(abs, scales)) * bound <= LOGIT_LIMIT[tiles.x.dtype] else []
 
 
-def _bounded_forward(tiles: Tiles, scale: Tensor, both: bool, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-    rows = tiles.x.new_zeros(scale.shape[0], tiles.x.shape[0])
-    columns = rows if tiles.symmetric else rows.new_zeros(scale.shape[0], tiles.keys.shape[0] if both else 0)
+def _bounded_forward(tiles: Tiles, scales: list[float], both: bool, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    rows = tiles.x.new_zeros(len(scales), tiles.x.shape[0])
+    columns = rows if tiles.symmetric else rows.new_zeros(len(scales), tiles.keys.shape[0] if both else 0)
     ones = rows.new_ones(max(tiles.x.shape[0], tiles.keys.shape[0]))
-    anchors = tiles.x * scale[0] if scale.shape[0] == 1 else tiles.x
     for i, j in tiles:
-        products = tiles.products(anchors, i, j, kept)
-        for k in range(scale.shape[0]):
-            e = _exponential(tiles, products, scale, k, i, j)
+        products = tiles.products(i, j, kept, _common(scales))
+        for k in range(len(scales)):
+            e = _exponential(tiles, products, scales, k, i, j)
             rows[k, i].addmv_(e, ones[: e.shape[1]])
             if both or tiles.mirrored(i, j):
                 columns[k, j].addmv_(e.T, ones[: e.shape[0]])
     return rows.log_(), rows.new_empty(0) if tiles.symmetric else columns.log_()
 
 
-def _exponential(tiles: Tiles, products: Tensor, scale: Tensor, k: int, i: slice, j: slice) -> Tensor:
+def _common(scales: list[float]) -> float:
+    """What products are multiplied by for all scales: a single scale costs nothing there."""
+    return scales[0] if len(scales) == 1 else 1.0
+
+
+def _exponential(tiles: Tiles, products: Tensor, scales: list[float], k: int, i: slice, j: slice) -> Tensor:
     """Exponentials of a tile at scale k, 0 at pairs that do not count; a single scale is already in the products."""
-    if scale.shape[0] > 1:
-        products = torch.mul(products, scale[k], out=tiles.scratch(2, *products.shape))
+    if len(scales) > 1:
+        products = torch.mul(products, scales[k], out=tiles.scratch(2, *products.shape))
     return tiles.exclude(products.exp_(), i, j, 0)
 
 
 def _bounded_backward(
     tiles: Tiles,
-    scale: Tensor,
+    scales: list[float],
     both: bool,
     on_rows: tuple[Tensor, Tensor],
     on_columns: tuple[Tensor, Tensor],
@@ -112,15 +118,16 @@ def _bounded_backward(
     """Adds to grad_x and grad_keys; returns the gradient of the scale, (K, 1)."""
     two_sided = both or tiles.symmetric
     row_weight = _inverse_sum(*on_rows)
-    column_weight = _inverse_sum(*on_columns) if two_sided else row_weight
-    single = scale.shape[0] == 1
-    anchors = tiles.x * scale[0] if single else tiles.x
-    grad_scale = torch.zeros_like(scale)
+    column_weight = _inverse_sum(*on_columns) if both and not tiles.symmetric else row_weight
+    single = len(scales) == 1
+    # The sums depend on scale and x through scale * x only: the gradient of the scale follows from the one of scale * x.
+    factor = 1.0 if needs_scale else _common(scales)
+    grad_scale = grad_x.new_zeros(len(scales), 1)
     for i, j in tiles:
-        products = tiles.products(anchors, i, j, None) if kept is None else tiles.room(kept, i, j)
+        products = tiles.products(i, j, None, _common(scales)) if kept is None else tiles.room(kept, i, j)
         total = tiles.scratch(1, *products.shape)
-        for k in range(scale.shape[0]):
-            e = products if single and kept is not None else _exponential(tiles, products, scale, k, i, j)
+        for k, scale in enumerate(scales):
+            e = products if single and kept is not None else _exponential(tiles, products, scales, k, i, j)
             term = total if single else tiles.scratch(3, *products.shape)
             if two_sided:
                 torch.add(row_weight[k, i, None], column_weight[k, None, j], out=term).mul_(e)
@@ -130,35 +137,35 @@ def _bounded_backward(
                 if needs_scale:
                     half = 0.5 if tiles.symmetric and not tiles.mirrored(i, j) else 1.0
                     grad_scale[k] += half * torch.dot(term.flatten(), products.flatten())
-                total = torch.mul(term, scale[k], out=total) if k == 0 else total.addcmul_(term, scale[k])
-        _spread(tiles, i, j, total, grad_x, grad_keys)
-    if single:
-        if needs_scale:
-            # The sums depend on scale and x through scale * x only, so the two derivatives are tied to each other.
-            grad_scale += (grad_x * tiles.x).sum() / (2 if tiles.symmetric else 1)
-        grad_x *= scale[0]
+                total = torch.mul(term, scale, out=total) if k == 0 else total.add_(term, alpha=scale)
+        _spread(tiles, i, j, total, grad_x, grad_keys, factor)
+    if single and needs_scale:
+        grad_scale += (grad_x * tiles.x).sum() / (2 if tiles.symmetric else 1)
+        grad_x *= scales[0]
         if grad_keys is not None and grad_keys is not grad_x:
-            grad_keys *= scale[0]
+            grad_keys *= scales[0]
     return grad_scale
 
 
 def _inverse_sum(grad: Tensor, logsumexp: Tensor) -> Tensor:
     """Upstream gradient over the sum of exponentials; 0 for a row without keys."""
-    return torch.where(logsumexp == -torch.inf, 0, grad * (-logsumexp).exp())
+    return logsumexp.neg().exp_().mul_(grad).masked_fill_(logsumexp == -torch.inf, 0)
 
 
-def _spread(tiles: Tiles, i: slice, j: slice, weight: Tensor, grad_x: Tensor, grad_keys: Tensor | None) -> None:
+def _spread(
+    tiles: Tiles, i: slice, j: slice, weight: Tensor, grad_x: Tensor, grad_keys: Tensor | None, factor: float = 1.0
+) -> None:
     """Adds a tile of derivatives, in the similarities, to the gradients of both sides."""
-    grad_x[i].addmm_(weight, tiles.keys[j])
+    grad_x[i].addmm_(weight, tiles.keys[j], alpha=factor)
     if grad_keys is not None and (not tiles.symmetric or tiles.mirrored(i, j)):
-        grad_keys[j].addmm_(weight.T, tiles.x[i])
+        grad_keys[j].addmm_(weight.T, tiles.x[i], alpha=factor)
 
 
 def _shifted_forward(tiles: Tiles, scale: Tensor, both: bool, kept: Tensor | None) -> tuple[Tensor, Tensor]:
     rows = _RunningSum(tiles, scale.shape[0], tiles.x.shape[0])
     columns = rows if tiles.symmetric else _RunningSum(tiles, scale.shape[0], tiles.keys.shape[0] if both else 0)
     for i, j in tiles:
-        products = tiles.products(tiles.x, i, j, kept)
+        products = tiles.products(i, j, kept)
         for k in range(scale.shape[0]):
             logits = tiles.exclude(
                 torch.mul(products, _at(scale, k, i), out=tiles.scratch(2, *products.shape)), i, j, -torch.inf
@@ -208,7 +215,7 @@ def _shifted_backward(
     """Adds to grad_x and grad_keys; returns the gradient of the scale, (K, N) or (K, 1 or more columns to be summed)."""
     grad_scale = tiles.x.new_zeros(scale.shape[0], tiles.x.shape[0])
     for i, j in tiles:
-        products = tiles.products(tiles.x, i, j, None) if kept is None else tiles.room(kept, i, j)
+        products = tiles.products(i, j, None) if kept is None else tiles.room(kept, i, j)
         total = tiles.scratch(1, *products.shape).zero_()
         for k in range(scale.shape[0]):
             p = torch.mul(products, _at(scale, k, i), out=tiles.scratch(2, *products.shape))

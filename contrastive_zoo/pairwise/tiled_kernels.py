@@ -47,7 +47,7 @@ def kernel_sum_backward(
 
 def _squared_distances(tiles: Tiles, squared_norms: Tensor | None, i: slice, j: slice) -> Tensor:
     """A tile of squared distances, floored at the resolution of the dtype: coinciding rows leave no finite Riesz energy."""
-    distances = tiles.products(tiles.x, i, j, None).mul_(-2)
+    distances = tiles.products(i, j, None, -2.0)
     if squared_norms is None:
         distances.add_(2)
     else:

@@ -9,9 +9,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# On a CPU a float32 tile and one buffer beside it (1 MiB each) stay in the cache of two cores; accelerators want more work
-# per launch. Small matrices take half the side: of their tiles on the diagonal, half is computed for nothing.
+# On a CPU a float32 tile and one buffer beside it (1 MiB each) stay in the cache of two cores; a matrix of few tiles is better
+# off as a single one. Accelerators want more work per launch.
 TILE_CPU = 512
+SINGLE_TILE_CPU = 1024
 TILE_ACCELERATOR = 4096
 
 # Sweeps whose tiles fit into this many bytes keep them for the backward pass instead of computing them again.
@@ -22,7 +23,7 @@ def tile_size(rows: int, columns: int, device: torch.device) -> int:
     """Rows and columns of a tile of a matrix."""
     if device.type != "cpu":
         return TILE_ACCELERATOR
-    return TILE_CPU if max(rows, columns) > 2 * TILE_CPU else TILE_CPU // 2
+    return SINGLE_TILE_CPU if max(rows, columns) <= SINGLE_TILE_CPU else TILE_CPU
 
 
 def tiles_numel(rows: int, columns: int, size: int, symmetric: bool) -> int:
@@ -34,11 +35,10 @@ def tiles_numel(rows: int, columns: int, size: int, symmetric: bool) -> int:
 
 
 @lru_cache(maxsize=64)
-def block_diagonal(size: int, group: int) -> tuple[Tensor, Tensor]:
-    """Coordinates of the pairs with equal ids in a square tile whose ids are 0 and on, ``group`` times each."""
-    ids = torch.arange(size) // group
-    rows, columns = (ids[:, None] == ids[None, :]).nonzero(as_tuple=True)
-    return rows, columns
+def regular_ids(rows: int, group: int) -> Tensor:
+    """(rows,) ids 0, 0, ..., 1, 1, ..., each ``group`` times, on the host; not to be written to."""
+    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward pass later on
+        return torch.arange(rows) // group
 
 
 class Tiles:
@@ -52,7 +52,7 @@ class Tiles:
         self.x, self.keys, self.symmetric = x, x if keys is None else keys, keys is None
         self.size = tile_size(x.shape[0], self.keys.shape[0], x.device)
         if self.symmetric:
-            ids = key_ids = torch.arange(x.shape[0]) if ids is None else ids
+            ids = key_ids = regular_ids(x.shape[0], 1) if ids is None else ids
         paired = ids is not None and key_ids is not None
         self.ids, self.key_ids = (ids, key_ids) if paired else (None, None)
         self._group = self._group_size()
@@ -64,10 +64,11 @@ class Tiles:
         """How often each id comes if rows and keys have ids 0, 0, ..., 1, 1, ... on the host, as batches do; else 0."""
         if self.ids is None or self.key_ids is None or not self.ids.is_cpu or not self.key_ids.is_cpu or not self.x.is_cpu:
             return 0
-        group = int((self.ids == 0).sum())
-        if group == 0 or self.size % group or not torch.equal(self.ids, torch.arange(self.ids.shape[0]) // group):
+        rows = self.ids.shape[0]
+        group = rows // max(int(self.ids[-1]) + 1, 1)
+        if group == 0 or self.size % group or rows % group or not torch.equal(self.ids, regular_ids(rows, group)):
             return 0
-        return group if self.symmetric or torch.equal(self.key_ids, self.ids) else 0
+        return group if self.key_ids is self.ids or torch.equal(self.key_ids, self.ids) else 0
 
     def _ranges(self, ids: Tensor | None) -> list[tuple[int, int]] | None:
         """Smallest and largest id of each tile; None where the host cannot know them without waiting, or need not."""
@@ -90,9 +91,7 @@ class Tiles:
         if self.ids is None or self.key_ids is None:
             return values
         if self._group:
-            if rows.start == columns.start:
-                values[block_diagonal(values.shape[0], self._group)] = fill
-            return values
+            return _fill_block_diagonal(values, self._group, fill) if rows.start == columns.start else values
         if self._row_ranges is not None and self._column_ranges is not None:
             low, high = self._row_ranges[rows.start // self.size]
             key_low, key_high = self._column_ranges[columns.start // self.size]
@@ -101,11 +100,11 @@ class Tiles:
         device = self.x.device
         return values.masked_fill_(self.ids[rows].to(device)[:, None] == self.key_ids[columns].to(device)[None, :], fill)
 
-    def products(self, anchors: Tensor, rows: slice, columns: slice, kept: Tensor | None) -> Tensor:
-        """One tile of ``anchors @ keys.T``, in scratch memory or in the room kept for it."""
-        a, b = anchors[rows], self.keys[columns]
+    def products(self, rows: slice, columns: slice, kept: Tensor | None, scale: float = 1.0) -> Tensor:
+        """One tile of ``scale * x @ keys.T``, in scratch memory or in the room kept for it."""
+        a, b = self.x[rows], self.keys[columns]
         out = self.scratch(0, a.shape[0], b.shape[0]) if kept is None else self.room(kept, rows, columns)
-        return torch.mm(a, b.T, out=out)
+        return torch.addmm(out, a, b.T, beta=0, alpha=scale, out=out)
 
     def room(self, kept: Tensor, rows: slice, columns: slice) -> Tensor:
         """The place of a tile in the storage of a sweep that keeps its tiles: strips of rows one after the other."""
@@ -122,3 +121,11 @@ class Tiles:
         if number not in self._scratch:
             self._scratch[number] = self.x.new_empty(min(self.size, self.x.shape[0]) * min(self.size, self.keys.shape[0]))
         return self._scratch[number][: height * width].view(height, width)
+
+
+def _fill_block_diagonal(values: Tensor, group: int, fill: float) -> Tensor:
+    """Overwrites the square blocks of ``group`` rows and columns along the diagonal of a square tile."""
+    row, column = values.stride()
+    blocks = (values.shape[0] // group, group, group), (group * (row + column), row, column)
+    values.as_strided(*blocks, values.storage_offset()).fill_(fill)
+    return values
