@@ -1,7 +1,7 @@
 """What an objective gets to see: rows, who is who, and a way to sum over pairs."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor

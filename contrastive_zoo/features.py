@@ -79,7 +79,9 @@ def _divisor(lengths: Tensor, normalize: str) -> Tensor:
     return torch.where(lengths > 0, lengths.clamp_min(torch.finfo(lengths.dtype).tiny), torch.inf)
 
 
-def _composite(z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, name: str, check: bool) -> tuple[Tensor, Tensor]:
+def _composite(
+    z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, name: str, check: bool
+) -> tuple[Tensor, Tensor]:
     """The same in plain autograd."""
     z = _stacked(z1, z2)
     if normalize == "none":
@@ -132,7 +134,7 @@ def _all_ordinary(lengths: Tensor) -> bool:
     if lengths.device.type != "cpu":
         return False
     low, high = lengths.aminmax()
-    return 1e-15 < float(low) and float(high) < 1e15
+    return float(low) > 1e-15 and float(high) < 1e15
 
 
 @normalized_rows.register_fake
@@ -179,7 +181,7 @@ def _(grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normal
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     z1, z2, ctx.normalize, *_ = inputs
-    rows, positive, divisor = output
+    rows, _, divisor = output
     ctx.dtypes = (z1.dtype, None if z2 is None else z2.dtype)
     ctx.stacked = z1.dim() == 3
     ctx.save_for_backward(rows, divisor)

@@ -145,7 +145,7 @@ def _logsumexp_gradient(ctx: Any, compute: Any, grad_rows: Tensor | None, grad_c
     needs_keys, needs_scale = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
     grad_x, grad_keys, grad_scale = compute(
         torch.zeros_like(rows) if grad_rows is None else grad_rows,
-        columns if grad_columns is None and not ctx.both else torch.zeros_like(columns) if grad_columns is None else grad_columns,
+        torch.zeros_like(columns) if grad_columns is None else grad_columns,
         rows,
         columns,
         x,
