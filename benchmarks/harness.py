@@ -61,6 +61,15 @@ def use_all_cores() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
+def grow_heap() -> None:
+    """Frees a block as large as an encoder's activations, as every training step does.
+
+    glibc hands memory back to the system after each step until it has seen such a block, and steps of a few milliseconds then
+    consist of page faults, for all contestants.
+    """
+    torch.empty(30 * 2**20, dtype=torch.uint8).zero_()
+
+
 def features(batch_size: int, dimension: int = DIMENSION, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Two related views (B, D) as leaves that want a gradient, and the index (B,) of distinct samples."""
     generator = torch.Generator().manual_seed(seed)

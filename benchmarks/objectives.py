@@ -88,6 +88,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     harness.use_all_cores()
+    harness.grow_heap()
     warnings.filterwarnings("ignore", module="torch._inductor")
     about = harness.machine()
     print(harness.heading(about))

@@ -21,8 +21,8 @@ def _scores(batch_size: int) -> tuple[Tensor, Tensor]:
     return logits, logits[:, -1].clamp(min=-5.0)[:batch_size].clone()
 
 
-def zoo_scan(log_scores: Tensor, current: Tensor, uniforms: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    """States (2, B, 2B) after each column for the anchors of view 1, then of view 2, and the last log scores (B,)."""
+def zoo_scan(log_scores: Tensor, current: Tensor, uniforms: Callable[[], Tensor]) -> tuple[list[Tensor], Tensor]:
+    """States (B, 2B) after each column for the anchors of view 1, then of view 2, and the last log scores (B,)."""
     from contrastive_zoo.samplers import metropolis_hastings
 
     state, states = None, []
@@ -30,7 +30,7 @@ def zoo_scan(log_scores: Tensor, current: Tensor, uniforms: Callable[[], Tensor]
         visited, current = metropolis_hastings(scores, current, uniforms(), state)
         state = visited[:, -1]
         states.append(visited)
-    return torch.stack(states), current
+    return states, current
 
 
 def verify(batch_size: int = 64) -> None:
@@ -42,7 +42,7 @@ def verify(batch_size: int = 64) -> None:
     torch.manual_seed(1)
     draws = torch.stack([torch.empty(batch_size).uniform_() for _ in range(4 * batch_size)], 1).chunk(2, 1)
     states, log_score = zoo_scan(log_scores, current, iter(draws).__next__)
-    states = states.flatten(0, 1)
+    states = torch.cat(states)
     kept = (torch.arange(2 * batch_size) > burned) & torch.isfinite(log_scores)
     anchors = torch.arange(2 * batch_size)[:, None].expand_as(states)
     ours = torch.stack([anchors[kept], states[kept]])
@@ -72,6 +72,7 @@ def steps(batch_size: int) -> dict[str, harness.Step]:
 
 def main() -> None:
     harness.use_all_cores()
+    harness.grow_heap()
     about = harness.machine()
     print(harness.heading(about), flush=True)
     verify()

@@ -18,11 +18,8 @@ from torch import Tensor
 
 from contrastive_zoo.operators import operator
 from contrastive_zoo.registry import Range, samplers
-from contrastive_zoo.samplers.metropolis_hastings import Walk
+from contrastive_zoo.samplers.metropolis_hastings import Walk, blocks_of_anchors, log_thresholds
 from contrastive_zoo.samplers.randomness import generator
-
-# Scores of a block of anchors: with thresholds, states and counts beside them about 16 MiB.
-BLOCK_NUMEL = 2**20
 
 
 class SampledNegatives(NamedTuple):
@@ -145,10 +142,8 @@ def _walk(
     own = columns.own_columns[low:high].to(x.device), (columns.own_rows[low:high] - rows.start).to(x.device)
     scores[own] = -torch.inf
     log_sum = torch.logsumexp(scores, 0)
-    thresholds = torch.rand(scores.shape, generator=draws, device=x.device, dtype=x.dtype).log_()
-    torch.sub(scores, thresholds, out=thresholds)
-    thresholds[own] = -torch.inf
-    return Walk.over(scores, thresholds, carried[rows]), log_sum, own
+    log_uniforms = torch.rand(scores.shape, generator=draws, device=x.device, dtype=x.dtype).log_()
+    return Walk.over(scores, log_thresholds(scores, log_uniforms), carried[rows]), log_sum, own
 
 
 def _stays(walk: Walk, rows: slice, columns: _Columns, own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -174,7 +169,7 @@ def mcmc_negatives(
     state = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
     gradient = torch.zeros_like(x) if uniform else x.new_empty(0)
     draws = generator(seed, int(step), x.device)
-    for rows in _blocks(x.shape[0]):
+    for rows in blocks_of_anchors(x.shape[0], x.shape[0], x.device):
         walk, log_sum, own = _walk(x, rows, scale, carried, columns, draws)
         stays, carried_stay = _stays(walk, rows, columns, own)
         per_state = x[rows] / columns.kept[rows, None].clamp_min(1)
@@ -211,7 +206,7 @@ def mcmc_negatives_backward(
     scale, columns = scale.to(x), _Columns.of(ids, burn_in, x.device)
     draws = generator(seed, int(step), x.device)
     gradient = torch.zeros_like(x)
-    for rows in _blocks(x.shape[0]):
+    for rows in blocks_of_anchors(x.shape[0], x.shape[0], x.device):
         walk, _, own = _walk(x, rows, scale, carried, columns, draws)
         weight = (grad[rows] / columns.kept[rows].clamp_min(1))[:, None]
         stays, _ = _stays(walk, rows, columns, own)
@@ -223,11 +218,6 @@ def mcmc_negatives_backward(
 @mcmc_negatives_backward.register_fake
 def _(grad: Tensor, x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: int, step: Tensor) -> Tensor:
     return torch.empty_like(x)
-
-
-def _blocks(rows: int) -> list[slice]:
-    size = max(1, BLOCK_NUMEL // rows)
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:

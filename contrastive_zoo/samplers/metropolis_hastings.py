@@ -50,13 +50,36 @@ def metropolis_hastings(
         )
     if state is not None and state.shape != log_current.shape:
         raise ValueError(f"state must have shape {shape(log_current)}, got {shape(state)}.")
-    scores = log_scores.T.clone(memory_format=torch.contiguous_format)
-    thresholds = torch.sub(scores, uniforms.log().T).masked_fill_(scores == -torch.inf, -torch.inf)
-    walk = Walk.over(scores, thresholds, log_current)
-    states = walk.numbers().T.contiguous().long() - 1
+    states = torch.empty(log_scores.shape, dtype=torch.int64, device=log_scores.device)
+    log_score = torch.empty_like(log_current)
+    for rows in blocks_of_anchors(log_scores.shape[0], log_scores.shape[1], log_scores.device):
+        thresholds = log_thresholds(log_scores[rows], uniforms[rows].log())
+        walk = Walk.over(_columns_first(log_scores[rows]), _columns_first(thresholds), log_current[rows])
+        states[rows].copy_(walk.numbers().T).sub_(1)
+        log_score[rows] = walk.log_score
     if state is not None:
         states = torch.where(states < 0, state[:, None].to(states), states)
-    return states, walk.log_score
+    return states, log_score
+
+
+def _columns_first(values: Tensor) -> Tensor:
+    return values.T.clone(memory_format=torch.contiguous_format)
+
+
+def blocks_of_anchors(anchors: int, columns: int, device: torch.device) -> list[slice]:
+    """Anchors that walk together: few enough on a CPU for what a walk needs to stay in its cache."""
+    size = max(1, BLOCK_NUMEL[device.type == "cpu"] // max(columns, 1))
+    return [slice(start, min(start + size, anchors)) for start in range(0, anchors, size)]
+
+
+def log_thresholds(log_scores: Tensor, log_uniforms: Tensor) -> Tensor:
+    """What a chain's log score must be below to move to a column; overwrites the logarithms of the draws."""
+    # A draw of 0 accepts every finite score, and no other: its logarithm must be finite for -inf to stay what it is.
+    return torch.sub(log_scores, log_uniforms.clamp_(min=torch.finfo(log_uniforms.dtype).min), out=log_uniforms)
+
+
+# Scores of the anchors that walk together, on accelerators and on CPUs.
+BLOCK_NUMEL = 2**20, 2**18
 
 
 class Walk(NamedTuple):
@@ -97,12 +120,11 @@ class Walk(NamedTuple):
         for j in range(width):
             top = torch.maximum(top, accepted[:, j], out=highest[:, j])
             free.lerp_(scores[:, j], accepted[:, j].gt_(free))
-        starts = torch.empty_like(free)
-        current = current.clamp(min=lowest)
-        for start, end, top in zip(starts.unbind(0), free.unbind(0), highest[:, -1].unbind(0), strict=True):
-            start.copy_(current)
-            current = torch.where(top > current, end, current)
-        moved = highest.gt_(starts[:, None])
+        starts = [current.clamp(min=lowest)]
+        for end, top in zip(free.unbind(0), highest[:, -1].unbind(0), strict=True):
+            starts.append(torch.where(top > starts[-1], end, starts[-1]))
+        current = starts.pop()
+        moved = highest.gt_(torch.stack(starts)[:, None])
         return Walk(accepted.mul_(moved), moved, torch.where(current > lowest, current, -torch.inf), columns)
 
     def _numbered(self) -> Tensor:
