@@ -8,6 +8,8 @@ from torch import Tensor
 
 from contrastive_zoo.logspace import logaddexp, masked_logsumexp
 
+Scales = float | Tensor | tuple[float | Tensor, ...]
+
 
 class Pairs(Protocol):
     """Sums over pairs of rows; `contrastive_zoo.pairwise` with a backend already chosen."""
@@ -17,7 +19,7 @@ class Pairs(Protocol):
         x: Tensor,
         keys: Tensor | None = None,
         *,
-        scale: float | Tensor | tuple[float | Tensor, ...],
+        scale: Scales,
         ids: Tensor | None = None,
         key_ids: Tensor | None = None,
     ) -> Tensor:
@@ -101,13 +103,16 @@ class Batch:
         positives = self.positives()
         return positives[0] if len(positives) == 1 else torch.stack(positives).mean(0)
 
-    def logsumexp(self, scale: float | Tensor) -> Tensor:
-        r"""$\log \sum \exp(\text{scale} \cdot s)$ over all negatives of each row, both views and extra keys, (B, V)."""
-        from_batch = self.per_view(self.pairs.logsumexp(self.x, scale=scale, ids=self.ids))
+    def logsumexp(self, scale: Scales) -> Tensor:
+        r"""$\log \sum \exp(\text{scale} \cdot s)$ over all negatives of each row, all views and extra keys.
+
+        (B, V), or (K, B, V) for a tuple of K scales.
+        """
+        from_batch = self.pairs.logsumexp(self.x, scale=scale, ids=self.ids).unflatten(-1, (self.size, self.views))
         return from_batch if self.negatives is None else logaddexp(from_batch, self.extra_logsumexp(scale))
 
-    def extra_logsumexp(self, scale: float | Tensor, views: int | None = None) -> Tensor:
-        """The same over the extra keys only, for the first ``views`` views, (B, views)."""
+    def extra_logsumexp(self, scale: Scales, views: int | None = None) -> Tensor:
+        """The same over the extra keys only, for the first ``views`` views, (B, views) or (K, B, views)."""
         assert self.negatives is not None
         assert self.negatives_ids is not None
         anchors = self.x.view(self.size, self.views, -1)[:, :views]
@@ -115,13 +120,27 @@ class Batch:
         if self.negatives.dim() == 2:
             flat = anchors.flatten(0, 1)
             sums = self.pairs.logsumexp(flat, self.negatives, scale=scale, ids=ids.flatten(), key_ids=self.negatives_ids)
-            return sums.view(ids.shape)
-        logits = torch.einsum("bvd,bmd->bvm", anchors, self.negatives) * scale
-        own = ids.to(logits.device)[:, :, None] == self.negatives_ids.to(logits.device)[:, None, :]
-        return masked_logsumexp(logits, own)
+            return sums.unflatten(-1, ids.shape)
+        similarity = torch.einsum("bvd,bmd->bvm", anchors, self.negatives)
+        own = ids.to(similarity.device)[:, :, None] == self.negatives_ids.to(similarity.device)[:, None, :]
+        if isinstance(scale, tuple):
+            return torch.stack([masked_logsumexp(similarity * one, own) for one in scale])
+        return masked_logsumexp(similarity * scale, own)
 
     def negatives_count(self, views: int | None = None) -> Tensor:
-        """(B, 1) number of rows, of ``views`` views, that are negatives of each sample."""
+        """(B, 1) number of rows, of ``views`` views, that are negatives of each sample, and of extra keys that are."""
         ids = self.sample_ids
         same = torch.zeros_like(ids).index_add_(0, ids, torch.ones_like(ids))[ids]
-        return ((self.size - same) * (views or self.views)).to(self.x.device)[:, None]
+        count = (self.size - same) * (views or self.views)
+        if self.negatives_ids is not None:
+            count = count + self._extra_count(self.negatives_ids.to(ids.device))
+        return count.to(self.x.device)[:, None]
+
+    def _extra_count(self, key_ids: Tensor) -> Tensor:
+        """(B,) number of extra keys that are not of the anchor's own sample."""
+        if key_ids.dim() == 2:
+            return (key_ids != self.sample_ids[:, None]).sum(1)
+        # Keys that are nobody's, -1, count in a place of their own behind all samples.
+        place = torch.where(key_ids < 0, self.size, key_ids)
+        own = key_ids.new_zeros(self.size + 1).index_add_(0, place, torch.ones_like(place))
+        return key_ids.shape[0] - own[self.sample_ids]

@@ -28,7 +28,7 @@ class FunctionalLoss(Protocol):
     def __call__(
         self,
         z1: Tensor,
-        z2: Tensor,
+        z2: Tensor | None = None,
         *,
         index: Tensor | None = None,
         labels: Tensor | None = None,
@@ -44,7 +44,7 @@ def _functional(name: str) -> FunctionalLoss:
 
     def loss(
         z1: Tensor,
-        z2: Tensor,
+        z2: Tensor | None = None,
         *,
         index: Tensor | None = None,
         labels: Tensor | None = None,
@@ -57,7 +57,7 @@ def _functional(name: str) -> FunctionalLoss:
         return result
 
     loss.__name__ = loss.__qualname__ = name
-    loss.__doc__ = f"{card.summary}\n\nTakes z1 and z2 of shape (B, D); see ``zoo.get_loss({name!r})`` for everything else."
+    loss.__doc__ = f"{card.summary}\n\nTakes z1 and z2 of shape (B, D), or z1 of shape (V, B, D); see ``zoo.get_loss({name!r})`` for everything else."
     loss.__signature__ = _signature(card.parameters)  # type: ignore[attr-defined]
     return loss
 
@@ -68,7 +68,7 @@ def _signature(parameters: dict[str, Any]) -> inspect.Signature:
     common = inspect.signature(Loss.__init__).parameters
     defaults = dict.fromkeys(_CALL) | parameters | {k: common[k].default for k in COMMON if k in common}
     return inspect.Signature(
-        [inspect.Parameter(name, positional) for name in ("z1", "z2")]
+        [inspect.Parameter("z1", positional), inspect.Parameter("z2", positional, default=None)]
         + [inspect.Parameter(name, keyword, default=default) for name, default in defaults.items()]
     )
 

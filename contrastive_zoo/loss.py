@@ -192,7 +192,8 @@ class Loss(nn.Module):
         """The loss of a batch.
 
         Args:
-            z1: (B, D) features of the first view or modality; any float dtype, not normalised.
+            z1: (B, D) features of the first view or modality; any float dtype, not normalised. Or (V, B, D), without z2: the
+                features of V views, more than two where the method allows it.
             z2: (B, D) features of the second.
             index: (B,) integers, positions in the data set. Two rows of one sample are not negatives of each other.
             labels: (B,) integers.
@@ -228,14 +229,16 @@ class Loss(nn.Module):
         negatives: Tensor | None,
         negatives_index: Tensor | None,
     ) -> None:
-        check_features("z1", z1, (2,))
+        check_features("z1", z1, (2, 3) if z2 is None else (2,))
         if z2 is None:
-            raise ValueError("z2 is missing: give the features of the second view as loss_fn(z1, z2).")
-        check_features("z2", z2, (2,))
-        check_same("z1", z1, "z2", z2)
+            self._check_views(z1)
+        else:
+            check_features("z2", z2, (2,))
+            check_same("z1", z1, "z2", z2)
+        size, width = z1.shape[-2:]
         for name, value in (("index", index), ("labels", labels)):
             if value is not None:
-                check_integers(name, value, len(z1))
+                check_integers(name, value, size)
             elif name in self.needs and (self.training or name == "labels"):
                 hint = "zoo.IndexedDataset(dataset) adds it to any data set" if name == "index" else "one per sample"
                 raise ValueError(f"{self.card.name!r} needs {name}: call loss_fn(z1, z2, {name}={name}); {hint}.")
@@ -247,16 +250,23 @@ class Loss(nn.Module):
             raise TypeError(f"{self.card.name!r} has no place for negatives. Call it without them.")
         check_features("negatives", negatives, (2, 3))
         check_device("z1", z1, "negatives", negatives)
-        if negatives.shape[-1] != z1.shape[1] or (negatives.dim() == 3 and len(negatives) != len(z1)):
-            raise ValueError(
-                f"negatives must have shape (M, {z1.shape[1]}) or ({len(z1)}, M, {z1.shape[1]}), got {shape(negatives)}."
-            )
+        if negatives.shape[-1] != width or (negatives.dim() == 3 and len(negatives) != size):
+            raise ValueError(f"negatives must have shape (M, {width}) or ({size}, M, {width}), got {shape(negatives)}.")
         if negatives_index is not None and negatives_index.dtype not in INTEGERS:
             raise TypeError(f"negatives_index must hold integers (torch.int64), got {negatives_index.dtype}.")
         if negatives_index is not None and negatives_index.shape != negatives.shape[:-1]:
             raise ValueError(f"negatives_index must have shape {shape(negatives[..., 0])}, got {shape(negatives_index)}.")
         if negatives_index is not None and index is None:
             raise ValueError("negatives_index was given without index: a sample's own keys cannot be told. Give both.")
+
+    def _check_views(self, z1: Tensor) -> None:
+        if z1.dim() == 2 or len(z1) == 1:
+            raise ValueError(
+                "z2 is missing: give the features of the second view as loss_fn(z1, z2), or those of all views as z1 of shape "
+                f"(V, B, D). z1 has shape {shape(z1)}."
+            )
+        if len(z1) > 2 and "views" not in self.card.uses:
+            raise ValueError(f"{self.card.name!r} takes two views, z1 holds {len(z1)}: shape {shape(z1)}. Give it two of them.")
 
     def _operand_dtype(self, z1: Tensor, z2: Tensor | None) -> torch.dtype:
         """Half precision where the features or autocast say so, else the features' own."""
@@ -281,7 +291,7 @@ class Loss(nn.Module):
         negatives: Tensor | None,
         negatives_index: Tensor | None,
     ) -> Batch:
-        views = 2 if z2 is not None else len(z1)
+        views = 2 if z2 is not None else z1.shape[0]
         x, similarity = self._rows(z1, z2, operand, "z1" if z2 is None else "z1 or z2")
         x, similarity, index, labels = self._gathered(x, similarity, views, index, labels, negatives)
         index = None if index is None else index.to(torch.int64)
@@ -397,8 +407,7 @@ class Loss(nn.Module):
         counts = x.new_zeros(batch.size).index_add_(0, ids, torch.ones_like(x[:, 0]))
         pairs = (x.shape[0] ** 2 - counts.square().sum()).clamp_min(1)
         figures = {"negative_similarity": (x.sum(0).square().sum() - samples.square().sum()) / pairs}
-        if batch.views == 2:
-            figures["positive_similarity"] = batch.positive_similarity().detach().mean()
+        figures["positive_similarity"] = batch.positive_similarity().detach().mean()
         return figures | batch.diagnostics
 
     def table(self) -> dict[str, Tensor]:

@@ -179,12 +179,14 @@ def hcl(
     tau_plus: float,
     beta: float,
     ids: Ids | None = None,
+    negatives: Tensor | None = None,
+    negatives_ids: Tensor | None = None,
 ) -> Tensor:
     """Robinson et al., 2021, eq. 4, with the floor of the authors' code: where it holds, Ng is a constant."""
     ids = _default(ids, z1)
 
     def value(i: int, view: int, rows: list[list[Tensor]]) -> Tensor:
-        others = similarities(i, view, rows, ids)
+        others = similarities(i, view, rows, ids) + _extra(i, rows[view][i], negatives, negatives_ids, ids)
         if not others:
             return log_sum_exp([], rows[view][i])
         count = len(others)
@@ -202,9 +204,19 @@ def hcl(
     return _per_anchor(z1, z2, value)
 
 
-def debiased(z1: Tensor, z2: Tensor, *, temperature: float | Tensor, tau_plus: float, ids: Ids | None = None) -> Tensor:
+def debiased(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    temperature: float | Tensor,
+    tau_plus: float,
+    ids: Ids | None = None,
+    negatives: Tensor | None = None,
+    negatives_ids: Tensor | None = None,
+) -> Tensor:
     """Chuang et al., 2020, eq. 8: the negatives all weigh the same."""
-    return hcl(z1, z2, temperature=temperature, tau_plus=tau_plus, beta=0.0, ids=ids)
+    params = {"temperature": temperature, "tau_plus": tau_plus, "beta": 0.0}
+    return hcl(z1, z2, **params, ids=ids, negatives=negatives, negatives_ids=negatives_ids)
 
 
 def dhel(z1: Tensor, z2: Tensor, *, temperature: float | Tensor, both_views: bool = True, ids: Ids | None = None) -> Tensor:

@@ -17,17 +17,17 @@ from contrastive_zoo.registry import losses
     summary="NT-Xent without the positive in the denominator, so that easy positives keep their gradient.",
     paper="Yeh et al., ECCV 2022, eq. 6. arXiv:2110.06848",
     equation=r"-\frac{s_{ap}}{\tau} + \log \sum_{b:\,\mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}",
-    uses={"index", "negatives"},
+    uses={"index", "negatives", "views"},
     scale="Equal to lightly's DCLLoss; the authors' code takes the anchors of one view only.",
     differences=("Both views are anchors; the authors' code asks for the loss of each view by itself.",),
 )
 def dcl(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
-    r"""Loss of each anchor, (B, 2).
+    r"""Loss of each anchor, (B, V).
 
     $$\ell_a = -s_{ap}/\tau + \log \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}$$
 
     Args:
-        batch: Rows of both views.
+        batch: Rows of all views. With more than two, $s_{ap}$ is the mean over the positives.
         temperature: Divides the similarities.
 
     Examples:

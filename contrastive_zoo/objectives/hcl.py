@@ -33,6 +33,7 @@ FLOOR = (
     equation=r"\log\Big(1 + \frac{N_g}{e^{s_{ap}/\tau}}\Big),\quad "
     r"N_g = \max\Big(\frac{N R - \tau^+ N e^{s_{ap}/\tau}}{1-\tau^+},"
     r"\ N e^{-1/\tau}\Big),\quad R = \frac{\sum_n e^{(1+\beta) s_{an}/\tau}}{\sum_n e^{\beta s_{an}/\tau}}",
+    uses={"index", "negatives"},
     ranges={"tau_plus": TAU_PLUS, "beta": Range(0)},
     differences=(FLOOR,),
 )
@@ -63,8 +64,8 @@ def hcl(batch: Batch, *, temperature: Tensor | float = 0.5, tau_plus: float = 0.
         count = batch.negatives_count().to(batch.x.dtype).log()
         return _debiased(batch, batch.logsumexp(1 / temperature) - count, temperature, tau_plus)
     scales = ((1 + beta) / temperature, beta / temperature)
-    weighted, weights = batch.pairs.logsumexp(batch.x, scale=scales, ids=batch.ids)
-    return _debiased(batch, batch.per_view(weighted) - batch.per_view(weights), temperature, tau_plus)
+    weighted, weights = batch.logsumexp(scales)
+    return _debiased(batch, weighted - weights, temperature, tau_plus)
 
 
 @losses.register(
@@ -75,6 +76,7 @@ def hcl(batch: Batch, *, temperature: Tensor | float = 0.5, tau_plus: float = 0.
     equation=r"\log\Big(1 + \frac{N_g}{e^{s_{ap}/\tau}}\Big),\quad "
     r"N_g = \max\Big(\frac{\sum_n e^{s_{an}/\tau} - \tau^+ N e^{s_{ap}/\tau}}"
     r"{1-\tau^+},\ N e^{-1/\tau}\Big)",
+    uses={"index", "negatives"},
     ranges={"tau_plus": TAU_PLUS},
     scale="Equal to the code of arXiv:2010.04592 at beta = 0.",
     differences=(FLOOR,),

@@ -21,16 +21,17 @@ from contrastive_zoo.registry import losses
     paper="Chen et al., ICML 2020, eq. 1. arXiv:2002.05709",
     equation=r"-\frac{s_{ap}}{\tau} + "
     r"\log\Big(e^{s_{ap}/\tau} + \sum_{b:\,\mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\Big)",
-    uses={"index", "negatives"},
+    uses={"index", "negatives", "views"},
     scale="Equal to lightly's and pytorch-metric-learning's NTXentLoss.",
 )
 def ntxent(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
-    r"""Loss of each anchor, (B, 2).
+    r"""Loss of each anchor, (B, V).
 
     $$\ell_a = -s_{ap}/\tau + \log\Big(e^{s_{ap}/\tau} + \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\Big)$$
 
     Args:
-        batch: Rows of both views.
+        batch: Rows of all views. With more than two, the loss of an anchor is the mean over its positives p, each against the
+            negatives and itself alone.
         temperature: Divides the similarities; smaller weighs near negatives more.
 
     Examples:

@@ -32,6 +32,7 @@ Schedule = Callable[[Tensor], "Tensor | float"]
     equation=r"-\frac{s_{ap}}{\tau} + \log u_a,\quad "
     r"u_a = (1-\gamma)\,u[i] + \gamma\,\frac{1}{n}\sum_{b:\,\mathrm{id}_b\ne\mathrm{id}_a} e^{s_{ab}/\tau}",
     needs={"index"},
+    uses={"views"},
     stateful=True,
     ranges={"gamma": Range(0, 1, open_low=True)},
     scale="Authors' gradient (LibAUC) = 2 tau times ours; with two modalities (B - 1) tau times ours.",
@@ -43,7 +44,7 @@ Schedule = Callable[[Tensor], "Tensor | float"]
     ),
 )
 class SogCLR(Objective):
-    r"""Loss of each anchor, (B, 2); value and gradient are different estimates, joined.
+    r"""Loss of each anchor, (B, V); value and gradient are different estimates, joined.
 
     $$\ell_a = -s_{ap}/\tau + \log u_a, \qquad
       \nabla \ell_a = -\frac{\nabla s_{ap}}{\tau}
@@ -56,7 +57,7 @@ class SogCLR(Objective):
         temperature: Divides the similarities.
         gamma: Weight of the new value in the moving average, in (0, 1]; or a schedule, a callable from the number of steps so
             far (0-dim tensor) to the weight, such as `CosineSchedule(1.0, 0.2, steps)`.
-        intra_view: Whether both views are of one modality, so that each row contrasts with the other samples' rows of both
+        intra_view: Whether all views are of one modality, so that each row contrasts with the other samples' rows of all
             views and a sample has one average; if not, each row contrasts with the other modality only, and has its own.
 
     Raises:
@@ -88,9 +89,11 @@ class SogCLR(Objective):
 
     def forward(self, batch: Batch) -> Tensor:
         """See `Objective.forward`."""
+        if batch.views > 2 and not self.intra_view:
+            raise ValueError(f"intra_view=False contrasts two modalities, z1 holds {batch.views} views. Give it two.")
         scale = 1 / self.temperature
         negatives = batch.logsumexp(scale) if self.intra_view else self._across_modalities(batch, scale)
-        count = batch.negatives_count(views=2 if self.intra_view else 1)
+        count = batch.negatives_count(views=batch.views if self.intra_view else 1)
         log_mean = negatives - count.clamp_min(1).to(negatives.dtype).log()
         if self.training:
             log_mean = self._against_averages(batch, log_mean)
@@ -112,7 +115,7 @@ class SogCLR(Objective):
             else self.gamma
         )
         log_u = self.averages.blend(index, log_mean.detach(), gamma)
-        moved = torch.logsumexp(log_u, 1, keepdim=True) - math.log(2) if self.intra_view else log_u
+        moved = torch.logsumexp(log_u, 1, keepdim=True) - math.log(batch.views) if self.intra_view else log_u
         self.averages.write(index, moved, batch.sample_ids.to(index.device))
         self.step.advance()
         # exp(log_mean - log_u) has the gradient of the estimator; subtracted from itself it leaves the value to log_u.

@@ -100,17 +100,24 @@ def extra_keys(shape: tuple[int, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["ntxent", "dcl", "infonce"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(Case(name, {"temperature": 0.2}, getattr(oracle, name)) for name in ("ntxent", "dcl", "infonce")),
+        Case("debiased", {"temperature": 0.5, "tau_plus": 0.1}, oracle.debiased),
+        Case("hcl", {"temperature": 0.5, "tau_plus": 0.1, "beta": 1.0}, oracle.hcl),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("shape", [(5, 4), (7, 5, 4)], ids=["for all", "for each"])
 @pytest.mark.parametrize("owned", [False, True], ids=["of nobody", "some of samples"])
-def test_extra_keys(name: str, shape: tuple[int, ...], owned: bool, backend: str) -> None:
-    case = Case(name, {"temperature": 0.2}, getattr(oracle, name))
+def test_extra_keys(case: Case, shape: tuple[int, ...], owned: bool, backend: str) -> None:
     batch, index = views(7, 4), torch.tensor([9, 3, 9, 5, 3, 9, 0])
     keys = extra_keys(shape)
     owners = torch.randint(0, 10, shape[:-1]) if owned else None
-    loss_fn = zoo.get_loss(name, backend=backend, temperature=0.2)
+    loss_fn = zoo.get_loss(case.name, backend=backend, **case.params)
     loss = loss_fn(*batch[:2], index=index, negatives=keys, negatives_index=owners)
-    expected = case.reference(*batch[:2], temperature=0.2, ids=index.tolist(), negatives=keys, negatives_ids=owners)
+    expected = case.reference(*batch[:2], **case.params, ids=index.tolist(), negatives=keys, negatives_ids=owners)
     assert_equals_reference(case, batch, loss, expected, keys)
 
 
