@@ -7,6 +7,7 @@ from contrastive_zoo.objectives.hcl import debiased, hcl
 from contrastive_zoo.objectives.infonce import infonce
 from contrastive_zoo.objectives.kcl import kcl
 from contrastive_zoo.objectives.ntxent import ntxent
+from contrastive_zoo.objectives.siglip import SigLIP
 from contrastive_zoo.objectives.sogclr import SogCLR
 
-__all__ = ["EMC2", "SogCLR", "dcl", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent"]
+__all__ = ["EMC2", "SigLIP", "SogCLR", "dcl", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent"]
