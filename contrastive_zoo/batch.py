@@ -39,6 +39,22 @@ class Pairs(Protocol):
     def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
 
+    def softplus_sum(
+        self,
+        x: Tensor,
+        keys: Tensor | None = None,
+        *,
+        scale: float | Tensor,
+        bias: float | Tensor = 0.0,
+        ids: Tensor | None = None,
+        key_ids: Tensor | None = None,
+        uniform: bool = False,
+    ) -> Tensor:
+        """See `contrastive_zoo.pairwise.softplus_sum`."""
+
+    def softplus_sum_within(self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:
+        """See `contrastive_zoo.pairwise.softplus_sum_within`."""
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -17,7 +17,7 @@ from torch import Tensor
 import contrastive_zoo.objectives  # noqa: F401 - registers the names
 from contrastive_zoo.loss import COMMON, Loss, describe_loss, get_loss
 
-__all__ = ["dcl", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent"]
+__all__ = ["dcl", "debiased", "dhel", "hcl", "hscl", "hucl", "infonce", "kcl", "ntxent", "scl", "siglip", "ucl"]
 
 _CALL = ("index", "labels", "negatives", "negatives_index")
 
@@ -80,3 +80,8 @@ debiased = _functional("debiased")
 hcl = _functional("hcl")
 dhel = _functional("dhel")
 kcl = _functional("kcl")
+siglip = _functional("siglip")
+ucl = _functional("ucl")
+hucl = _functional("hucl")
+scl = _functional("scl")
+hscl = _functional("hscl")

@@ -84,6 +84,36 @@ class Engine:
             x, kernel=kernel, parameter=parameter, ids=ids, unit_rows=self.unit_rows, backend=self.backend
         )
 
+    def softplus_sum(
+        self,
+        x: Tensor,
+        keys: Tensor | None = None,
+        *,
+        scale: float | Tensor,
+        bias: float | Tensor = 0.0,
+        ids: Tensor | None = None,
+        key_ids: Tensor | None = None,
+        uniform: bool = False,
+    ) -> Tensor:
+        """See `contrastive_zoo.pairwise.softplus_sum`."""
+        return pairwise.softplus_sum(
+            x,
+            keys,
+            scale=scale,
+            bias=bias,
+            ids=ids,
+            key_ids=key_ids,
+            uniform=uniform,
+            norm_bound=self.norm_bound,
+            backend=self.backend,
+        )
+
+    def softplus_sum_within(self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:
+        """See `contrastive_zoo.pairwise.softplus_sum_within`."""
+        return pairwise.softplus_sum_within(
+            x, ids=ids, scale=scale, bias=bias, norm_bound=self.norm_bound, backend=self.backend
+        )
+
 
 @operator(
     "contrastive_zoo::sample_ids",

@@ -3,10 +3,27 @@
 from contrastive_zoo.objectives.dcl import dcl
 from contrastive_zoo.objectives.dhel import dhel
 from contrastive_zoo.objectives.emc2 import EMC2
+from contrastive_zoo.objectives.generalised import HSCL, HUCL, SCL, UCL
 from contrastive_zoo.objectives.hcl import debiased, hcl
 from contrastive_zoo.objectives.infonce import infonce
 from contrastive_zoo.objectives.kcl import kcl
 from contrastive_zoo.objectives.ntxent import ntxent
+from contrastive_zoo.objectives.siglip import SigLIP
 from contrastive_zoo.objectives.sogclr import SogCLR
 
-__all__ = ["EMC2", "SogCLR", "dcl", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent"]
+__all__ = [
+    "EMC2",
+    "HSCL",
+    "HUCL",
+    "SCL",
+    "UCL",
+    "SigLIP",
+    "SogCLR",
+    "dcl",
+    "debiased",
+    "dhel",
+    "hcl",
+    "infonce",
+    "kcl",
+    "ntxent",
+]

@@ -6,7 +6,7 @@ Shapes: N rows of `x`, M rows of `keys`, D features, K scales.
 import torch
 from torch import Tensor
 
-from contrastive_zoo.logspace import masked_logsumexp
+from contrastive_zoo.logspace import log1p_exp, masked_logsumexp
 from contrastive_zoo.pairwise.kernels import get_kernel
 
 
@@ -49,3 +49,18 @@ def kernel_sum(x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kern
     floor = torch.finfo(x.dtype).eps
     value = get_kernel(kernel).value(distances.clamp_min(floor), parameter)
     return value.masked_fill(_excluded(x, None, ids, None), 0).sum(1)
+
+
+def softplus_sum(
+    x: Tensor, keys: Tensor | None, scale: Tensor, bias: Tensor, ids: Tensor | None, key_ids: Tensor | None
+) -> Tensor:
+    """(N,) sums of the softplus over the keys with another id."""
+    logits = scale.to(x) * (x @ (x if keys is None else keys).T) + bias[:, None]  # (N, M)
+    return log1p_exp(logits).masked_fill(_excluded(x, keys, ids, key_ids), 0).sum(1)
+
+
+def softplus_sum_within(x: Tensor, scale: Tensor, bias: Tensor, ids: Tensor) -> Tensor:
+    """(N,) sums of the softplus over the other rows with the same id."""
+    logits = scale.to(x) * (x @ x.T) + bias[:, None]  # (N, N)
+    equal = _excluded(x, None, ids, None).fill_diagonal_(False)
+    return log1p_exp(logits).masked_fill(~equal, 0).sum(1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import check_choice, check_device, check_features, check_integers, check_number, shape
-from contrastive_zoo.pairwise import dense, operators
+from contrastive_zoo.pairwise import dense, operators, softplus_operators
 from contrastive_zoo.pairwise.dispatch import choose_backend
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, get_kernel
 
@@ -135,6 +135,97 @@ def kernel_sum(
     return operators.kernel_sum(x, squared_norms, ids, kernel, float(parameter))
 
 
+def softplus_sum(
+    x: Tensor,
+    keys: Tensor | None = None,
+    *,
+    scale: float | Tensor,
+    bias: float | Tensor = 0.0,
+    ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    uniform: bool = False,
+    norm_bound: float = torch.inf,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Sum of a softplus over the keys with another id, for every row.
+
+    $$\text{out}_i = \sum_{j : \text{id}_j \ne \text{id}_i}
+      \log\big(1 + \exp(\text{scale} \langle x_i, k_j \rangle + \text{bias}_i)\big)$$
+
+    Args:
+        x: (N, D) rows, float32 or float64; half precision is computed in float32.
+        keys: (M, D) keys; the rows themselves if None, and then each pair of rows is visited once.
+        scale: A number or 0-dim tensor. Tensors get a gradient.
+        bias: A number, a 0-dim tensor or one per row, (N,). Tensors get a gradient.
+        ids: (N,) integers; without ``keys`` the default is one id per row, with ``keys`` no pair is left out.
+        key_ids: (M,) integers, given together with ``ids`` where there are keys.
+        uniform: A promise that the upstream gradient will be the same for all rows, as that of a mean is. One sweep then does
+            for both passes.
+        norm_bound: A known bound on the length of all rows and keys, 1 for unit rows. It saves looking.
+        backend: "auto", "dense" (builds the matrix; any number of derivatives) or "tiled".
+
+    Returns:
+        (N,); 0, without gradient, for a row without keys.
+
+    Raises:
+        ValueError: Shapes, devices or an unknown backend.
+        TypeError: Dtypes.
+        RuntimeError: In the backward pass, that ``uniform`` was not true (seen on CPUs; elsewhere the gradient is NaN).
+
+    Examples:
+        >>> import torch
+        >>> from contrastive_zoo import pairwise
+        >>> pairwise.softplus_sum(torch.eye(3), scale=1.0)
+        tensor([1.3863, 1.3863, 1.3863])
+    """
+    backend = choose_backend(backend)
+    x, keys = _check_rows(x, keys, ids, key_ids)
+    scale, bias = _check_affine(scale, bias, x)
+    if backend == "dense":
+        return dense.softplus_sum(x, keys, scale, bias, ids, key_ids)
+    differentiable = any(t is not None and t.requires_grad for t in (x, keys, scale, bias)) and torch.is_grad_enabled()
+    sums = softplus_operators.softplus_sum(x, keys, scale, bias, ids, key_ids, float(norm_bound), uniform and differentiable)
+    return sums[0]
+
+
+def softplus_sum_within(
+    x: Tensor,
+    *,
+    ids: Tensor,
+    scale: float | Tensor,
+    bias: float | Tensor = 0.0,
+    norm_bound: float = torch.inf,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Sum of a softplus over the other rows with the same id, for every row; arguments as for `softplus_sum`.
+
+    $$\text{out}_i = \sum_{j \ne i : \text{id}_j = \text{id}_i}
+      \log\big(1 + \exp(\text{scale} \langle x_i, x_j \rangle + \text{bias}_i)\big)$$
+
+    With ids on the host only tiles that hold such pairs are visited, so that the work grows with the sum of the squares of the
+    numbers of rows with one id.
+
+    Returns:
+        (N,); 0, without gradient, for a row whose id no other has.
+
+    Raises:
+        ValueError: As `softplus_sum`.
+        TypeError: Dtypes.
+
+    Examples:
+        >>> import torch
+        >>> from contrastive_zoo import pairwise
+        >>> pairwise.softplus_sum_within(torch.eye(4), ids=torch.tensor([7, 5, 7, 7]), scale=1.0)
+        tensor([1.3863, 0.0000, 1.3863, 1.3863])
+    """
+    backend = choose_backend(backend)
+    x, _ = _check_rows(x, None, ids, None)
+    scale, bias = _check_affine(scale, bias, x)
+    if backend == "dense":
+        return dense.softplus_sum_within(x, scale, bias, ids)
+    return softplus_operators.softplus_sum_within(x, scale, bias, ids, float(norm_bound))
+
+
 def _computed(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -162,6 +253,28 @@ def _logsumexp(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     backend = choose_backend(backend)
+    x, keys = _check_rows(x, keys, ids, key_ids)
+    if backend == "dense":
+        return dense.logsumexp(x, keys, scale, ids, key_ids, both)
+    differentiable = any(t is not None and t.requires_grad for t in (x, keys, scale)) and torch.is_grad_enabled()
+    keep = differentiable and operators.keeps_tiles(x, keys)
+    rows, columns, _ = operators.logsumexp(x, keys, scale, ids, key_ids, both, float(norm_bound), keep)
+    return rows, columns
+
+
+def _check_affine(scale: float | Tensor, bias: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale as a 0-dim tensor, bias as (N,)."""
+    scale = torch.as_tensor(scale, dtype=None if isinstance(scale, Tensor) else torch.float64)
+    bias = torch.as_tensor(bias, dtype=None if isinstance(bias, Tensor) else torch.float64)
+    if scale.dim() != 0:
+        raise ValueError(f"scale must be a number or a 0-dim tensor, got shape {shape(scale)}.")
+    if bias.shape not in ((), (len(x),)):
+        raise ValueError(f"bias must be a number or hold one per row, ({len(x)},), got shape {shape(bias)}.")
+    return scale, bias.to(x).expand(len(x))
+
+
+def _check_rows(x: Tensor, keys: Tensor | None, ids: Tensor | None, key_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Rows and keys in the precision of the computation."""
     check_features("x", x, (2,))
     if ids is not None:
         check_integers("ids", ids, len(x))
@@ -179,10 +292,4 @@ def _logsumexp(
         if key_ids is not None:
             check_integers("key_ids", key_ids, len(keys))
         keys = _computed(keys)
-    x = _computed(x)
-    if backend == "dense":
-        return dense.logsumexp(x, keys, scale, ids, key_ids, both)
-    differentiable = any(t is not None and t.requires_grad for t in (x, keys, scale)) and torch.is_grad_enabled()
-    keep = differentiable and operators.keeps_tiles(x, keys)
-    rows, columns, _ = operators.logsumexp(x, keys, scale, ids, key_ids, both, float(norm_bound), keep)
-    return rows, columns
+    return _computed(x), keys

@@ -1,0 +1,280 @@
+r"""UCL, HUCL, SCL and HSCL: each positive by itself against the mean over negatives, hard ones more often.
+
+    loss = mean over pairs (i, j), j in P(i), of log(1 + exp(m_i - s_ij)),    m_i = log E_{n ~ q_i} exp(s_in)
+
+P(i) are the rows of the anchor's sample (UCL) or class (SCL). q_i is uniform over the negatives, or proportional to
+exp(beta s_in) (HUCL, HSCL); the gradient takes it for a constant. In the expectation m_i = lse_i(1 + beta) - lse_i(beta), where
+lse_i(c) is the log-sum-exp of c s_in; or the mean is over K draws for each pair. There is no temperature.
+
+Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learning: Optimal Representation Geometry and Neural-
+vs Dimensional-Collapse", 2023. arXiv:2311.05139
+"""
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.checks import check_count
+from contrastive_zoo.logspace import log1p_exp, logaddexp
+from contrastive_zoo.objective import Objective, StepCounter
+from contrastive_zoo.registry import Range, losses
+from contrastive_zoo.samplers.independent import Rules, independent_negatives
+
+PAPER = "Jiang et al., 2023. arXiv:2311.05139"
+EASY = r"\log\Big(1 + \frac{1}{|N(i)|} \sum_{n \in N(i)} e^{s_{in} - s_{ij}}\Big)"
+HARD = r"\log\Big(1 + \frac{\sum_{n \in N(i)} e^{(1+\beta) s_{in}}}{\sum_{n \in N(i)} e^{\beta s_{in}}}\, e^{-s_{ij}}\Big)"
+SCALE = "Equal to the authors' code, which draws, in expectation and draw by draw: the mean over pairs (anchor, positive)."
+OTHERS = "With self_positive=False an anchor is no positive of itself."
+OTHER_SAMPLES = f"{OTHERS} Negatives then are the rows of other samples: the paper draws them independently of the anchor."
+ONE_LABEL = "A sample has one label: rows of one sample, by index, take that of its first row in the batch."
+
+
+def _check(*, num_negatives: int | None, self_positive: bool, beta: float = 0.0) -> None:
+    """Raise if the number of draws is none."""
+    if num_negatives is not None:
+        check_count("num_negatives", num_negatives)
+
+
+class Generalised(Objective):
+    """The loss of each anchor, summed over its positives, for any beta; see the subclasses."""
+
+    def __init__(self, by_label: bool, beta: float, num_negatives: int | None, self_positive: bool, seed: int) -> None:
+        super().__init__()
+        self.by_label = by_label
+        self.beta = beta
+        self.num_negatives = num_negatives
+        self.self_positive = self_positive
+        self.seed = seed
+        if num_negatives is not None:
+            self.step = StepCounter()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """See `Objective.forward`; -inf where an anchor has no positive or no negative."""
+        x, positives, order = batch.x, batch.ids, None
+        if self.by_label:
+            # Side by side, the rows of a class are left out in blocks.
+            positives, order = _classes(batch).sort(stable=True)
+            x = x[order.to(x.device)]
+        excluded = positives if self.by_label or not self.self_positive else None
+        same = _count(positives).to(x.device)
+        counts = same if self.self_positive else same - 1
+        negatives = len(x) - same if excluded is not None else torch.full_like(same, len(x))
+        values = self._sums(batch, x, positives, excluded, negatives)
+        kept = (counts > 0) & (negatives > 0)
+        # The mean over anchors becomes one over pairs.
+        share = kept.sum() / (kept * counts).sum().clamp_min(1)
+        values = torch.where(kept, values * share.to(values.dtype), -torch.inf)
+        return batch.per_view(values if order is None else values[order.argsort().to(x.device)])
+
+    def _sums(self, batch: Batch, x: Tensor, positives: Tensor, excluded: Tensor | None, negatives: Tensor) -> Tensor:
+        """(N,) sums over the positives of each row: of the expectation, or of draws."""
+        if self.training and self.num_negatives is not None:
+            rules = Rules(positives, excluded, self.self_positive, self.beta, self.num_negatives)
+            sums = independent_negatives(x, rules, seed=self.seed, step=self.step.value)
+            self.step.advance()
+            return sums
+        log_mean = _log_mean(batch, x, excluded, negatives, self.beta)
+        sums = batch.pairs.softplus_sum_within(x, ids=positives, scale=-1.0, bias=log_mean)
+        return sums + log1p_exp(log_mean - x.square().sum(1)) if self.self_positive else sums
+
+
+def _classes(batch: Batch) -> Tensor:
+    """(B * V,) labels, one for each sample."""
+    assert batch.labels is not None
+    labels = batch.labels
+    if batch.index is not None:
+        labels = labels[batch.view_ids().to(labels.device)]
+    return labels.repeat_interleave(batch.views)
+
+
+def _count(ids: Tensor) -> Tensor:
+    """(N,) number of rows with the same id."""
+    ordered = ids.sort().values
+    return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
+
+
+def _log_mean(batch: Batch, x: Tensor, excluded: Tensor | None, negatives: Tensor, beta: float) -> Tensor:
+    """(N,) log of the expectation of exp(s_in) over q_i, whose gradient takes q_i for a constant; 0 without negatives."""
+    exponent = _lse(batch, x, excluded, 1 + beta)
+    weight = _lse(batch, x.detach(), excluded, beta) if beta else negatives.clamp_min(1).to(x.dtype).log()
+    exponent, weight = (torch.where(negatives > 0, t, 0) for t in (exponent, weight))
+    return exponent.detach() - weight + (exponent - exponent.detach()) / (1 + beta)
+
+
+def _lse(batch: Batch, x: Tensor, excluded: Tensor | None, scale: float) -> Tensor:
+    """(N,) log-sum-exp over the rows with another id; without ids over all rows, the anchor itself included."""
+    others = batch.pairs.logsumexp(x, scale=scale, ids=excluded)
+    return others if excluded is not None else logaddexp(others, scale * x.square().sum(1))
+
+
+@losses.register(
+    "ucl",
+    title="Generalised unsupervised contrastive loss",
+    summary="Each positive against the mean over all rows, log(1 + mean) in place of a softmax.",
+    paper=PAPER,
+    equation=EASY,
+    draws=True,
+    check=_check,
+    scale=SCALE,
+    differences=(OTHER_SAMPLES,),
+)
+class UCL(Generalised):
+    r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive.
+
+    $$\frac{1}{\sum_i |P(i)|} \sum_i \sum_{j \in P(i)}
+      \log\Big(1 + \frac{1}{|N(i)|} \sum_{n \in N(i)} e^{s_{in} - s_{ij}}\Big)$$
+
+    P(i) are the rows of the anchor's sample, itself included, and N(i) all rows.
+
+    Args:
+        num_negatives: None for the mean over all negatives; a number K for the mean over K draws, with replacement, anew for
+            each pair. `eval()` takes the mean over all.
+        self_positive: Whether an anchor is a positive of itself, as in the authors' code. If not, N(i) are the rows of other
+            samples.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: ``num_negatives`` is below 1.
+
+    Examples:
+        All rows equal, so that the mean is the positive:
+
+        >>> import math, torch
+        >>> import contrastive_zoo as zoo
+        >>> z = torch.ones(8, 4)
+        >>> torch.allclose(zoo.get_loss("ucl")(z, z), torch.tensor(math.log(2)))
+        True
+    """
+
+    def __init__(self, *, num_negatives: int | None = None, self_positive: bool = True, seed: int = 0) -> None:
+        super().__init__(False, 0.0, num_negatives, self_positive, seed)
+
+
+@losses.register(
+    "hucl",
+    title="Generalised unsupervised contrastive loss with hard negatives",
+    summary="Generalised loss over all rows, where those similar to the anchor count more.",
+    paper=PAPER,
+    equation=HARD,
+    draws=True,
+    ranges={"beta": Range(0)},
+    check=_check,
+    scale=SCALE,
+    differences=(OTHER_SAMPLES,),
+)
+class HUCL(Generalised):
+    r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive; `UCL` for beta = 0.
+
+    $$\frac{1}{\sum_i |P(i)|} \sum_i \sum_{j \in P(i)}
+      \log\Big(1 + \frac{\sum_{n \in N(i)} e^{(1+\beta) s_{in}}}{\sum_{n \in N(i)} e^{\beta s_{in}}}\, e^{-s_{ij}}\Big)$$
+
+    The weights $e^{\beta s_{in}}$ are constants to the gradient, as in the authors' code.
+
+    Args:
+        beta: How much harder negatives count, at least 0.
+        num_negatives: None for the weighted mean over all negatives; a number K for the mean over K draws with probabilities
+            proportional to the weights, with replacement, anew for each pair. `eval()` takes the weighted mean.
+        self_positive: As for `UCL`.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: ``beta`` is negative or ``num_negatives`` below 1.
+
+    Examples:
+        It is never less than without hardness:
+
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> z1, z2 = torch.randn(2, 8, 4)
+        >>> bool(zoo.get_loss("hucl", beta=5.0)(z1, z2) >= zoo.get_loss("ucl")(z1, z2))
+        True
+    """
+
+    def __init__(
+        self, *, beta: float = 1.0, num_negatives: int | None = None, self_positive: bool = True, seed: int = 0
+    ) -> None:
+        super().__init__(False, beta, num_negatives, self_positive, seed)
+
+
+@losses.register(
+    "scl",
+    title="Generalised supervised contrastive loss",
+    summary="Each row of the anchor's class against the mean over the rows of other classes.",
+    paper=PAPER,
+    equation=EASY,
+    needs={"labels"},
+    draws=True,
+    check=_check,
+    scale=SCALE,
+    differences=(OTHERS, ONE_LABEL),
+)
+class SCL(Generalised):
+    r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive.
+
+    The formula is that of `UCL`; P(i) are the rows with the anchor's label, itself included, and N(i) those with another. The
+    positives cost as much as the sum of the squares of the sizes of the classes.
+
+    Args:
+        num_negatives: As for `UCL`.
+        self_positive: Whether an anchor is a positive of itself, as in the authors' code.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: ``num_negatives`` is below 1.
+
+    Examples:
+        Two classes at opposite points:
+
+        >>> import math, torch
+        >>> import contrastive_zoo as zoo
+        >>> labels = torch.tensor([0, 1, 1])
+        >>> z = torch.tensor([[1.0], [-1.0], [-1.0]])
+        >>> torch.allclose(zoo.get_loss("scl")(z, z, labels=labels), torch.tensor(math.log1p(math.exp(-2))))
+        True
+    """
+
+    def __init__(self, *, num_negatives: int | None = None, self_positive: bool = True, seed: int = 0) -> None:
+        super().__init__(True, 0.0, num_negatives, self_positive, seed)
+
+
+@losses.register(
+    "hscl",
+    title="Generalised supervised contrastive loss with hard negatives",
+    summary="Generalised loss over other classes, whose rows count more if similar to the anchor.",
+    paper=PAPER,
+    equation=HARD,
+    needs={"labels"},
+    draws=True,
+    ranges={"beta": Range(0)},
+    check=_check,
+    scale=SCALE,
+    differences=(OTHERS, ONE_LABEL),
+)
+class HSCL(Generalised):
+    r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive; `SCL` for beta = 0.
+
+    The formula is that of `HUCL`; P(i) are the rows with the anchor's label, itself included, and N(i) those with another.
+
+    Args:
+        beta: How much harder negatives count, at least 0.
+        num_negatives: As for `HUCL`.
+        self_positive: As for `SCL`.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: ``beta`` is negative or ``num_negatives`` below 1.
+
+    Examples:
+        It is never less than without hardness:
+
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> (z1, z2), labels = torch.randn(2, 8, 4), torch.arange(8) % 3
+        >>> bool(zoo.get_loss("hscl", beta=5.0)(z1, z2, labels=labels) >= zoo.get_loss("scl")(z1, z2, labels=labels))
+        True
+    """
+
+    def __init__(
+        self, *, beta: float = 1.0, num_negatives: int | None = None, self_positive: bool = True, seed: int = 0
+    ) -> None:
+        super().__init__(True, beta, num_negatives, self_positive, seed)

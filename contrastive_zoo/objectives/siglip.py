@@ -1,0 +1,100 @@
+r"""SigLIP: each pair of rows across the views is classified by itself, as one sample or as two.
+
+    l_i = softplus(-(t s_ii + b)) + sum_{j : id_j != id_i} softplus(t s_ij + b)        i in view 1, j in view 2
+
+Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, eq. 2. arXiv:2303.15343
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.checks import check_number
+from contrastive_zoo.logspace import log1p_exp
+from contrastive_zoo.objective import Objective
+from contrastive_zoo.registry import POSITIVE, Range, losses
+
+
+def _check(*, init_scale: float, init_bias: float, max_scale: float) -> None:
+    """Raise if the scale starts above its maximum."""
+    check_number("init_scale", init_scale, low=0, open_low=True, high=max_scale)
+
+
+@losses.register(
+    "siglip",
+    title="SigLIP, the pairwise sigmoid loss",
+    summary="Every pair across the views is one sample or two, by logistic regression with learned scale and bias.",
+    paper="Zhai et al., ICCV 2023, eq. 2. arXiv:2303.15343",
+    equation=r"\log\big(1 + e^{-(t s_{ii} + b)}\big) + "
+    r"\sum_{j:\,\mathrm{id}_j \ne \mathrm{id}_i} \log\big(1 + e^{t s_{ij} + b}\big)",
+    ranges={"init_scale": POSITIVE, "init_bias": Range(), "max_scale": POSITIVE},
+    check=_check,
+    scale="Equal to open_clip's SigLipLoss: the sum over all B x B pairs, over B.",
+    differences=(
+        "The scale never exceeds max_scale; open_clip's training loop clamps the parameter after each step instead.",
+        "Pairs of two rows of one sample, by index, do not count.",
+    ),
+)
+class SigLIP(Objective):
+    r"""Loss of each row of view 1 against all of view 2, (B, 1).
+
+    $$\ell_i = \log\big(1 + e^{-(t s_{ii} + b)}\big)
+      + \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} \log\big(1 + e^{t s_{ij} + b}\big)$$
+
+    The scale t is the exponential of the parameter ``logit_scale``, the bias b the parameter ``logit_bias``. They belong into
+    the optimiser, without weight decay: ``loss_fn.parameters()``, or each as an attribute of ``loss_fn.objective``. Above
+    ``max_scale`` the scale stays there, and the parameter gets only such gradients as lead it back.
+
+    Args:
+        init_scale: First value of t.
+        init_bias: First value of b: strongly negative, since nearly all pairs are two samples.
+        max_scale: Largest t.
+
+    Raises:
+        ValueError: ``init_scale`` is not in (0, max_scale].
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> z = torch.eye(4)
+        >>> loss_fn = zoo.get_loss("siglip", init_scale=10, init_bias=0)
+        >>> loss_fn(z, z).detach()
+        tensor(2.0795)
+        >>> [name for name, _ in loss_fn.named_parameters()]
+        ['objective.logit_scale', 'objective.logit_bias']
+    """
+
+    def __init__(self, *, init_scale: float = 10.0, init_bias: float = -10.0, max_scale: float = 100.0) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
+        self.logit_bias = nn.Parameter(torch.tensor(float(init_bias)))
+        self.max_scale = max_scale
+
+    def forward(self, batch: Batch) -> Tensor:
+        """See `Objective.forward`."""
+        scale = _AtMost.apply(self.logit_scale, math.log(self.max_scale)).exp()  # type: ignore[no-untyped-call]
+        x, y = batch.x.view(batch.size, 2, -1).unbind(1)
+        ids = batch.view_ids()
+        negatives = batch.pairs.softplus_sum(
+            x, y, scale=scale, bias=self.logit_bias, ids=ids, key_ids=ids, uniform=batch.uniform
+        )
+        return log1p_exp(-scale * batch.positive_similarity() - self.logit_bias) + negatives[:, None]
+
+
+class _AtMost(torch.autograd.Function):
+    """A parameter or its maximum; beyond that, a gradient step can lead back but not further."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, maximum: float) -> Tensor:
+        """The smaller of the two."""
+        ctx.save_for_backward(parameter >= maximum)
+        return parameter.clamp(max=maximum)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """Descent goes against the gradient: a negative one would raise the parameter."""
+        (reached,) = ctx.saved_tensors
+        return torch.where(reached & (grads[0] < 0), 0, grads[0]), None
