@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import contrastive_zoo as zoo
+from contrastive_zoo import caching
 
 SIZE, WIDTH, CHUNK, HIDDEN = 11, 6, 4, 64
 BOUNDS = [0, 3, 7, 11]  # three chunks of at most four samples, as equal as can be
@@ -118,6 +119,24 @@ def test_dropout_is_repeated_and_generators_end_as_after_one_pass() -> None:
     assert torch.equal(torch.get_rng_state(), after)
     assert_close(loss, expected, "loss")
     assert_all_close(gradients(encoder), wanted)
+
+
+def test_generators_of_accelerators_are_repeated_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a generator that counts its draws in the place of an accelerator's."""
+    device, draws, drawn = torch.device("cuda", 0), [0], []
+    monkeypatch.setattr(caching, "_accelerators", lambda encoder, inputs: [device])
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda which: torch.tensor(draws[0]) if which == device else None)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, which: draws.__setitem__(0, int(state)))
+    linear = network()
+
+    def encoder(x: Tensor) -> Tensor:
+        draws[0] += len(x)
+        drawn.append(draws[0])
+        return linear(x)
+
+    zoo.cached_backward(zoo.get_loss("dcl"), encoder, inputs(), chunk_size=CHUNK)
+    assert drawn == 2 * [3, 7, 11, 14, 18, 22]
+    assert draws == [22]
 
 
 def test_batch_normalisation_sees_chunks_and_moves_its_statistics_once() -> None:
