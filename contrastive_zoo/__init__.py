@@ -15,9 +15,11 @@ from contrastive_zoo.batch_samplers import (
     list_batch_samplers,
     register_batch_sampler,
 )
+from contrastive_zoo.caching import cached_backward
 from contrastive_zoo.datasets import IndexedDataset
 from contrastive_zoo.loss import Loss, describe_loss, get_loss, list_losses, register_loss
 from contrastive_zoo.objective import Objective
+from contrastive_zoo.parameters import parameter_groups
 from contrastive_zoo.registry import Card, Range
 from contrastive_zoo.samplers import describe_sampler, get_sampler, list_samplers, register_sampler
 from contrastive_zoo.schedules import CosineSchedule
@@ -33,6 +35,7 @@ __all__ = [
     "Objective",
     "Range",
     "batch_samplers",
+    "cached_backward",
     "describe_batch_sampler",
     "describe_loss",
     "describe_sampler",
@@ -46,6 +49,7 @@ __all__ = [
     "metrics",
     "objectives",
     "pairwise",
+    "parameter_groups",
     "register_batch_sampler",
     "register_loss",
     "register_sampler",

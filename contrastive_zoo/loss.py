@@ -238,7 +238,9 @@ class Loss(nn.Module):
             ValueError: Shapes or devices do not fit, something needed is missing, features are NaN or infinite, or there is
                 nothing to contrast and ``on_empty="error"``.
             IndexError: A position outside the data set.
+            RuntimeError: A loss with state is called by a backward pass, as activation checkpointing would do.
         """
+        self._refuse_recomputation()
         self._check(z1, z2, index, labels, negatives, negatives_index)
         device_type = z1.device.type
         operand = self._operand_dtype(z1, z2)
@@ -249,6 +251,15 @@ class Loss(nn.Module):
                 return self._empty(batch, reason)
             self._seen = batch
             return self._reduce(self.objective(batch), batch)
+
+    def _refuse_recomputation(self) -> None:
+        """A forward pass that checkpointing repeats would move tables and draws on once more."""
+        moves = self.training and (self.card.stateful or self.card.draws)
+        if moves and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                f"{self.card.name!r} keeps state, and a backward pass called it again, as activation checkpointing does: its "
+                "tables would move twice in one step. Checkpoint the encoder only; the loss holds little more than features."
+            )
 
     def _check(
         self,

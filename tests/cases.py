@@ -1,10 +1,13 @@
 """Sizes, dtypes, scales, and the configurations of every registered loss that all tests go through."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import pytest
 import torch
-from torch import Tensor
+from guarantees import GUARANTEES
+from torch import Tensor, nn
 
 import contrastive_zoo as zoo
 from contrastive_zoo import Loss
@@ -48,6 +51,12 @@ class Configuration(NamedTuple):
     def card(self) -> zoo.Card:
         return zoo.describe_loss(self.name)
 
+    def learning(self, **params: Any) -> Loss:
+        """The same in float64, with a learned temperature where it has one."""
+        if "temperature" in self.card.parameters:
+            params["temperature"] = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        return self.make(**params).double()
+
     def make(self, **params: Any) -> Loss:
         """The loss, for NUM_SAMPLES samples unless `params` say otherwise."""
         return zoo.get_loss(self.name, **{"num_samples": NUM_SAMPLES, **self.params, **params})
@@ -58,6 +67,18 @@ DEFAULTS = [Configuration(name, {}) for name in NAMES]
 CONFIGURATIONS = [Configuration(name, params) for name in NAMES for params in ({}, *VARIANTS.get(name, []))]
 STATELESS = [c for c in CONFIGURATIONS if not c.card.stateful]
 STATEFUL = [c for c in CONFIGURATIONS if c.card.stateful]
+
+
+def guaranteed(key: str, among: Sequence[Configuration] = CONFIGURATIONS) -> pytest.MarkDecorator:
+    """Run a test for all names that a guarantee concerns; it must fail for those that are declared to be exceptions."""
+    guarantee = GUARANTEES[key]
+    cases = []
+    for configuration in among:
+        if guarantee.concerns(configuration.card):
+            reason = guarantee.exception(configuration.card, configuration.params)
+            broken = pytest.mark.xfail(strict=True, reason=reason, raises=(AssertionError, RuntimeError, ValueError))
+            cases.append(pytest.param(configuration, marks=broken if reason else ()))
+    return pytest.mark.parametrize("configuration", cases, ids=str)
 
 
 class Views(NamedTuple):

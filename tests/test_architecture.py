@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "operators": set(),
     "datasets": set(),
     "processes": set(),
+    "caching": {"checks"},
     "schedules": {"checks", "operators"},
     "tables": {"checks"},
     "batch": {"checks", "logspace"},
@@ -38,6 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "metrics": set(),
     "loss": {"batch", "checks", "features", "objective", "operators", "pairwise", "processes", "registry"},
     "functional": {"loss", "objectives"},
+    "parameters": {"loss"},
 }
 BACKENDS = {"dense", "tiled", "tiled_kernels"}
 

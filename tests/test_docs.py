@@ -32,7 +32,7 @@ def hook(name: str) -> ModuleType:
     return module
 
 
-objectives, maths = hook("objectives"), hook("maths")
+objectives, maths, guarantees = hook("objectives"), hook("maths"), hook("guarantees")
 CARDS = objectives.cards()
 NAMES = [card.name for card in CARDS]
 MODULES = [zoo.__name__, *(info.name for info in pkgutil.walk_packages(zoo.__path__, "contrastive_zoo."))]
@@ -159,6 +159,61 @@ def test_a_block_that_fails_is_noticed_with_its_line(reader: dict[str, object]) 
     with pytest.raises(ZeroDivisionError) as caught:
         run_blocks("one\n\n```python\nx = 1\nx / 0\n```\n", "page.md", reader)
     assert caught.traceback[-1].lineno + 1 == 5
+
+
+def page_of_guarantees() -> str:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guarantees.md"))
+    return guarantees.on_page_markdown((ROOT / "docs/guarantees.md").read_text(), page=page)
+
+
+def rows_of_tables(text: str) -> list[list[str]]:
+    """Cells of the rows that begin with the link to an objective."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| [`")]
+
+
+def test_page_of_guarantees_is_complete() -> None:
+    """Every name in every table, every promise with its claim, every exception with its reason."""
+    text, declared = page_of_guarantees(), guarantees.declared().GUARANTEES
+    themes = {promise.theme for promise in declared.values()}
+    names = [cells[0].split("`")[1] for cells in rows_of_tables(text)]
+    assert names == NAMES * (len(themes) + 1)
+    assert "<!--" not in text
+    for promise in declared.values():
+        assert f"* **{promise.column}**: {promise.claim}" in text
+        for card in CARDS:
+            if promise.concerns(card) and promise.exception(card, {}):
+                assert f". {promise.exception(card, {})}" in text
+
+
+def test_cells_of_guarantees() -> None:
+    """Of names whose cards say what to expect."""
+    text = page_of_guarantees()
+    training = text.split("\n## ")[-2]
+    assert training.startswith("Training loops")
+    head = next(line for line in training.splitlines() if line.startswith("| name"))
+    column = [cell.strip() for cell in head.strip("|").split("|")].index("loss checkpointed")
+    cells = {cells[0].split("`")[1]: cells[column] for cells in rows_of_tables(training)}
+    assert cells == {card.name: "1" if card.stateful or card.draws else "✓" for card in CARDS}
+
+
+def test_sizes_of_gradients() -> None:
+    """Of two names, against their formulas on the dense matrix of similarities."""
+    sizes = guarantees.gradient_sizes()
+    assert sizes["ntxent"] == [1.0] * len(guarantees.SETTINGS)
+    for (alignment, temperature), size in zip(guarantees.SETTINGS, sizes["dcl"], strict=True):
+        lengths = [0.0, 0.0]
+        z1, z2 = guarantees.features(alignment)
+        assert float((z1 * z2).sum(1).mean()) == pytest.approx(alignment, abs=0.03)
+        for batch in torch.arange(guarantees.NUM_SAMPLES).split(guarantees.BATCH):
+            for number, own_counts in enumerate((True, False)):
+                views = torch.cat([z1[batch], z2[batch]]).requires_grad_()
+                x, samples = torch.nn.functional.normalize(views, dim=1), torch.arange(len(views)) % len(batch)
+                logits = x @ x.T / temperature
+                left_out = torch.eye(len(x)).bool() if own_counts else samples[:, None] == samples[None, :]
+                positives = logits.roll(len(batch), 1).diagonal()
+                (logits.masked_fill(left_out, -torch.inf).logsumexp(1) - positives).mean().backward()
+                lengths[number] += float(views.grad.norm())
+        assert size == pytest.approx(lengths[1] / lengths[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)

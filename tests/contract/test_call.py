@@ -10,6 +10,7 @@ from cases import (
     Configuration,
     Views,
     gradients,
+    guaranteed,
     outcome,
     rows,
     snapshot,
@@ -23,7 +24,6 @@ import contrastive_zoo as zoo
 every_configuration = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 every_stateless = pytest.mark.parametrize("configuration", STATELESS, ids=str)
 with_samples = pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if c.card.per_sample], ids=str)
-without_draws = pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if not c.card.draws], ids=str)
 
 
 @every_configuration
@@ -54,7 +54,7 @@ def test_aliases_make_the_same_loss(configuration: Configuration) -> None:
         assert zoo.get_loss(alias, num_samples=4).card is configuration.card
 
 
-@with_samples
+@guaranteed("reductions")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_reductions_belong_together(configuration: Configuration, backend: str) -> None:
     batch = views()
@@ -77,7 +77,7 @@ def test_a_loss_without_a_value_per_sample_has_only_the_mean(configuration: Conf
                 configuration.make(reduction=reduction)
 
 
-@every_configuration
+@guaranteed("backends")
 @pytest.mark.parametrize("normalize", ["sphere", "ball", False])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_backends_agree(configuration: Configuration, normalize: str | bool, training: bool) -> None:
@@ -104,7 +104,7 @@ def test_dense_has_second_derivatives_and_tiled_says_that_it_has_none(configurat
                 torch.autograd.grad(sum(g.square().sum() for g in first), batch[:2])
 
 
-@without_draws
+@guaranteed("order")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_order_of_samples_does_not_matter(configuration: Configuration, backend: str) -> None:
     batch, order = views(), torch.randperm(12)

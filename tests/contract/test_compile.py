@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from cases import CONFIGURATIONS, DEFAULTS, Configuration, Views, gradients, same_state, snapshot, views
+from cases import DEFAULTS, Configuration, Views, gradients, guaranteed, same_state, snapshot, views
 from tolerances import assert_close
 
-import contrastive_zoo as zoo
 from contrastive_zoo import Loss
 
 pytestmark = pytest.mark.usefixtures("_compiler")
@@ -31,7 +30,7 @@ def assert_steps_agree(configuration: Configuration, backend: str, fullgraph: bo
         assert_close(state[name], expected, name, dtype=dtype)
 
 
-@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+@guaranteed("compile")
 def test_compiled_equals_eager(configuration: Configuration) -> None:
     assert_steps_agree(configuration, "aot_eager", True, torch.float64)
 
@@ -41,7 +40,7 @@ def test_inductor_equals_eager(name: str) -> None:
     assert_steps_agree(Configuration(name, {}), "inductor", True, torch.float32)
 
 
-@every_default
+@guaranteed("recompile", DEFAULTS)
 def test_training_does_not_recompile(configuration: Configuration) -> None:
     """A new temperature, another batch of the same size, a last batch that is smaller and another epoch."""
     loss_fn = configuration.make()
@@ -96,20 +95,32 @@ def test_a_batch_of_one_sample_is_zero(configuration: Configuration) -> None:
         assert "step" in name or torch.equal(tensor, before[name]), name
 
 
-def test_an_encoder_and_its_loss_compile_together() -> None:
-    class Model(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = torch.nn.Linear(6, 4)
-            self.loss_fn = zoo.get_loss("dcl")
+class Model(torch.nn.Module):
+    """Encoder and loss as one module."""
 
-        def forward(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
-            return self.loss_fn(self.encoder(z1), self.encoder(z2))
+    def __init__(self, configuration: Configuration) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.encoder = torch.nn.Linear(6, 4)
+        self.loss_fn = configuration.make()
 
-    model, batch = Model(), views(dtype=torch.float32)
-    expected = model(batch.z1, batch.z2)
-    wanted = torch.autograd.grad(expected, list(model.parameters()))
-    found = torch.compile(model, backend="aot_eager", fullgraph=True)(batch.z1, batch.z2)
-    assert_close(found, expected, "loss")
-    for actual, reference in zip(torch.autograd.grad(found, list(model.parameters())), wanted, strict=True):
-        assert_close(actual, reference, "gradient of the encoder", magnitude=1.0)
+    def forward(self, batch: Views) -> torch.Tensor:
+        return self.loss_fn(self.encoder(batch.z1), self.encoder(batch.z2), index=batch.index, labels=batch.labels)
+
+
+@guaranteed("compile with encoder", DEFAULTS)
+def test_an_encoder_and_its_loss_compile_together(configuration: Configuration) -> None:
+    """Two batches, one that is smaller, and both again in another epoch."""
+    eager, model = Model(configuration), Model(configuration)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for number, size in enumerate((12, 12, 7, 12, 9)):
+        batch = views(size, seed=number, dtype=torch.float32)
+        with torch._dynamo.config.patch(error_on_recompile=number > 2):
+            expected, found = eager(batch), compiled(batch)
+        assert_close(found, expected, "loss")
+        wanted = torch.autograd.grad(expected, list(eager.parameters()))
+        for actual, reference in zip(torch.autograd.grad(found, list(model.parameters())), wanted, strict=True):
+            assert_close(actual, reference, "gradient of the encoder", magnitude=1.0)
+    state = snapshot(model.loss_fn)
+    for name, tensor in snapshot(eager.loss_fn).items():
+        assert_close(state[name], tensor, name)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import BACKENDS, CONFIGURATIONS, Configuration, Views, gradients, same_state, snapshot, views
+from cases import BACKENDS, CONFIGURATIONS, Configuration, Views, gradients, guaranteed, same_state, snapshot, views
 from tolerances import assert_close
 
 import contrastive_zoo as zoo
@@ -15,7 +15,7 @@ BATCHES = {
 every_batch = pytest.mark.parametrize("make_batch", BATCHES.values(), ids=BATCHES)
 
 
-@every_configuration
+@guaranteed("empty")
 @every_batch
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BACKENDS, CONFIGURATIONS, NUM_SAMPLES, Configuration, Views, gradients, snapshot
+from cases import BACKENDS, CONFIGURATIONS, NUM_SAMPLES, Configuration, Views, gradients, guaranteed, snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,7 +46,7 @@ def parameters(configuration: Configuration) -> st.SearchStrategy[dict[str, Any]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+@guaranteed("finite")
 @given(data=st.data())
 def test_value_gradient_and_state_are_finite(configuration: Configuration, backend: str, data: st.DataObject) -> None:
     batch, params = data.draw(batches()), data.draw(parameters(configuration))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CONFIGURATIONS, HALF, Configuration, Views, gradients, outcome, views
+from cases import CONFIGURATIONS, HALF, Configuration, Views, gradients, guaranteed, outcome, views
 from tolerances import assert_close, assert_same
 
 every_configuration = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
@@ -15,7 +15,7 @@ def rounded_rows(batch: Views, dtype: torch.dtype) -> Views:
     return batch._replace(z1=rounded[0], z2=rounded[1])
 
 
-@every_configuration
+@guaranteed("half")
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("autocast", [False, True], ids=["half features", "autocast"])
 def test_half_precision_rounds_the_rows_and_nothing_else(

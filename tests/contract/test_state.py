@@ -6,7 +6,18 @@ import pickle
 
 import pytest
 import torch
-from cases import CONFIGURATIONS, NUM_SAMPLES, STATEFUL, Configuration, Views, gradients, same_state, snapshot, views
+from cases import (
+    CONFIGURATIONS,
+    NUM_SAMPLES,
+    STATEFUL,
+    Configuration,
+    Views,
+    gradients,
+    guaranteed,
+    same_state,
+    snapshot,
+    views,
+)
 
 import contrastive_zoo as zoo
 from contrastive_zoo import Loss
@@ -36,7 +47,7 @@ def saved_and_loaded(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return torch.load(buffer, weights_only=True)
 
 
-@every_configuration
+@guaranteed("resume")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_resumed_run_is_the_same_bit_for_bit(configuration: Configuration, dtype: torch.dtype) -> None:
     first = configuration.make().to(dtype)
@@ -76,7 +87,7 @@ def test_a_state_of_another_data_set_is_refused(configuration: Configuration) ->
         configuration.make(num_samples=7).load_state_dict(loss_fn.state_dict())
 
 
-@every_configuration
+@guaranteed("copies")
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda loss_fn: pickle.loads(pickle.dumps(loss_fn))], ids=["copy", "pickle"]
 )
@@ -90,7 +101,7 @@ def test_copies_go_on_by_themselves(configuration: Configuration, duplicate: obj
     assert all_equal(train(twin, range(2, 4)), expected)
 
 
-@every_stateful
+@guaranteed("tables")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_tables_are_never_in_half_precision(configuration: Configuration, dtype: torch.dtype) -> None:
     loss_fn = configuration.make()
@@ -120,7 +131,7 @@ def test_state_dict_of_stateless_names_is_empty_and_of_others_is_not(configurati
     assert not zoo.get_loss("ntxent").state_dict()
 
 
-@every_configuration
+@guaranteed("eval")
 @pytest.mark.parametrize("backend", ["dense", "tiled"])
 def test_eval_needs_no_index_and_touches_no_table(configuration: Configuration, backend: str) -> None:
     loss_fn, fresh = configuration.make(backend=backend), configuration.make(backend=backend).eval()
@@ -179,7 +190,7 @@ def test_only_visited_samples_change(configuration: Configuration) -> None:
         assert torch.equal(after[name][others], before[name][others])
 
 
-@every_stateful
+@guaranteed("no_grad")
 def test_a_step_under_no_grad_is_a_step(configuration: Configuration) -> None:
     first, second, batch = configuration.make(), configuration.make(), views()
     batch.call(first)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from cases import CONFIGURATIONS, NUM_SAMPLES, Configuration, Views, views
+from cases import CONFIGURATIONS, NUM_SAMPLES, Configuration, Views, guaranteed, views
 from tolerances import assert_close
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -162,7 +162,7 @@ def assert_same(actual: FOUND, expected: FOUND) -> None:
         assert_close(actual["state"][name], tensor, name)
 
 
-@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+@guaranteed("processes")
 def test_equals_one_process(configuration: Configuration, found: list[FOUND], world: int) -> None:
     """Also of those that draw: all processes draw the same."""
     expected = one_process(configuration, world)
