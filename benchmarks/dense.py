@@ -1,6 +1,6 @@
 """The objectives as people write them: whole similarity matrices, masks and autograd.
 
-`ntxent`, `infonce`, `dcl`, `debiased`, `hcl`, `dhel`, `kcl` and `SogCLR` take the shortest way in plain torch; in
+`ntxent`, `infonce`, `CLIP`, `dcl`, `debiased`, `hcl`, `dhel`, `kcl` and `SogCLR` take the shortest way in plain torch; in
 float64 they are the reference that everything else is compared with. The names ending in `_authors`, and `EMC2`,
 compute in the way of the papers' own repositories. All take raw features (B, D) of two views.
 """
@@ -39,6 +39,19 @@ def infonce(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = 
     positives = torch.arange(len(z1))
     forwards = F.cross_entropy(logits, positives)
     return (forwards + F.cross_entropy(logits.T, positives)) / 2 if symmetric else forwards
+
+
+class CLIP:
+    """`infonce` with the logarithm of the inverse temperature as a leaf that wants a gradient."""
+
+    def __init__(self, init_scale: float = 10.0) -> None:
+        self.logit_scale = torch.tensor(math.log(init_scale), requires_grad=True)
+
+    def __call__(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """Loss of a batch."""
+        logits = self.logit_scale.exp() * F.normalize(z1, dim=1) @ F.normalize(z2, dim=1).T
+        positives = torch.arange(len(z1))
+        return (F.cross_entropy(logits, positives) + F.cross_entropy(logits.T, positives)) / 2
 
 
 def dcl(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:

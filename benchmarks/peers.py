@@ -112,6 +112,13 @@ def _open_clip() -> Loss:
     return lambda z1, z2, index: loss(F.normalize(z1, dim=1), F.normalize(z2, dim=1), logit_scale=10.0)
 
 
+def _learned_open_clip() -> Loss:
+    from open_clip.loss import ClipLoss
+
+    loss, logit_scale = ClipLoss(), dense.CLIP().logit_scale
+    return lambda z1, z2, index: loss(F.normalize(z1, dim=1), F.normalize(z2, dim=1), logit_scale.exp())
+
+
 def _libauc() -> Loss:
     from libauc.losses.contrastive import GCLoss_v1
 
@@ -139,6 +146,11 @@ SOGCLR = (
     Peer("libauc GCLoss_v1", "package", _libauc, gradient_factor=0.2, has_value=False),
 )
 OPEN_CLIP = Peer("open_clip ClipLoss", "package", _open_clip)
+CLIP = (
+    Peer("bare torch", "bare", lambda: _of_views(dense.CLIP())),
+    Peer("compiled torch", "compiled", lambda: _of_views(torch.compile(dense.CLIP().__call__, dynamic=False))),
+    Peer("open_clip ClipLoss", "package", _learned_open_clip),
+)
 INFO_NCE = Peer("info_nce InfoNCE", "package", _info_nce)
 DCL = Peer("lightly DCLLoss", "package", _lightly_dcl)
 EMC2 = Peer("authors' way", "authors", lambda: dense.EMC2(NUM_SAMPLES), has_value=False)
@@ -148,6 +160,7 @@ OBJECTIVES = (
     Objective("ntxent", "ntxent", (*_bare(dense.ntxent), *NTXENT_PACKAGES), sweep="stacked"),
     Objective("infonce", "infonce", (*_bare(dense.infonce), OPEN_CLIP), sweep="cross"),
     Objective("infonce, one direction", "infonce", (*_bare(_one_direction), INFO_NCE), ONE_DIRECTION, sweep="cross"),
+    Objective("clip", "clip", CLIP, {"init_scale": 10.0}, sweep="cross"),
     Objective("dcl", "dcl", (*_bare(dense.dcl), DCL), sweep="stacked"),
     Objective("debiased", "debiased", (*_bare(dense.debiased), _authors(dense.debiased_authors)), sweep="stacked"),
     Objective("hcl", "hcl", (*_bare(dense.hcl), _authors(dense.hcl_authors)), sweep="stacked"),

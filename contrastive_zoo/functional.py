@@ -1,4 +1,4 @@
-"""The stateless objectives as functions: one call, no module to keep.
+"""The objectives without state and parameters to be learned as functions: one call, no module to keep.
 
 Every function takes what `get_loss` takes for its name, besides the features:
 

@@ -158,6 +158,11 @@ class Loss(nn.Module):
         """0-dim tensor; assign a number between steps to change it, at no recompilation."""
         return self.objective.temperature
 
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """Logarithm of the learned inverse temperature, of objectives that have one."""
+        return self.objective.get_parameter("logit_scale")
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "temperature":
             self.objective.set_temperature(value)

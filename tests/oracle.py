@@ -151,6 +151,12 @@ def infonce(
     return _per_anchor(z1, z2, value)[:, : 2 if symmetric else 1]
 
 
+def clip(z1: Tensor, z2: Tensor, *, init_scale: float, ids: Ids | None = None) -> Tensor:
+    """Radford et al., 2021, figure 3; the logarithm of the scale is a parameter in the default precision."""
+    logit_scale = float(torch.tensor(math.log(init_scale)))
+    return infonce(z1, z2, temperature=math.exp(-logit_scale), ids=ids)
+
+
 def dcl(
     z1: Tensor,
     z2: Tensor,

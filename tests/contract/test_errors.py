@@ -238,6 +238,8 @@ CONSTRUCTION: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     (ValueError, r"gamma .* got 1.5", "sogclr", {"gamma": 1.5, "num_samples": 4}),
     (ValueError, r"burn_in must be a finite number in \[0, 1\), got 1", "emc2", {"burn_in": 1, "num_samples": 4}),
     (ValueError, "out_of_batch must be one of 'cache', 'skip'.*got 'drop'", "emc2", {"out_of_batch": "drop", "num_samples": 4}),
+    (ValueError, r"init_scale must be a finite number in \[1, inf.*got 0.5", "clip", {"init_scale": 0.5}),
+    (ValueError, "init_scale must be at most max_scale = 10, got 20", "clip", {"init_scale": 20, "max_scale": 10}),
     (TypeError, "both_views of 'dhel' must be True or False, got 1", "dhel", {"both_views": 1}),
     (TypeError, "intra_view of 'sogclr' must be True or False, got 'no'", "sogclr", {"intra_view": "no", "num_samples": 4}),
     (ValueError, "kernel must be one of 'gaussian', .*'gaussian_riesz', got 'cosine'", "kcl", {"kernel": "cosine"}),

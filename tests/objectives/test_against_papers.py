@@ -29,6 +29,7 @@ CASES = [
     *(Case("dcl", {"temperature": t}, oracle.dcl) for t in (0.005, 0.1, 10.0)),
     *(Case("infonce", {"temperature": t}, oracle.infonce) for t in (0.005, 0.1, 10.0)),
     Case("infonce", {"temperature": 0.2, "symmetric": False}, oracle.infonce),
+    *(Case("clip", {"init_scale": scale}, oracle.clip) for scale in (1.0, 1 / 0.07, 100.0)),
     *(Case("debiased", {"temperature": t, "tau_plus": p}, oracle.debiased) for t, p in [(0.5, 0.1), (0.1, 0.3), (0.5, 0.0)]),
     *(
         Case("hcl", {"temperature": t, "tau_plus": p, "beta": b}, oracle.hcl)
@@ -55,7 +56,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 def assert_equals_reference(case: Case, batch: Views, found: Tensor, expected: Tensor, *more: Tensor) -> None:
     """Value, and gradients of both views and of anything more."""
-    logit = 1 / case.params.get("temperature", 0.1)
+    logit = case.params.get("init_scale", 1 / case.params.get("temperature", 0.1))
     # Losses and gradients are differences of terms as large as logits, gradients over the length of their row.
     shortest = min(float(z.detach().norm(dim=1).min()) for z in batch[:2])
     magnitude, value = max(1.0, logit / 10) / min(1.0, shortest), oracle.mean(expected)
