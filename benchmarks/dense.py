@@ -1,7 +1,7 @@
 """The objectives as people write them: whole similarity matrices, masks and autograd.
 
-`ntxent`, `infonce`, `CLIP`, `dcl`, `debiased`, `hcl`, `dhel`, `kcl` and `SogCLR` take the shortest way in plain torch; in
-float64 they are the reference that everything else is compared with. The names ending in `_authors`, and `EMC2`,
+`ntxent`, `infonce`, `CLIP`, `dcl`, `dclw`, `debiased`, `hcl`, `dhel`, `kcl` and `SogCLR` take the shortest way in plain torch;
+in float64 they are the reference that everything else is compared with. The names ending in `_authors`, and `EMC2`,
 compute in the way of the papers' own repositories. All take raw features (B, D) of two views.
 """
 
@@ -57,6 +57,12 @@ class CLIP:
 def dcl(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
     logits, positive = masked_logits(z1, z2, temperature)
     return (logits.logsumexp(1) - positive).mean()
+
+
+def dclw(z1: Tensor, z2: Tensor, temperature: float = 0.1, sigma: float = 0.5) -> Tensor:
+    logits, positive = masked_logits(z1, z2, temperature)
+    weight = 2 - len(logits) * (temperature * positive.detach() / sigma).softmax(0)
+    return (logits.logsumexp(1) - weight * positive).mean()
 
 
 def debiased(z1: Tensor, z2: Tensor, temperature: float = 0.5, tau_plus: float = 0.1) -> Tensor:

@@ -83,10 +83,13 @@ def _lightly_ntxent() -> Loss:
     return _of_views(NTXentLoss(temperature=0.1))
 
 
-def _lightly_dcl() -> Loss:
-    from lightly.loss import DCLLoss
+def _lightly_dcl(name: str) -> Callable[[], Loss]:
+    def make() -> Loss:
+        from lightly import loss
 
-    return _of_views(DCLLoss(temperature=0.1))
+        return _of_views(getattr(loss, name)(temperature=0.1))
+
+    return make
 
 
 def _metric_learning(name: str) -> Callable[[], Loss]:
@@ -152,7 +155,8 @@ CLIP = (
     Peer("open_clip ClipLoss", "package", _learned_open_clip),
 )
 INFO_NCE = Peer("info_nce InfoNCE", "package", _info_nce)
-DCL = Peer("lightly DCLLoss", "package", _lightly_dcl)
+DCL = Peer("lightly DCLLoss", "package", _lightly_dcl("DCLLoss"))
+DCLW = Peer("lightly DCLWLoss", "package", _lightly_dcl("DCLWLoss"))
 EMC2 = Peer("authors' way", "authors", lambda: dense.EMC2(NUM_SAMPLES), has_value=False)
 ONE_DIRECTION = {"symmetric": False}
 
@@ -162,6 +166,7 @@ OBJECTIVES = (
     Objective("infonce, one direction", "infonce", (*_bare(_one_direction), INFO_NCE), ONE_DIRECTION, sweep="cross"),
     Objective("clip", "clip", CLIP, {"init_scale": 10.0}, sweep="cross"),
     Objective("dcl", "dcl", (*_bare(dense.dcl), DCL), sweep="stacked"),
+    Objective("dclw", "dclw", (*_bare(dense.dclw), DCLW), sweep="stacked"),
     Objective("debiased", "debiased", (*_bare(dense.debiased), _authors(dense.debiased_authors)), sweep="stacked"),
     Objective("hcl", "hcl", (*_bare(dense.hcl), _authors(dense.hcl_authors)), sweep="stacked"),
     Objective("dhel", "dhel", (*_bare(dense.dhel), _authors(dense.dhel_authors)), sweep="views"),

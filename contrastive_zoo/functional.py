@@ -17,7 +17,7 @@ from torch import Tensor
 import contrastive_zoo.objectives  # noqa: F401 - registers the names
 from contrastive_zoo.loss import COMMON, Loss, describe_loss, get_loss
 
-__all__ = ["dcl", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent"]
+__all__ = ["dcl", "dclw", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent"]
 
 _CALL = ("index", "labels", "negatives", "negatives_index")
 
@@ -76,6 +76,7 @@ def _signature(parameters: dict[str, Any]) -> inspect.Signature:
 ntxent = _functional("ntxent")
 infonce = _functional("infonce")
 dcl = _functional("dcl")
+dclw = _functional("dclw")
 debiased = _functional("debiased")
 hcl = _functional("hcl")
 dhel = _functional("dhel")

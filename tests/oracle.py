@@ -177,6 +177,24 @@ def dcl(
     return _per_anchor(z1, z2, value)
 
 
+def dclw(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    temperature: float | Tensor,
+    sigma: float,
+    ids: Ids | None = None,
+    negatives: Tensor | None = None,
+    negatives_ids: Tensor | None = None,
+) -> Tensor:
+    """Yeh et al., 2022, section 3; the weights are constants."""
+    decoupled = dcl(z1, z2, temperature=temperature, ids=ids, negatives=negatives, negatives_ids=negatives_ids)
+    positives = torch.stack([a @ b for a, b in zip(unit(z1), unit(z2), strict=True)])
+    exponentials = [math.exp(number(s) / sigma) for s in positives]
+    weights = torch.tensor([2 - e / (sum(exponentials) / len(exponentials)) for e in exponentials], dtype=torch.float64)
+    return decoupled + ((1 - weights) * positives / temperature)[:, None]
+
+
 def hcl(
     z1: Tensor,
     z2: Tensor,

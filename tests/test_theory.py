@@ -57,7 +57,7 @@ def test_the_minimiser_is_the_simplex(name: str, params: dict[str, Any], width: 
 def test_all_rows_equal(size: int, backend: str) -> None:
     """Every anchor picks one of as many equal keys as there are."""
     z = torch.ones(size, 3, dtype=torch.float64)
-    keys = {"ntxent": 2 * size - 1, "dcl": 2 * size - 2, "infonce": size}
+    keys = {"ntxent": 2 * size - 1, "dcl": 2 * size - 2, "dclw": 2 * size - 2, "infonce": size}
     for name, count in keys.items():
         for temperature in (0.005, 0.1, 10.0):
             loss = zoo.get_loss(name, temperature=temperature, backend=backend)(z, z)

@@ -1,7 +1,7 @@
 """What is minimised: one file per method."""
 
 from contrastive_zoo.objectives.clip import CLIP
-from contrastive_zoo.objectives.dcl import dcl
+from contrastive_zoo.objectives.dcl import dcl, dclw
 from contrastive_zoo.objectives.dhel import dhel
 from contrastive_zoo.objectives.emc2 import EMC2
 from contrastive_zoo.objectives.hcl import debiased, hcl
@@ -10,4 +10,4 @@ from contrastive_zoo.objectives.kcl import kcl
 from contrastive_zoo.objectives.ntxent import ntxent
 from contrastive_zoo.objectives.sogclr import SogCLR
 
-__all__ = ["CLIP", "EMC2", "SogCLR", "dcl", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent"]
+__all__ = ["CLIP", "EMC2", "SogCLR", "dcl", "dclw", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent"]

@@ -231,6 +231,7 @@ CONSTRUCTION: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     (TypeError, "temperature must be a number, got None", "ntxent", {"temperature": None}),
     (ValueError, r"temperature must be a number or a 0-dim tensor, got shape \(2,\)", "ntxent", {"temperature": torch.ones(2)}),
     (ValueError, "temperature .* got -", "ntxent", {"temperature": torch.tensor(-0.5)}),
+    (ValueError, r"sigma must be a finite number in \(0, inf.*got 0", "dclw", {"sigma": 0}),
     (ValueError, r"tau_plus must be a finite number in \[0, 1\), got 1", "hcl", {"tau_plus": 1}),
     (ValueError, r"tau_plus .*got -0.1", "debiased", {"tau_plus": -0.1}),
     (ValueError, r"beta must be a finite number in \[0, inf.*got -1", "hcl", {"beta": -1}),

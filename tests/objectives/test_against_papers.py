@@ -27,6 +27,7 @@ class Case(NamedTuple):
 CASES = [
     *(Case("ntxent", {"temperature": t}, oracle.ntxent) for t in (0.005, 0.1, 10.0)),
     *(Case("dcl", {"temperature": t}, oracle.dcl) for t in (0.005, 0.1, 10.0)),
+    *(Case("dclw", {"temperature": t, "sigma": s}, oracle.dclw) for t, s in [(0.005, 0.5), (0.1, 0.5), (0.2, 0.1)]),
     *(Case("infonce", {"temperature": t}, oracle.infonce) for t in (0.005, 0.1, 10.0)),
     Case("infonce", {"temperature": 0.2, "symmetric": False}, oracle.infonce),
     *(Case("clip", {"init_scale": scale}, oracle.clip) for scale in (1.0, 1 / 0.07, 100.0)),
@@ -88,7 +89,11 @@ def test_samples_that_come_twice(case: Case, backend: str) -> None:
     assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params, ids=index.tolist()))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.params.get("temperature", 1) >= 0.1], ids=str)
+# The weights of dclw are constants to the gradient, not to differences.
+SMOOTH = [case for case in CASES if case.params.get("temperature", 1) >= 0.1 and case.name != "dclw"]
+
+
+@pytest.mark.parametrize("case", SMOOTH, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_finite_differences(case: Case, backend: str) -> None:
     batch, loss_fn = views(4, 2), zoo.get_loss(case.name, backend=backend, **case.params)
@@ -101,17 +106,18 @@ def extra_keys(shape: tuple[int, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["ntxent", "dcl", "infonce"])
+@pytest.mark.parametrize("name", ["ntxent", "dcl", "dclw", "infonce"])
 @pytest.mark.parametrize("shape", [(5, 4), (7, 5, 4)], ids=["for all", "for each"])
 @pytest.mark.parametrize("owned", [False, True], ids=["of nobody", "some of samples"])
 def test_extra_keys(name: str, shape: tuple[int, ...], owned: bool, backend: str) -> None:
-    case = Case(name, {"temperature": 0.2}, getattr(oracle, name))
+    params = {"temperature": 0.2} | ({"sigma": 0.5} if name == "dclw" else {})
+    case = Case(name, params, getattr(oracle, name))
     batch, index = views(7, 4), torch.tensor([9, 3, 9, 5, 3, 9, 0])
     keys = extra_keys(shape)
     owners = torch.randint(0, 10, shape[:-1]) if owned else None
-    loss_fn = zoo.get_loss(name, backend=backend, temperature=0.2)
+    loss_fn = zoo.get_loss(name, backend=backend, **params)
     loss = loss_fn(*batch[:2], index=index, negatives=keys, negatives_index=owners)
-    expected = case.reference(*batch[:2], temperature=0.2, ids=index.tolist(), negatives=keys, negatives_ids=owners)
+    expected = case.reference(*batch[:2], **params, ids=index.tolist(), negatives=keys, negatives_ids=owners)
     assert_equals_reference(case, batch, loss, expected, keys)
 
 
