@@ -1,8 +1,8 @@
 """The objectives as people write them: whole similarity matrices, masks and autograd.
 
-`ntxent`, `infonce`, `CLIP`, `dcl`, `dclw`, `debiased`, `hcl`, `dhel`, `kcl` and `SogCLR` take the shortest way in plain torch;
-in float64 they are the reference that everything else is compared with. The names ending in `_authors`, and `EMC2`,
-compute in the way of the papers' own repositories. All take raw features (B, D) of two views.
+The names ending in `_authors`, and `EMC2`, compute in the way of the papers' own repositories. All others take the shortest
+way in plain torch; in float64 they are the reference that everything else is compared with. All take raw features (B, D) of
+two views.
 """
 
 import math
@@ -132,6 +132,14 @@ def kcl_authors(z1: Tensor, z2: Tensor, t: float = 2.0, gamma: float = 16.0) -> 
     energies = [(-t * torch.pdist(z) ** 2).exp().mean() for z in (a, b)]
     alignment = (-t * (a - b).norm(dim=1) ** 2).exp().mean()
     return gamma * (energies[0] + energies[1]) - 2 * alignment
+
+
+def supcon(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
+    z, labels = _unit(z1, z2), labels.repeat(2)
+    own = torch.eye(len(z), dtype=torch.bool)
+    logits, positives = z @ z.T / temperature, (labels[:, None] == labels) & ~own
+    log_probabilities = logits - logits.masked_fill(own, -torch.inf).logsumexp(1, keepdim=True)
+    return -((log_probabilities * positives).sum(1) / positives.sum(1)).mean()
 
 
 class SogCLR:

@@ -60,7 +60,15 @@ def zoo_loss(name: str, params: Mapping[str, Any], num_samples: int = NUM_SAMPLE
     import contrastive_zoo as zoo
 
     loss = zoo.get_loss(name, num_samples=num_samples, **params)
-    return lambda z1, z2, index: loss(z1, z2, index=index)
+    return lambda z1, z2, index: loss(z1, z2, index=index, labels=_labels(index))
+
+
+def _labels(index: Tensor) -> Tensor:
+    return index % CLASSES
+
+
+def _with_labels(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Loss:
+    return lambda z1, z2, index: loss(z1, z2, _labels(index))
 
 
 def _of_views(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
@@ -92,12 +100,14 @@ def _lightly_dcl(name: str) -> Callable[[], Loss]:
     return make
 
 
-def _metric_learning(name: str) -> Callable[[], Loss]:
+def _metric_learning(name: str, labels: Callable[[Tensor], Tensor] | None = None) -> Callable[[], Loss]:
+    """With a label for each sample by default."""
+
     def make() -> Loss:
         from pytorch_metric_learning import losses
 
         loss = getattr(losses, name)(temperature=0.1)
-        return lambda z1, z2, index: loss(torch.cat([z1, z2]), torch.arange(len(z1)).repeat(2))
+        return lambda z1, z2, index: loss(torch.cat([z1, z2]), (labels(index) if labels else index).repeat(2))
 
     return make
 
@@ -137,11 +147,17 @@ def _sogclr() -> dense.SogCLR:
     return dense.SogCLR(NUM_SAMPLES)
 
 
+CLASSES = 10
 ALL_TRIPLES = "it sets every positive pair against every negative pair: about 136 GB at 1024"
 NTXENT_PACKAGES = (
     Peer("lightly NTXentLoss", "package", _lightly_ntxent),
     Peer("metric-learning SupConLoss", "package", _metric_learning("SupConLoss")),
     Peer("metric-learning NTXentLoss", "package", _metric_learning("NTXentLoss"), largest=256, why=ALL_TRIPLES),
+)
+SUPCON = (
+    Peer("bare torch", "bare", lambda: _with_labels(dense.supcon)),
+    Peer("compiled torch", "compiled", lambda: _with_labels(torch.compile(dense.supcon, dynamic=False))),
+    Peer("metric-learning SupConLoss", "package", _metric_learning("SupConLoss", _labels)),
 )
 SOGCLR = (
     Peer("bare torch", "bare", _sogclr),
@@ -171,6 +187,7 @@ OBJECTIVES = (
     Objective("hcl", "hcl", (*_bare(dense.hcl), _authors(dense.hcl_authors)), sweep="stacked"),
     Objective("dhel", "dhel", (*_bare(dense.dhel), _authors(dense.dhel_authors)), sweep="views"),
     Objective("kcl", "kcl", (*_bare(dense.kcl), _authors(dense.kcl_authors)), sweep="views"),
+    Objective("supcon", "supcon", SUPCON, sweep="stacked"),
     Objective("sogclr", "sogclr", SOGCLR, sweep="stacked"),
     Objective("emc2", "emc2", (EMC2,), expectation=dense.emc2_expected),
 )

@@ -195,6 +195,21 @@ def dclw(
     return decoupled + ((1 - weights) * positives / temperature)[:, None]
 
 
+def supcon(*views: Tensor, temperature: float | Tensor, labels: Ids, ids: Ids | None = None) -> Tensor:
+    """Khosla et al., 2020, eq. 2, (B, V); a row has the label of the first row of its sample."""
+    ids = _default(ids, views[0])
+    rows = [(labels[list(ids).index(ids[i])], row) for i in range(len(ids)) for row in (unit(z)[i] for z in views)]
+    losses = []
+    for a, (label, anchor) in enumerate(rows):
+        others = [(other, anchor @ row / temperature) for b, (other, row) in enumerate(rows) if b != a]
+        positives = [s for other, s in others if other == label]
+        if positives:
+            losses.append(log_sum_exp([s for _, s in others], anchor) - sum(positives) / len(positives))
+        else:
+            losses.append(log_sum_exp([], anchor))
+    return torch.stack(losses).view(len(ids), len(views))
+
+
 def hcl(
     z1: Tensor,
     z2: Tensor,

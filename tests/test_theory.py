@@ -1,6 +1,8 @@
 """What the papers prove: minimisers, values at known points, independence of the batch size."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 import contrastive_zoo as zoo
 
 
-def minimise(loss_fn: zoo.Loss, points: int, width: int) -> tuple[Tensor, Tensor]:
+def minimise(loss_fn: Callable[..., Tensor], points: int, width: int) -> tuple[Tensor, Tensor]:
     """Unit rows of both views, free to move from a random start."""
     draws = torch.Generator().manual_seed(1)
     z = torch.randn(2, points, width, generator=draws, dtype=torch.float64, requires_grad=True)
@@ -48,6 +50,16 @@ def test_the_minimiser_is_the_simplex(name: str, params: dict[str, Any], width: 
     points = 6
     a, b = minimise(zoo.get_loss(name, backend=backend, **params), points, width)
     simplex = torch.eye(points, dtype=torch.float64) * (1 + 1 / (points - 1)) - 1 / (points - 1)
+    for gram in (a @ a.T, a @ b.T, b @ b.T):
+        torch.testing.assert_close(gram, simplex, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_minimiser_of_supcon_is_the_simplex_of_the_classes(backend: str) -> None:
+    """Rows of a class coincide, and classes have the inner product -1/(C - 1). Graf et al., 2021, theorem 2."""
+    labels = torch.arange(6) % 3
+    a, b = minimise(partial(zoo.get_loss("supcon", temperature=0.5, backend=backend), labels=labels), 6, 5)
+    simplex = torch.where(labels[:, None] == labels[None, :], 1.0, -0.5).double()
     for gram in (a @ a.T, a @ b.T, b @ b.T):
         torch.testing.assert_close(gram, simplex, rtol=0, atol=1e-3)
 

@@ -9,5 +9,6 @@ from contrastive_zoo.objectives.infonce import infonce
 from contrastive_zoo.objectives.kcl import kcl
 from contrastive_zoo.objectives.ntxent import ntxent
 from contrastive_zoo.objectives.sogclr import SogCLR
+from contrastive_zoo.objectives.supcon import supcon
 
-__all__ = ["CLIP", "EMC2", "SogCLR", "dcl", "dclw", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent"]
+__all__ = ["CLIP", "EMC2", "SogCLR", "dcl", "dclw", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent", "supcon"]

@@ -23,6 +23,10 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{key}={value}" for key, value in self.params.items())])
 
+    def needed(self, batch: Views) -> dict[str, Tensor]:
+        """What a call needs besides features."""
+        return {"labels": batch.labels} if "labels" in zoo.describe_loss(self.name).needs else {}
+
 
 CASES = [
     *(Case("ntxent", {"temperature": t}, oracle.ntxent) for t in (0.005, 0.1, 10.0)),
@@ -36,6 +40,7 @@ CASES = [
         Case("hcl", {"temperature": t, "tau_plus": p, "beta": b}, oracle.hcl)
         for t, p, b in [(0.5, 0.1, 1.0), (0.1, 0.1, 2.0), (0.5, 0.4, 0.5), (0.1, 0.0, 1.0), (0.5, 0.1, 0.0), (0.005, 0.1, 1.0)]
     ),
+    *(Case("supcon", {"temperature": t}, oracle.supcon) for t in (0.005, 0.1, 10.0)),
     *(Case("dhel", {"temperature": t}, oracle.dhel) for t in (0.005, 0.3, 10.0)),
     Case("dhel", {"temperature": 0.3, "both_views": False}, oracle.dhel),
     *(
@@ -77,16 +82,18 @@ def test_every_stateless_name_has_a_reference() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_value_and_gradients(case: Case, shape: tuple[int, int], backend: str) -> None:
     batch = views(*shape)
-    loss = zoo.get_loss(case.name, backend=backend, **case.params)(*batch[:2])
-    assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params))
+    needed = case.needed(batch)
+    loss = zoo.get_loss(case.name, backend=backend, **case.params)(*batch[:2], **needed)
+    assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params, **needed))
 
 
 @every_case
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_samples_that_come_twice(case: Case, backend: str) -> None:
     batch, index = views(7, 4), torch.tensor([9, 3, 9, 5, 3, 9, 0])
-    loss = zoo.get_loss(case.name, backend=backend, **case.params)(*batch[:2], index=index)
-    assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params, ids=index.tolist()))
+    needed = case.needed(batch)
+    loss = zoo.get_loss(case.name, backend=backend, **case.params)(*batch[:2], index=index, **needed)
+    assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params, **needed, ids=index.tolist()))
 
 
 # The weights of dclw are constants to the gradient, not to differences.
@@ -98,7 +105,7 @@ SMOOTH = [case for case in CASES if case.params.get("temperature", 1) >= 0.1 and
 def test_finite_differences(case: Case, backend: str) -> None:
     batch, loss_fn = views(4, 2), zoo.get_loss(case.name, backend=backend, **case.params)
     index = torch.tensor([4, 1, 2, 1])
-    assert gradcheck(lambda z1, z2: loss_fn(z1, z2, index=index), batch[:2])
+    assert gradcheck(lambda z1, z2: loss_fn(z1, z2, index=index, **case.needed(batch)), batch[:2])
 
 
 def extra_keys(shape: tuple[int, ...]) -> Tensor:
