@@ -134,6 +134,20 @@ def kcl_authors(z1: Tensor, z2: Tensor, t: float = 2.0, gamma: float = 16.0) -> 
     return gamma * (energies[0] + energies[1]) - 2 * alignment
 
 
+def alignment_uniformity(z1: Tensor, z2: Tensor, t: float = 2.0) -> Tensor:
+    a, b = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    diagonal = torch.eye(len(a), dtype=torch.bool)
+    potentials = [(2 * t * (z @ z.T - 1)).masked_fill(diagonal, -torch.inf).logsumexp((0, 1)) for z in (a, b)]
+    uniformity = (potentials[0] + potentials[1]) / 2 - math.log(len(a) * (len(a) - 1))
+    return (a - b).square().sum(1).mean() + uniformity
+
+
+def alignment_uniformity_authors(z1: Tensor, z2: Tensor, t: float = 2.0) -> Tensor:
+    a, b = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    potentials = [torch.pdist(z).pow(2).mul(-t).exp().mean().log() for z in (a, b)]
+    return (a - b).norm(dim=1).pow(2).mean() + (potentials[0] + potentials[1]) / 2
+
+
 def supcon(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
     z, labels = _unit(z1, z2), labels.repeat(2)
     own = torch.eye(len(z), dtype=torch.bool)

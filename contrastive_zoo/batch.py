@@ -12,6 +12,10 @@ from contrastive_zoo.logspace import logaddexp, masked_logsumexp
 class Pairs(Protocol):
     """Sums over pairs of rows; `contrastive_zoo.pairwise` with a backend already chosen."""
 
+    @property
+    def unit_rows(self) -> bool:
+        """Whether all rows have length 1."""
+
     def logsumexp(
         self,
         x: Tensor,

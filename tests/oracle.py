@@ -260,6 +260,19 @@ def dhel(z1: Tensor, z2: Tensor, *, temperature: float | Tensor, both_views: boo
     return torch.stack(losses)[:, None]
 
 
+def alignment_uniformity(
+    z1: Tensor, z2: Tensor, *, alpha: float = 2.0, t: float = 2.0, weight: float = 1.0, ids: Ids | None = None
+) -> Tensor:
+    """Wang and Isola, 2020, section 4, one number, the mean of the uniformity of both views."""
+    ids, rows = _default(ids, z1), [unit(z1), unit(z2)]
+    squares = [(a - b).square().sum() for a, b in zip(*rows, strict=True)]
+    alignment = sum(d2 ** (alpha / 2) if number(d2) > 0 else d2 for d2 in squares) / len(ids)
+    pairs = [(i, j) for i in range(len(ids)) for j in range(i) if ids[i] != ids[j]]
+    logits = [[-t * (view[i] - view[j]).square().sum() for i, j in pairs] for view in rows]
+    uniformities = [log_sum_exp(of_view, z1) - math.log(len(pairs)) for of_view in logits]
+    return alignment + weight * sum(uniformities) / 2
+
+
 def kcl(z1: Tensor, z2: Tensor, *, kernel: str, t: float, gamma: float, ids: Ids | None = None) -> Tensor:
     """Koromilas et al., 2024, section 5, one number; the energy of the log kernel has the factor 1/2 of the authors' code."""
     ids = _default(ids, z1)

@@ -36,6 +36,7 @@ def minimise(loss_fn: Callable[..., Tensor], points: int, width: int) -> tuple[T
     ("name", "params", "width"),
     [
         *((name, {"temperature": 0.5}, width) for name in ("ntxent", "dcl", "dhel") for width in (5, 8)),
+        *(("alignment_uniformity", {"t": 2.0}, width) for width in (5, 8)),
         # In the smallest space that holds the simplex the flat tails of the gaussian kernel have other minima.
         ("kcl", {"kernel": "gaussian", "t": 2.0, "gamma": 16.0}, 8),
         ("kcl", {"kernel": "log", "t": 2.0, "gamma": 16.0}, 5),

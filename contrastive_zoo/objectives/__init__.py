@@ -1,5 +1,6 @@
 """What is minimised: one file per method."""
 
+from contrastive_zoo.objectives.alignment_uniformity import alignment_uniformity
 from contrastive_zoo.objectives.clip import CLIP
 from contrastive_zoo.objectives.dcl import dcl, dclw
 from contrastive_zoo.objectives.dhel import dhel
@@ -11,4 +12,18 @@ from contrastive_zoo.objectives.ntxent import ntxent
 from contrastive_zoo.objectives.sogclr import SogCLR
 from contrastive_zoo.objectives.supcon import supcon
 
-__all__ = ["CLIP", "EMC2", "SogCLR", "dcl", "dclw", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent", "supcon"]
+__all__ = [
+    "CLIP",
+    "EMC2",
+    "SogCLR",
+    "alignment_uniformity",
+    "dcl",
+    "dclw",
+    "debiased",
+    "dhel",
+    "hcl",
+    "infonce",
+    "kcl",
+    "ntxent",
+    "supcon",
+]

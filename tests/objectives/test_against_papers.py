@@ -44,6 +44,10 @@ CASES = [
     *(Case("dhel", {"temperature": t}, oracle.dhel) for t in (0.005, 0.3, 10.0)),
     Case("dhel", {"temperature": 0.3, "both_views": False}, oracle.dhel),
     *(
+        Case("alignment_uniformity", {"alpha": alpha, "t": t, "weight": weight}, oracle.alignment_uniformity)
+        for alpha, t, weight in [(2.0, 2.0, 1.0), (1.0, 2.0, 1.0), (2.0, 0.1, 0.5), (3.0, 20.0, 2.0), (2.0, 100.0, 1.0)]
+    ),
+    *(
         Case("kcl", {"kernel": kernel, "t": t, "gamma": gamma}, oracle.kcl)
         for kernel, t, gamma in [
             ("gaussian", 2.0, 16.0),
@@ -62,7 +66,8 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 def assert_equals_reference(case: Case, batch: Views, found: Tensor, expected: Tensor, *more: Tensor) -> None:
     """Value, and gradients of both views and of anything more."""
-    logit = case.params.get("init_scale", 1 / case.params.get("temperature", 0.1))
+    logit = case.params.get("init_scale", 2 * case.params.get("t", 5.0))
+    logit = 1 / case.params["temperature"] if "temperature" in case.params else logit
     # Losses and gradients are differences of terms as large as logits, gradients over the length of their row.
     shortest = min(float(z.detach().norm(dim=1).min()) for z in batch[:2])
     magnitude, value = max(1.0, logit / 10) / min(1.0, shortest), oracle.mean(expected)
