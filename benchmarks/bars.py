@@ -71,10 +71,10 @@ def bars(rows: list[Row]) -> list[Bar]:
     if title == "ntxent":
         kinds = ("bare", "compiled", "package")
         against("the fastest peer", kinds, *FASTEST_PEER.get(batch_size, (None, None)))
+    elif title == "clip":
+        against("compiled torch", ("compiled",), CLIP_COMPILED.get(batch_size))
     else:
         against("the best published code", ("package", "authors"), PUBLISHED_PEER.get(batch_size))
-    if title == "infonce":
-        against("compiled torch, the bar of clip", ("compiled",), CLIP_COMPILED.get(batch_size))
     return [*found, *_against_sweep(rows), *_memory(rows)]
 
 

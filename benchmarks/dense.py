@@ -1,8 +1,8 @@
 """The objectives as people write them: whole similarity matrices, masks and autograd.
 
-`ntxent`, `infonce`, `dcl`, `debiased`, `hcl`, `dhel`, `kcl` and `SogCLR` take the shortest way in plain torch; in
-float64 they are the reference that everything else is compared with. The names ending in `_authors`, and `EMC2`,
-compute in the way of the papers' own repositories. All take raw features (B, D) of two views.
+The names ending in `_authors`, and `EMC2`, compute in the way of the papers' own repositories. All others take the shortest
+way in plain torch; in float64 they are the reference that everything else is compared with. All take raw features (B, D) of
+two views.
 """
 
 import math
@@ -41,9 +41,28 @@ def infonce(z1: Tensor, z2: Tensor, temperature: float = 0.1, symmetric: bool = 
     return (forwards + F.cross_entropy(logits.T, positives)) / 2 if symmetric else forwards
 
 
+class CLIP:
+    """`infonce` with the logarithm of the inverse temperature as a leaf that wants a gradient."""
+
+    def __init__(self, init_scale: float = 10.0) -> None:
+        self.logit_scale = torch.tensor(math.log(init_scale), requires_grad=True)
+
+    def __call__(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """Loss of a batch."""
+        logits = self.logit_scale.exp() * F.normalize(z1, dim=1) @ F.normalize(z2, dim=1).T
+        positives = torch.arange(len(z1))
+        return (F.cross_entropy(logits, positives) + F.cross_entropy(logits.T, positives)) / 2
+
+
 def dcl(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
     logits, positive = masked_logits(z1, z2, temperature)
     return (logits.logsumexp(1) - positive).mean()
+
+
+def dclw(z1: Tensor, z2: Tensor, temperature: float = 0.1, sigma: float = 0.5) -> Tensor:
+    logits, positive = masked_logits(z1, z2, temperature)
+    weight = 2 - len(logits) * (temperature * positive.detach() / sigma).softmax(0)
+    return (logits.logsumexp(1) - weight * positive).mean()
 
 
 def debiased(z1: Tensor, z2: Tensor, temperature: float = 0.5, tau_plus: float = 0.1) -> Tensor:
@@ -113,6 +132,28 @@ def kcl_authors(z1: Tensor, z2: Tensor, t: float = 2.0, gamma: float = 16.0) -> 
     energies = [(-t * torch.pdist(z) ** 2).exp().mean() for z in (a, b)]
     alignment = (-t * (a - b).norm(dim=1) ** 2).exp().mean()
     return gamma * (energies[0] + energies[1]) - 2 * alignment
+
+
+def alignment_uniformity(z1: Tensor, z2: Tensor, t: float = 2.0) -> Tensor:
+    a, b = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    diagonal = torch.eye(len(a), dtype=torch.bool)
+    potentials = [(2 * t * (z @ z.T - 1)).masked_fill(diagonal, -torch.inf).logsumexp((0, 1)) for z in (a, b)]
+    uniformity = (potentials[0] + potentials[1]) / 2 - math.log(len(a) * (len(a) - 1))
+    return (a - b).square().sum(1).mean() + uniformity
+
+
+def alignment_uniformity_authors(z1: Tensor, z2: Tensor, t: float = 2.0) -> Tensor:
+    a, b = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    potentials = [torch.pdist(z).pow(2).mul(-t).exp().mean().log() for z in (a, b)]
+    return (a - b).norm(dim=1).pow(2).mean() + (potentials[0] + potentials[1]) / 2
+
+
+def supcon(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
+    z, labels = _unit(z1, z2), labels.repeat(2)
+    own = torch.eye(len(z), dtype=torch.bool)
+    logits, positives = z @ z.T / temperature, (labels[:, None] == labels) & ~own
+    log_probabilities = logits - logits.masked_fill(own, -torch.inf).logsumexp(1, keepdim=True)
+    return -((log_probabilities * positives).sum(1) / positives.sum(1)).mean()
 
 
 class SogCLR:

@@ -60,7 +60,15 @@ def zoo_loss(name: str, params: Mapping[str, Any], num_samples: int = NUM_SAMPLE
     import contrastive_zoo as zoo
 
     loss = zoo.get_loss(name, num_samples=num_samples, **params)
-    return lambda z1, z2, index: loss(z1, z2, index=index)
+    return lambda z1, z2, index: loss(z1, z2, index=index, labels=_labels(index))
+
+
+def _labels(index: Tensor) -> Tensor:
+    return index % CLASSES
+
+
+def _with_labels(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Loss:
+    return lambda z1, z2, index: loss(z1, z2, _labels(index))
 
 
 def _of_views(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
@@ -83,18 +91,23 @@ def _lightly_ntxent() -> Loss:
     return _of_views(NTXentLoss(temperature=0.1))
 
 
-def _lightly_dcl() -> Loss:
-    from lightly.loss import DCLLoss
+def _lightly_dcl(name: str) -> Callable[[], Loss]:
+    def make() -> Loss:
+        from lightly import loss
 
-    return _of_views(DCLLoss(temperature=0.1))
+        return _of_views(getattr(loss, name)(temperature=0.1))
+
+    return make
 
 
-def _metric_learning(name: str) -> Callable[[], Loss]:
+def _metric_learning(name: str, labels: Callable[[Tensor], Tensor] | None = None) -> Callable[[], Loss]:
+    """With a label for each sample by default."""
+
     def make() -> Loss:
         from pytorch_metric_learning import losses
 
         loss = getattr(losses, name)(temperature=0.1)
-        return lambda z1, z2, index: loss(torch.cat([z1, z2]), torch.arange(len(z1)).repeat(2))
+        return lambda z1, z2, index: loss(torch.cat([z1, z2]), (labels(index) if labels else index).repeat(2))
 
     return make
 
@@ -112,6 +125,13 @@ def _open_clip() -> Loss:
     return lambda z1, z2, index: loss(F.normalize(z1, dim=1), F.normalize(z2, dim=1), logit_scale=10.0)
 
 
+def _learned_open_clip() -> Loss:
+    from open_clip.loss import ClipLoss
+
+    loss, logit_scale = ClipLoss(), dense.CLIP().logit_scale
+    return lambda z1, z2, index: loss(F.normalize(z1, dim=1), F.normalize(z2, dim=1), logit_scale.exp())
+
+
 def _libauc() -> Loss:
     from libauc.losses.contrastive import GCLoss_v1
 
@@ -127,11 +147,17 @@ def _sogclr() -> dense.SogCLR:
     return dense.SogCLR(NUM_SAMPLES)
 
 
+CLASSES = 10
 ALL_TRIPLES = "it sets every positive pair against every negative pair: about 136 GB at 1024"
 NTXENT_PACKAGES = (
     Peer("lightly NTXentLoss", "package", _lightly_ntxent),
     Peer("metric-learning SupConLoss", "package", _metric_learning("SupConLoss")),
     Peer("metric-learning NTXentLoss", "package", _metric_learning("NTXentLoss"), largest=256, why=ALL_TRIPLES),
+)
+SUPCON = (
+    Peer("bare torch", "bare", lambda: _with_labels(dense.supcon)),
+    Peer("compiled torch", "compiled", lambda: _with_labels(torch.compile(dense.supcon, dynamic=False))),
+    Peer("metric-learning SupConLoss", "package", _metric_learning("SupConLoss", _labels)),
 )
 SOGCLR = (
     Peer("bare torch", "bare", _sogclr),
@@ -139,20 +165,31 @@ SOGCLR = (
     Peer("libauc GCLoss_v1", "package", _libauc, gradient_factor=0.2, has_value=False),
 )
 OPEN_CLIP = Peer("open_clip ClipLoss", "package", _open_clip)
+CLIP = (
+    Peer("bare torch", "bare", lambda: _of_views(dense.CLIP())),
+    Peer("compiled torch", "compiled", lambda: _of_views(torch.compile(dense.CLIP().__call__, dynamic=False))),
+    Peer("open_clip ClipLoss", "package", _learned_open_clip),
+)
 INFO_NCE = Peer("info_nce InfoNCE", "package", _info_nce)
-DCL = Peer("lightly DCLLoss", "package", _lightly_dcl)
+DCL = Peer("lightly DCLLoss", "package", _lightly_dcl("DCLLoss"))
+DCLW = Peer("lightly DCLWLoss", "package", _lightly_dcl("DCLWLoss"))
 EMC2 = Peer("authors' way", "authors", lambda: dense.EMC2(NUM_SAMPLES), has_value=False)
+ALIGNMENT_UNIFORMITY = (*_bare(dense.alignment_uniformity), _authors(dense.alignment_uniformity_authors))
 ONE_DIRECTION = {"symmetric": False}
 
 OBJECTIVES = (
     Objective("ntxent", "ntxent", (*_bare(dense.ntxent), *NTXENT_PACKAGES), sweep="stacked"),
     Objective("infonce", "infonce", (*_bare(dense.infonce), OPEN_CLIP), sweep="cross"),
     Objective("infonce, one direction", "infonce", (*_bare(_one_direction), INFO_NCE), ONE_DIRECTION, sweep="cross"),
+    Objective("clip", "clip", CLIP, {"init_scale": 10.0}, sweep="cross"),
     Objective("dcl", "dcl", (*_bare(dense.dcl), DCL), sweep="stacked"),
+    Objective("dclw", "dclw", (*_bare(dense.dclw), DCLW), sweep="stacked"),
     Objective("debiased", "debiased", (*_bare(dense.debiased), _authors(dense.debiased_authors)), sweep="stacked"),
     Objective("hcl", "hcl", (*_bare(dense.hcl), _authors(dense.hcl_authors)), sweep="stacked"),
     Objective("dhel", "dhel", (*_bare(dense.dhel), _authors(dense.dhel_authors)), sweep="views"),
     Objective("kcl", "kcl", (*_bare(dense.kcl), _authors(dense.kcl_authors)), sweep="views"),
+    Objective("alignment_uniformity", "alignment_uniformity", ALIGNMENT_UNIFORMITY, sweep="views"),
+    Objective("supcon", "supcon", SUPCON, sweep="stacked"),
     Objective("sogclr", "sogclr", SOGCLR, sweep="stacked"),
     Objective("emc2", "emc2", (EMC2,), expectation=dense.emc2_expected),
 )

@@ -14,6 +14,10 @@ Scales = float | Tensor | tuple[float | Tensor, ...]
 class Pairs(Protocol):
     """Sums over pairs of rows; `contrastive_zoo.pairwise` with a backend already chosen."""
 
+    @property
+    def unit_rows(self) -> bool:
+        """Whether all rows have length 1."""
+
     def logsumexp(
         self,
         x: Tensor,

@@ -1,4 +1,4 @@
-"""The stateless objectives as functions: one call, no module to keep.
+"""The objectives without state and parameters to be learned as functions: one call, no module to keep.
 
 Every function takes what `get_loss` takes for its name, besides the features:
 
@@ -17,7 +17,22 @@ from torch import Tensor
 import contrastive_zoo.objectives  # noqa: F401 - registers the names
 from contrastive_zoo.loss import COMMON, Loss, describe_loss, get_loss
 
-__all__ = ["dcl", "debiased", "dhel", "hcl", "hscl", "hucl", "infonce", "kcl", "ntxent", "scl", "siglip", "ucl"]
+__all__ = [
+    "alignment_uniformity",
+    "dcl",
+    "dclw",
+    "debiased",
+    "dhel",
+    "hcl",
+    "hscl",
+    "hucl",
+    "infonce",
+    "kcl",
+    "ntxent",
+    "scl",
+    "supcon",
+    "ucl",
+]
 
 _CALL = ("index", "labels", "negatives", "negatives_index")
 
@@ -57,7 +72,8 @@ def _functional(name: str) -> FunctionalLoss:
         return result
 
     loss.__name__ = loss.__qualname__ = name
-    loss.__doc__ = f"{card.summary}\n\nTakes z1 and z2 of shape (B, D), or z1 of shape (V, B, D); see ``zoo.get_loss({name!r})`` for everything else."
+    shapes = "Takes z1 and z2 of shape (B, D), or z1 of shape (V, B, D)"
+    loss.__doc__ = f"{card.summary}\n\n{shapes}; see ``zoo.get_loss({name!r})`` for everything else."
     loss.__signature__ = _signature(card.parameters)  # type: ignore[attr-defined]
     return loss
 
@@ -76,12 +92,14 @@ def _signature(parameters: dict[str, Any]) -> inspect.Signature:
 ntxent = _functional("ntxent")
 infonce = _functional("infonce")
 dcl = _functional("dcl")
+dclw = _functional("dclw")
 debiased = _functional("debiased")
 hcl = _functional("hcl")
 dhel = _functional("dhel")
 kcl = _functional("kcl")
-siglip = _functional("siglip")
 ucl = _functional("ucl")
 hucl = _functional("hucl")
 scl = _functional("scl")
 hscl = _functional("hscl")
+alignment_uniformity = _functional("alignment_uniformity")
+supcon = _functional("supcon")

@@ -203,6 +203,16 @@ class Loss(nn.Module):
         """0-dim tensor; assign a number between steps to change it, at no recompilation."""
         return self.objective.temperature
 
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """Logarithm of the learned inverse temperature, of objectives that have one."""
+        return self.objective.get_parameter("logit_scale")
+
+    @property
+    def logit_bias(self) -> nn.Parameter:
+        """Learned bias of the logits, of objectives that have one."""
+        return self.objective.get_parameter("logit_bias")
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "temperature":
             self.objective.set_temperature(value)

@@ -23,6 +23,7 @@ NUM_SAMPLES = 40
 
 # Parameters to try besides the defaults; a name that is not listed is tried with its defaults.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "alignment_uniformity": [{"alpha": 1.0, "t": 3.0, "weight": 0.5}],
     "infonce": [{"symmetric": False}],
     "dhel": [{"both_views": False}],
     "hcl": [{"beta": 0.0}, {"beta": 2.0, "tau_plus": 0.3}],

@@ -151,6 +151,12 @@ def infonce(
     return _per_anchor(z1, z2, value)[:, : 2 if symmetric else 1]
 
 
+def clip(z1: Tensor, z2: Tensor, *, init_scale: float, ids: Ids | None = None) -> Tensor:
+    """Radford et al., 2021, figure 3; the logarithm of the scale is a parameter in the default precision."""
+    logit_scale = float(torch.tensor(math.log(init_scale)))
+    return infonce(z1, z2, temperature=math.exp(-logit_scale), ids=ids)
+
+
 def dcl(
     z1: Tensor,
     z2: Tensor,
@@ -169,6 +175,39 @@ def dcl(
         return log_sum_exp([s / temperature for s in others], anchor) - anchor @ rows[1 - view][i] / temperature
 
     return _per_anchor(z1, z2, value)
+
+
+def dclw(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    temperature: float | Tensor,
+    sigma: float,
+    ids: Ids | None = None,
+    negatives: Tensor | None = None,
+    negatives_ids: Tensor | None = None,
+) -> Tensor:
+    """Yeh et al., 2022, section 3; the weights are constants."""
+    decoupled = dcl(z1, z2, temperature=temperature, ids=ids, negatives=negatives, negatives_ids=negatives_ids)
+    positives = torch.stack([a @ b for a, b in zip(unit(z1), unit(z2), strict=True)])
+    exponentials = [math.exp(number(s) / sigma) for s in positives]
+    weights = torch.tensor([2 - e / (sum(exponentials) / len(exponentials)) for e in exponentials], dtype=torch.float64)
+    return decoupled + ((1 - weights) * positives / temperature)[:, None]
+
+
+def supcon(*views: Tensor, temperature: float | Tensor, labels: Ids, ids: Ids | None = None) -> Tensor:
+    """Khosla et al., 2020, eq. 2, (B, V); a row has the label of the first row of its sample."""
+    ids = _default(ids, views[0])
+    rows = [(labels[list(ids).index(ids[i])], row) for i in range(len(ids)) for row in (unit(z)[i] for z in views)]
+    losses = []
+    for a, (label, anchor) in enumerate(rows):
+        others = [(other, anchor @ row / temperature) for b, (other, row) in enumerate(rows) if b != a]
+        positives = [s for other, s in others if other == label]
+        if positives:
+            losses.append(log_sum_exp([s for _, s in others], anchor) - sum(positives) / len(positives))
+        else:
+            losses.append(log_sum_exp([], anchor))
+    return torch.stack(losses).view(len(ids), len(views))
 
 
 def hcl(
@@ -231,6 +270,19 @@ def dhel(z1: Tensor, z2: Tensor, *, temperature: float | Tensor, both_views: boo
             loss = loss + log_sum_exp([s / temperature for s in others], rows[view][i])
         losses.append(loss)
     return torch.stack(losses)[:, None]
+
+
+def alignment_uniformity(
+    z1: Tensor, z2: Tensor, *, alpha: float = 2.0, t: float = 2.0, weight: float = 1.0, ids: Ids | None = None
+) -> Tensor:
+    """Wang and Isola, 2020, section 4, one number, the mean of the uniformity of both views."""
+    ids, rows = _default(ids, z1), [unit(z1), unit(z2)]
+    squares = [(a - b).square().sum() for a, b in zip(*rows, strict=True)]
+    alignment = sum(d2 ** (alpha / 2) if number(d2) > 0 else d2 for d2 in squares) / len(ids)
+    pairs = [(i, j) for i in range(len(ids)) for j in range(i) if ids[i] != ids[j]]
+    logits = [[-t * (view[i] - view[j]).square().sum() for i, j in pairs] for view in rows]
+    uniformities = [log_sum_exp(of_view, z1) - math.log(len(pairs)) for of_view in logits]
+    return alignment + weight * sum(uniformities) / 2
 
 
 def kcl(z1: Tensor, z2: Tensor, *, kernel: str, t: float, gamma: float, ids: Ids | None = None) -> Tensor:

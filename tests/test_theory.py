@@ -1,6 +1,8 @@
 """What the papers prove: minimisers, values at known points, independence of the batch size."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 import contrastive_zoo as zoo
 
 
-def minimise(loss_fn: zoo.Loss, points: int, width: int) -> tuple[Tensor, Tensor]:
+def minimise(loss_fn: Callable[..., Tensor], points: int, width: int) -> tuple[Tensor, Tensor]:
     """Unit rows of both views, free to move from a random start."""
     draws = torch.Generator().manual_seed(1)
     z = torch.randn(2, points, width, generator=draws, dtype=torch.float64, requires_grad=True)
@@ -34,6 +36,7 @@ def minimise(loss_fn: zoo.Loss, points: int, width: int) -> tuple[Tensor, Tensor
     ("name", "params", "width"),
     [
         *((name, {"temperature": 0.5}, width) for name in ("ntxent", "dcl", "dhel") for width in (5, 8)),
+        *(("alignment_uniformity", {"t": 2.0}, width) for width in (5, 8)),
         # In the smallest space that holds the simplex the flat tails of the gaussian kernel have other minima.
         ("kcl", {"kernel": "gaussian", "t": 2.0, "gamma": 16.0}, 8),
         ("kcl", {"kernel": "log", "t": 2.0, "gamma": 16.0}, 5),
@@ -53,11 +56,21 @@ def test_the_minimiser_is_the_simplex(name: str, params: dict[str, Any], width: 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_the_minimiser_of_supcon_is_the_simplex_of_the_classes(backend: str) -> None:
+    """Rows of a class coincide, and classes have the inner product -1/(C - 1). Graf et al., 2021, theorem 2."""
+    labels = torch.arange(6) % 3
+    a, b = minimise(partial(zoo.get_loss("supcon", temperature=0.5, backend=backend), labels=labels), 6, 5)
+    simplex = torch.where(labels[:, None] == labels[None, :], 1.0, -0.5).double()
+    for gram in (a @ a.T, a @ b.T, b @ b.T):
+        torch.testing.assert_close(gram, simplex, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [2, 7, 33])
 def test_all_rows_equal(size: int, backend: str) -> None:
     """Every anchor picks one of as many equal keys as there are."""
     z = torch.ones(size, 3, dtype=torch.float64)
-    keys = {"ntxent": 2 * size - 1, "dcl": 2 * size - 2, "infonce": size}
+    keys = {"ntxent": 2 * size - 1, "dcl": 2 * size - 2, "dclw": 2 * size - 2, "infonce": size}
     for name, count in keys.items():
         for temperature in (0.005, 0.1, 10.0):
             loss = zoo.get_loss(name, temperature=temperature, backend=backend)(z, z)

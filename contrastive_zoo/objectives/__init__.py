@@ -1,6 +1,8 @@
 """What is minimised: one file per method."""
 
-from contrastive_zoo.objectives.dcl import dcl
+from contrastive_zoo.objectives.alignment_uniformity import alignment_uniformity
+from contrastive_zoo.objectives.clip import CLIP
+from contrastive_zoo.objectives.dcl import dcl, dclw
 from contrastive_zoo.objectives.dhel import dhel
 from contrastive_zoo.objectives.emc2 import EMC2
 from contrastive_zoo.objectives.generalised import HSCL, HUCL, SCL, UCL
@@ -10,8 +12,10 @@ from contrastive_zoo.objectives.kcl import kcl
 from contrastive_zoo.objectives.ntxent import ntxent
 from contrastive_zoo.objectives.siglip import SigLIP
 from contrastive_zoo.objectives.sogclr import SogCLR
+from contrastive_zoo.objectives.supcon import supcon
 
 __all__ = [
+    "CLIP",
     "EMC2",
     "HSCL",
     "HUCL",
@@ -19,11 +23,14 @@ __all__ = [
     "UCL",
     "SigLIP",
     "SogCLR",
+    "alignment_uniformity",
     "dcl",
+    "dclw",
     "debiased",
     "dhel",
     "hcl",
     "infonce",
     "kcl",
     "ntxent",
+    "supcon",
 ]

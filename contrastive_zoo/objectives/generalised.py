@@ -83,7 +83,7 @@ def _classes(batch: Batch) -> Tensor:
     assert batch.labels is not None
     labels = batch.labels
     if batch.index is not None:
-        labels = labels[batch.view_ids().to(labels.device)]
+        labels = labels[batch.sample_ids.to(labels.device)]
     return labels.repeat_interleave(batch.views)
 
 

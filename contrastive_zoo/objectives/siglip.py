@@ -6,7 +6,6 @@ Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, eq. 2. a
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from contrastive_zoo.batch import Batch
 from contrastive_zoo.checks import check_number
 from contrastive_zoo.logspace import log1p_exp
 from contrastive_zoo.objective import Objective
+from contrastive_zoo.parameters import within
 from contrastive_zoo.registry import POSITIVE, Range, losses
 
 
@@ -45,7 +45,7 @@ class SigLIP(Objective):
       + \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} \log\big(1 + e^{t s_{ij} + b}\big)$$
 
     The scale t is the exponential of the parameter ``logit_scale``, the bias b the parameter ``logit_bias``. They belong into
-    the optimiser, without weight decay: ``loss_fn.parameters()``, or each as an attribute of ``loss_fn.objective``. Above
+    the optimiser, without weight decay: ``loss_fn.parameters()``, or each as ``loss_fn.logit_scale`` and ``loss_fn.logit_bias``. Above
     ``max_scale`` the scale stays there, and the parameter gets only such gradients as lead it back.
 
     Args:
@@ -75,26 +75,9 @@ class SigLIP(Objective):
 
     def forward(self, batch: Batch) -> Tensor:
         """See `Objective.forward`."""
-        scale = _AtMost.apply(self.logit_scale, math.log(self.max_scale)).exp()  # type: ignore[no-untyped-call]
-        x, y = batch.x.view(batch.size, 2, -1).unbind(1)
-        ids = batch.view_ids()
+        scale = within(self.logit_scale, -math.inf, math.log(self.max_scale)).exp()
+        (x, y), ids = batch.each_view(), batch.sample_ids
         negatives = batch.pairs.softplus_sum(
             x, y, scale=scale, bias=self.logit_bias, ids=ids, key_ids=ids, uniform=batch.uniform
         )
         return log1p_exp(-scale * batch.positive_similarity() - self.logit_bias) + negatives[:, None]
-
-
-class _AtMost(torch.autograd.Function):
-    """A parameter or its maximum; beyond that, a gradient step can lead back but not further."""
-
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor, maximum: float) -> Tensor:
-        """The smaller of the two."""
-        ctx.save_for_backward(parameter >= maximum)
-        return parameter.clamp(max=maximum)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        """Descent goes against the gradient: a negative one would raise the parameter."""
-        (reached,) = ctx.saved_tensors
-        return torch.where(reached & (grads[0] < 0), 0, grads[0]), None

@@ -171,7 +171,8 @@ def test_negatives_index_needs_an_index(configuration: Configuration) -> None:
 def test_negatives_without_a_place(configuration: Configuration) -> None:
     batch = views()
     message = f"'{configuration.name}' has no place for negatives"
-    refused(configuration.make(), TypeError, message, *batch[:2], index=batch.index, negatives=keys(5, 6))
+    arguments = {"index": batch.index, "labels": batch.labels, "negatives": keys(5, 6)}
+    refused(configuration.make(), TypeError, message, *batch[:2], **arguments)
 
 
 def test_infonce_without_keys() -> None:
@@ -231,6 +232,10 @@ CONSTRUCTION: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     (TypeError, "temperature must be a number, got None", "ntxent", {"temperature": None}),
     (ValueError, r"temperature must be a number or a 0-dim tensor, got shape \(2,\)", "ntxent", {"temperature": torch.ones(2)}),
     (ValueError, "temperature .* got -", "ntxent", {"temperature": torch.tensor(-0.5)}),
+    (ValueError, r"sigma must be a finite number in \(0, inf.*got 0", "dclw", {"sigma": 0}),
+    (ValueError, r"alpha must be a finite number in \(0, inf.*got 0", "alignment_uniformity", {"alpha": 0}),
+    (ValueError, r"t must be a finite number in \(0, inf.*got -1", "alignment_uniformity", {"t": -1}),
+    (ValueError, r"weight must be a finite number in \[0, inf.*got -1", "alignment_uniformity", {"weight": -1}),
     (ValueError, r"tau_plus must be a finite number in \[0, 1\), got 1", "hcl", {"tau_plus": 1}),
     (ValueError, r"tau_plus .*got -0.1", "debiased", {"tau_plus": -0.1}),
     (ValueError, r"beta must be a finite number in \[0, inf.*got -1", "hcl", {"beta": -1}),
@@ -238,6 +243,8 @@ CONSTRUCTION: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     (ValueError, r"gamma .* got 1.5", "sogclr", {"gamma": 1.5, "num_samples": 4}),
     (ValueError, r"burn_in must be a finite number in \[0, 1\), got 1", "emc2", {"burn_in": 1, "num_samples": 4}),
     (ValueError, "out_of_batch must be one of 'cache', 'skip'.*got 'drop'", "emc2", {"out_of_batch": "drop", "num_samples": 4}),
+    (ValueError, r"init_scale must be a finite number in \[1, inf.*got 0.5", "clip", {"init_scale": 0.5}),
+    (ValueError, "init_scale must be at most max_scale = 10, got 20", "clip", {"init_scale": 20, "max_scale": 10}),
     (TypeError, "both_views of 'dhel' must be True or False, got 1", "dhel", {"both_views": 1}),
     (TypeError, "intra_view of 'sogclr' must be True or False, got 'no'", "sogclr", {"intra_view": "no", "num_samples": 4}),
     (ValueError, "kernel must be one of 'gaussian', .*'gaussian_riesz', got 'cosine'", "kcl", {"kernel": "cosine"}),

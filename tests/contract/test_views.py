@@ -3,9 +3,9 @@
 import pytest
 import torch
 from cases import BACKENDS, CONFIGURATIONS, DEFAULTS, NUM_SAMPLES, Configuration, outcome, views
+from tolerances import assert_close
 from torch import Tensor
 from torch.autograd import gradcheck
-from tolerances import assert_close
 
 import contrastive_zoo as zoo
 

@@ -23,19 +23,30 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{key}={value}" for key, value in self.params.items())])
 
+    def needed(self, batch: Views) -> dict[str, Tensor]:
+        """What a call needs besides features."""
+        return {"labels": batch.labels} if "labels" in zoo.describe_loss(self.name).needs else {}
+
 
 CASES = [
     *(Case("ntxent", {"temperature": t}, oracle.ntxent) for t in (0.005, 0.1, 10.0)),
     *(Case("dcl", {"temperature": t}, oracle.dcl) for t in (0.005, 0.1, 10.0)),
+    *(Case("dclw", {"temperature": t, "sigma": s}, oracle.dclw) for t, s in [(0.005, 0.5), (0.1, 0.5), (0.2, 0.1)]),
     *(Case("infonce", {"temperature": t}, oracle.infonce) for t in (0.005, 0.1, 10.0)),
     Case("infonce", {"temperature": 0.2, "symmetric": False}, oracle.infonce),
+    *(Case("clip", {"init_scale": scale}, oracle.clip) for scale in (1.0, 1 / 0.07, 100.0)),
     *(Case("debiased", {"temperature": t, "tau_plus": p}, oracle.debiased) for t, p in [(0.5, 0.1), (0.1, 0.3), (0.5, 0.0)]),
     *(
         Case("hcl", {"temperature": t, "tau_plus": p, "beta": b}, oracle.hcl)
         for t, p, b in [(0.5, 0.1, 1.0), (0.1, 0.1, 2.0), (0.5, 0.4, 0.5), (0.1, 0.0, 1.0), (0.5, 0.1, 0.0), (0.005, 0.1, 1.0)]
     ),
+    *(Case("supcon", {"temperature": t}, oracle.supcon) for t in (0.005, 0.1, 10.0)),
     *(Case("dhel", {"temperature": t}, oracle.dhel) for t in (0.005, 0.3, 10.0)),
     Case("dhel", {"temperature": 0.3, "both_views": False}, oracle.dhel),
+    *(
+        Case("alignment_uniformity", {"alpha": alpha, "t": t, "weight": weight}, oracle.alignment_uniformity)
+        for alpha, t, weight in [(2.0, 2.0, 1.0), (1.0, 2.0, 1.0), (2.0, 0.1, 0.5), (3.0, 20.0, 2.0), (2.0, 100.0, 1.0)]
+    ),
     *(
         Case("kcl", {"kernel": kernel, "t": t, "gamma": gamma}, oracle.kcl)
         for kernel, t, gamma in [
@@ -55,7 +66,8 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 def assert_equals_reference(case: Case, batch: Views, found: Tensor, expected: Tensor, *more: Tensor) -> None:
     """Value, and gradients of both views and of anything more."""
-    logit = 1 / case.params.get("temperature", 0.1)
+    logit = case.params.get("init_scale", 2 * case.params.get("t", 5.0))
+    logit = 1 / case.params["temperature"] if "temperature" in case.params else logit
     # Losses and gradients are differences of terms as large as logits, gradients over the length of their row.
     shortest = min(float(z.detach().norm(dim=1).min()) for z in batch[:2])
     magnitude, value = max(1.0, logit / 10) / min(1.0, shortest), oracle.mean(expected)
@@ -75,24 +87,30 @@ def test_every_stateless_name_has_a_reference() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_value_and_gradients(case: Case, shape: tuple[int, int], backend: str) -> None:
     batch = views(*shape)
-    loss = zoo.get_loss(case.name, backend=backend, **case.params)(*batch[:2])
-    assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params))
+    needed = case.needed(batch)
+    loss = zoo.get_loss(case.name, backend=backend, **case.params)(*batch[:2], **needed)
+    assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params, **needed))
 
 
 @every_case
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_samples_that_come_twice(case: Case, backend: str) -> None:
     batch, index = views(7, 4), torch.tensor([9, 3, 9, 5, 3, 9, 0])
-    loss = zoo.get_loss(case.name, backend=backend, **case.params)(*batch[:2], index=index)
-    assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params, ids=index.tolist()))
+    needed = case.needed(batch)
+    loss = zoo.get_loss(case.name, backend=backend, **case.params)(*batch[:2], index=index, **needed)
+    assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params, **needed, ids=index.tolist()))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.params.get("temperature", 1) >= 0.1], ids=str)
+# The weights of dclw are constants to the gradient, not to differences.
+SMOOTH = [case for case in CASES if case.params.get("temperature", 1) >= 0.1 and case.name != "dclw"]
+
+
+@pytest.mark.parametrize("case", SMOOTH, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_finite_differences(case: Case, backend: str) -> None:
     batch, loss_fn = views(4, 2), zoo.get_loss(case.name, backend=backend, **case.params)
     index = torch.tensor([4, 1, 2, 1])
-    assert gradcheck(lambda z1, z2: loss_fn(z1, z2, index=index), batch[:2])
+    assert gradcheck(lambda z1, z2: loss_fn(z1, z2, index=index, **case.needed(batch)), batch[:2])
 
 
 def extra_keys(shape: tuple[int, ...]) -> Tensor:
@@ -104,6 +122,7 @@ def extra_keys(shape: tuple[int, ...]) -> Tensor:
     "case",
     [
         *(Case(name, {"temperature": 0.2}, getattr(oracle, name)) for name in ("ntxent", "dcl", "infonce")),
+        Case("dclw", {"temperature": 0.2, "sigma": 0.5}, oracle.dclw),
         Case("debiased", {"temperature": 0.5, "tau_plus": 0.1}, oracle.debiased),
         Case("hcl", {"temperature": 0.5, "tau_plus": 0.1, "beta": 1.0}, oracle.hcl),
     ],

@@ -1,0 +1,78 @@
+r"""Alignment and uniformity: views close together, samples evenly spread over the sphere, each term by itself.
+
+    loss = mean_i |a_i - b_i|^alpha + weight * (U(a) + U(b)) / 2,    U(z) = log mean_{i<j} exp(-t |z_i - z_j|^2)
+
+On unit rows |z_i - z_j|^2 = 2 - 2 s_ij, so that U is a log-sum-exp at scale 2t.
+
+Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere",
+ICML 2020, sec. 4. arXiv:2005.10242
+"""
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.logspace import masked_logsumexp
+from contrastive_zoo.registry import POSITIVE, Range, losses
+
+
+@losses.register(
+    "alignment_uniformity",
+    title="Alignment and uniformity",
+    summary="Mean distance of the views plus the logarithm of the mean Gaussian potential of each view.",
+    paper="Wang and Isola, ICML 2020, sec. 4. arXiv:2005.10242",
+    equation=r"\mathrm{mean}_i\,\lVert a_i-b_i\rVert^\alpha + \frac{\lambda}{2}\big("
+    r"\log\mathrm{mean}_{i<j}\,e^{-t\lVert a_i-a_j\rVert^2} + \log\mathrm{mean}_{i<j}\,e^{-t\lVert b_i-b_j\rVert^2}\big)",
+    per_sample=False,
+    ranges={"alpha": POSITIVE, "t": POSITIVE, "weight": Range(0)},
+    differences=(
+        "Views closer than the resolution of the dtype (1.2e-7 in float32) have distance 0 and no gradient: for alpha < 1 it "
+        "would be infinite.",
+    ),
+)
+def alignment_uniformity(batch: Batch, *, alpha: float = 2.0, t: float = 2.0, weight: float = 1.0) -> Tensor:
+    r"""The loss of the batch, one number.
+
+    $$\mathrm{mean}_i\,\lVert a_i - b_i \rVert^\alpha + \frac{\text{weight}}{2} \big(U(a) + U(b)\big), \qquad
+      U(z) = \log \mathrm{mean}_{i<j}\,e^{-t \lVert z_i - z_j \rVert^2}$$
+
+    Args:
+        batch: Rows of both views, a and b.
+        alpha: Power of the distance between the views of a sample.
+        t: Sharpness of the potential: the larger, the more near neighbours decide alone.
+        weight: Weight of the uniformity.
+
+    Examples:
+        Orthonormal samples are at the squared distance 2 of each other:
+
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> z = torch.eye(4)
+        >>> zoo.get_loss("alignment_uniformity")(z, z)
+        tensor(-4.)
+    """
+    alignment = _alignment(batch, alpha)
+    pairs = batch.negatives_count(views=1).sum()
+    potentials = torch.stack([_log_potential(batch, rows, t) for rows in batch.each_view()]).mean()
+    uniformity = torch.where(pairs > 0, potentials - pairs.clamp_min(1).to(potentials.dtype).log(), 0)
+    batch.diagnostics["alignment"], batch.diagnostics["uniformity"] = alignment.detach(), uniformity.detach()
+    return torch.where(pairs > 0, alignment + weight * uniformity, 0)
+
+
+def _alignment(batch: Batch, alpha: float) -> Tensor:
+    """Mean power of the distance between the views of a sample."""
+    squares = (batch.view(0) - batch.view(1)).square().sum(1)
+    apart = squares > torch.finfo(squares.dtype).eps ** 2
+    return torch.where(apart, torch.where(apart, squares, 1).pow(alpha / 2), 0).mean()
+
+
+def _log_potential(batch: Batch, rows: Tensor, t: float) -> Tensor:
+    """Logarithm of the sum of exp(-t d^2) over ordered pairs of samples of a view."""
+    ids = batch.sample_ids
+    if batch.pairs.unit_rows:
+        return masked_logsumexp(batch.pairs.logsumexp(rows, scale=2 * t, ids=ids)) - 2 * t
+    # -t |x - k|^2 = 4t <(x, 1), (k, -|k|^2/2)> / 2 - t |x|^2; halved, rows in the unit ball stay there.
+    squares = rows.square().sum(1, keepdim=True)
+    anchors, keys = (torch.cat([rows, extra], 1) / 2**0.5 for extra in (torch.ones_like(squares), -squares / 2))
+    sums = batch.pairs.logsumexp(anchors, keys, scale=4 * t, ids=ids, key_ids=ids)
+    return masked_logsumexp(sums - t * squares[:, 0])

@@ -1,0 +1,74 @@
+r"""CLIP: InfoNCE between two modalities whose temperature is learned, as the logarithm of its inverse.
+
+    l_i = -e^t s_ii + log( exp(e^t s_ii) + sum_{j : id_j != id_i} exp(e^t s_ij) )        both directions, t = logit_scale
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, fig. 3. arXiv:2103.00020
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.objective import Objective
+from contrastive_zoo.objectives.infonce import infonce
+from contrastive_zoo.parameters import within
+from contrastive_zoo.registry import Range, losses
+
+
+def _check(*, init_scale: float, max_scale: float) -> None:
+    """Raise if the scale would be clamped before the first step."""
+    if init_scale > max_scale:
+        raise ValueError(f"init_scale must be at most max_scale = {max_scale!r}, got {init_scale!r}.")
+
+
+@losses.register(
+    "clip",
+    title="CLIP's contrastive loss",
+    summary="InfoNCE between two modalities with a learned temperature.",
+    paper="Radford et al., ICML 2021, fig. 3. arXiv:2103.00020",
+    equation=r"-e^t s_{ii} + "
+    r"\log\Big(e^{e^t s_{ii}} + \sum_{j:\,\mathrm{id}_j \ne \mathrm{id}_i} e^{e^t s_{ij}}\Big)",
+    uses={"index", "negatives"},
+    ranges={"init_scale": Range(1), "max_scale": Range(1)},
+    check=_check,
+    scale="Equal to open_clip's ClipLoss.",
+    differences=(
+        "The scale is a parameter of the loss, clamped to [1, max_scale] where it is used; open_clip keeps it in the model and "
+        "clamps it after each step, to [1, 100].",
+    ),
+)
+class CLIP(Objective):
+    r"""Loss of each anchor, (B, 2): `infonce` at temperature $e^{-t}$, where $t$ is the parameter `logit_scale`.
+
+    $$\ell_i = -e^t s_{ii} + \log\Big(e^{e^t s_{ii}} + \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} e^{e^t s_{ij}}\Big)$$
+
+    Give ``loss_fn.parameters()`` to the optimiser too, without weight decay; the parameter itself is ``loss_fn.logit_scale``.
+
+    Args:
+        init_scale: Inverse temperature at the start, at least 1.
+        max_scale: Largest inverse temperature. At both ends of $[1, \text{max scale}]$ the scale stays there, and the parameter
+            gets only such gradients as lead it back.
+
+    Raises:
+        ValueError: ``init_scale`` or ``max_scale`` is below 1, or ``init_scale`` is the larger one.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> loss_fn = zoo.get_loss("clip", init_scale=10.0)
+        >>> images, texts = torch.randn(2, 8, 16)
+        >>> loss_fn(images, texts).backward()
+        >>> round(loss_fn.logit_scale.detach().exp().item(), 4), loss_fn.logit_scale.grad is not None
+        (10.0, True)
+    """
+
+    def __init__(self, *, init_scale: float = 1 / 0.07, max_scale: float = 100.0) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
+        self.largest = math.log(max_scale)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """See `Objective.forward`."""
+        return infonce(batch, temperature=(-within(self.logit_scale, 0, self.largest).to(batch.x.dtype)).exp())

@@ -1,0 +1,66 @@
+r"""SupCon: every row of the anchor's class is a positive, and all other rows are keys.
+
+    l_a = -mean_{p in P(a)} s_ap/t + log sum_{b != a} exp(s_ab/t)        P(a): other rows with the label of a, of all views
+
+The mean over the positives comes from sums of rows by class, so that no pair of them is ever looked at.
+
+Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, eq. 2. arXiv:2004.11362
+"""
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.registry import losses
+
+
+@losses.register(
+    "supcon",
+    title="Supervised contrastive loss",
+    summary="Every row of the anchor's class is a positive; needs labels.",
+    paper="Khosla et al., NeurIPS 2020, eq. 2. arXiv:2004.11362",
+    equation=r"-\frac{1}{|P(a)|}\sum_{p \in P(a)} \frac{s_{ap}}{\tau} + \log \sum_{b \ne a} e^{s_{ab}/\tau}",
+    needs={"labels"},
+    uses={"index", "views"},
+    scale="Equal to pytorch-metric-learning's SupConLoss; the authors' code multiplies by temperature / 0.07.",
+    differences=("Rows of one sample, by index, are positives of each other whatever their labels: that of the first counts.",),
+)
+def supcon(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
+    r"""Loss of each anchor, (B, V).
+
+    $$\ell_a = -\frac{1}{|P(a)|}\sum_{p \in P(a)} \frac{s_{ap}}{\tau} + \log \sum_{b \ne a} e^{s_{ab}/\tau}$$
+
+    P(a) are all other rows with the label of a, of any view. They stay in the denominator: with n positives the loss is never
+    below log n. With two views each anchor has a positive, its other view, and one that is alone in its class is treated as in
+    NT-Xent. An anchor without a positive drops out. Where all labels are equal the loss only evens out the similarities.
+
+    Args:
+        batch: Rows of all views, and labels.
+        temperature: Divides the similarities.
+
+    Examples:
+        All rows equal, so that the 2B - 1 keys are alike:
+
+        >>> import math, torch
+        >>> import contrastive_zoo as zoo
+        >>> z = torch.ones(8, 4)
+        >>> loss = zoo.get_loss("supcon")(z, z, labels=torch.arange(8) % 3)
+        >>> torch.allclose(loss, torch.tensor(math.log(15)))
+        True
+    """
+    keys = batch.per_view(batch.pairs.logsumexp(batch.x, scale=1 / temperature))
+    total, count = _positives(batch)
+    return torch.where((count > 0) & (batch.negatives_count() > 0), keys - total / count.clamp_min(1) / temperature, -torch.inf)
+
+
+def _positives(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Sum of the similarities to the positives of each row, (B, views), and their number, (B, 1)."""
+    assert batch.labels is not None
+    labels = batch.labels.long()[batch.sample_ids.to(batch.labels.device)]
+    ordered = labels.sort().values
+    start = torch.searchsorted(ordered, labels)
+    size = torch.searchsorted(ordered, labels, right=True) - start
+    rows, classes = batch.x.view(batch.size, batch.views, -1), start.to(batch.x.device)
+    # A class is known by the place of its first label among the sorted ones.
+    sums = rows.new_zeros(batch.size, rows.shape[2]).index_add(0, classes, rows.sum(1))[classes]
+    return torch.linalg.vecdot(rows, sums[:, None] - rows), (size * batch.views - 1).to(rows.device)[:, None]
