@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.batch import Batch
+from contrastive_zoo.bounded import within
 from contrastive_zoo.objective import Objective
 from contrastive_zoo.objectives.infonce import infonce
-from contrastive_zoo.parameters import within
 from contrastive_zoo.registry import Range, losses
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.batch import Batch
+from contrastive_zoo.bounded import within
 from contrastive_zoo.checks import check_number
 from contrastive_zoo.logspace import log1p_exp
 from contrastive_zoo.objective import Objective
-from contrastive_zoo.parameters import within
 from contrastive_zoo.registry import POSITIVE, Range, losses
 
 
@@ -45,8 +45,8 @@ class SigLIP(Objective):
       + \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} \log\big(1 + e^{t s_{ij} + b}\big)$$
 
     The scale t is the exponential of the parameter ``logit_scale``, the bias b the parameter ``logit_bias``. They belong into
-    the optimiser, without weight decay: ``loss_fn.parameters()``, or each as ``loss_fn.logit_scale`` and ``loss_fn.logit_bias``. Above
-    ``max_scale`` the scale stays there, and the parameter gets only such gradients as lead it back.
+    the optimiser, without weight decay: `contrastive_zoo.parameter_groups`; each is ``loss_fn.logit_scale`` or
+    ``loss_fn.logit_bias``. Above ``max_scale`` the scale stays there, and the parameter gets only such gradients as lead it back.
 
     Args:
         init_scale: First value of t.

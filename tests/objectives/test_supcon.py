@@ -25,9 +25,17 @@ LABELS = {
 
 def batch_of(views: Sequence[Tensor], labels: list[int], backend: str) -> Batch:
     """What the objective gets to see of any number of views."""
-    ids = torch.arange(len(labels)).repeat_interleave(len(views))
+    samples = torch.arange(len(labels))
     x = torch.nn.functional.normalize(torch.stack(list(views), 1).flatten(0, 1), dim=1)
-    return Batch(x=x, ids=ids, views=len(views), pairs=Engine(backend, True, 1.01), labels=torch.tensor(labels))
+    return Batch(
+        x=x,
+        ids=samples.repeat_interleave(len(views)),
+        sample_ids=samples,
+        views=len(views),
+        pair_similarity=x.new_empty(len(labels), 0),
+        pairs=Engine(backend, True, 1.01),
+        labels=torch.tensor(labels),
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
