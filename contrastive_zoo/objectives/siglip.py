@@ -45,8 +45,8 @@ class SigLIP(Objective):
       + \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} \log\big(1 + e^{t s_{ij} + b}\big)$$
 
     The scale t is the exponential of the parameter ``logit_scale``, the bias b the parameter ``logit_bias``. They belong into
-    the optimiser, without weight decay: `contrastive_zoo.parameter_groups`; each is ``loss_fn.logit_scale`` or
-    ``loss_fn.logit_bias``. Above ``max_scale`` the scale stays there, and the parameter gets only such gradients as lead it back.
+    the optimiser, without weight decay (`contrastive_zoo.parameter_groups`); each is ``loss_fn.logit_scale`` or
+    ``loss_fn.logit_bias``. Above ``max_scale`` the scale stays there, and the parameter gets only gradients that lead it back.
 
     Args:
         init_scale: First value of t.
