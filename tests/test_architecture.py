@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "loss": {"batch", "checks", "features", "objective", "operators", "pairwise", "processes", "registry"},
     "functional": {"loss", "objectives"},
 }
-BACKENDS = {"dense", "tiled", "tiled_kernels"}
+BACKENDS = {"dense", "tiled", "tiled_kernels", "tiled_softplus"}
 
 
 def name_of(path: Path) -> str:

@@ -171,7 +171,8 @@ def test_negatives_index_needs_an_index(configuration: Configuration) -> None:
 def test_negatives_without_a_place(configuration: Configuration) -> None:
     batch = views()
     message = f"'{configuration.name}' has no place for negatives"
-    refused(configuration.make(), TypeError, message, *batch[:2], index=batch.index, negatives=keys(5, 6))
+    arguments = {"index": batch.index, "labels": batch.labels, "negatives": keys(5, 6)}
+    refused(configuration.make(), TypeError, message, *batch[:2], **arguments)
 
 
 def test_infonce_without_keys() -> None:
