@@ -36,6 +36,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "sogclr": [{"intra_view": False, "gamma": 0.5}, {"gamma": zoo.CosineSchedule(1.0, 0.2, steps=3)}],
     "emc2": [{"out_of_batch": "skip", "burn_in": 0.0}],
+    "siglip": [{"init_scale": 3.0, "init_bias": -1.0}],
+    "ucl": [{"self_positive": False}, {"num_negatives": 3}],
+    "hucl": [{"beta": 5.0, "self_positive": False}, {"num_negatives": 3}],
+    "scl": [{"self_positive": False}, {"num_negatives": 3}],
+    "hscl": [{"beta": 5.0, "self_positive": False}, {"num_negatives": 3, "self_positive": False}],
 }
 
 
@@ -57,6 +62,11 @@ class Configuration(NamedTuple):
         if "temperature" in self.card.parameters:
             params["temperature"] = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
         return self.make(**params).double()
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws at random; ``num_negatives=None`` is an expectation."""
+        return self.card.draws and {**self.card.parameters, **self.params}.get("num_negatives", 1) is not None
 
     def make(self, **params: Any) -> Loss:
         """The loss, for NUM_SAMPLES samples unless `params` say otherwise."""

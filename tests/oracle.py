@@ -67,6 +67,25 @@ def _floored(d2: Tensor, floor: float) -> Tensor:
     return d2 if number(d2) > floor else torch.full_like(d2.detach(), floor)
 
 
+def softplus(z: Tensor) -> Tensor:
+    return z + (-z).exp().log1p() if number(z) > 0 else z.exp().log1p()
+
+
+def softplus_sum(
+    x: Tensor,
+    keys: Tensor,
+    scale: float | Tensor,
+    bias: Sequence[Tensor],
+    counts: Callable[[int, int], bool],
+) -> Tensor:
+    """(N,) sums of the softplus of scale times similarity plus the row's bias, over the pairs that count."""
+    sums = []
+    for i, row in enumerate(x.unbind()):
+        terms = [softplus(scale * (row @ key) + bias[i]) for j, key in enumerate(keys.unbind()) if counts(i, j)]
+        sums.append(sum(terms, row.sum() * 0))
+    return torch.stack(sums)
+
+
 def unit(z: Tensor) -> list[Tensor]:
     """Rows scaled to length 1."""
     return [row / row.square().sum().sqrt() for row in z.unbind()]
@@ -297,3 +316,57 @@ def kcl(z1: Tensor, z2: Tensor, *, kernel: str, t: float, gamma: float, ids: Ids
     pairs = sum(a != b for a in ids for b in ids)
     energy = sum(kernel_sum(view, spread, t, ids).sum() for view in rows) / pairs
     return -2 * alignment + gamma * (0.5 if kernel == "log" else 1.0) * energy
+
+
+def siglip(z1: Tensor, z2: Tensor, *, init_scale: float, init_bias: float, ids: Ids | None = None) -> Tensor:
+    """Zhai et al., 2023, eq. 2, (B, 1): the sum over all pairs, by rows of view 1."""
+    ids = _default(ids, z1)
+    x, y = unit(z1), unit(z2)
+    losses = []
+    for i, row in enumerate(x):
+        loss = softplus(-(init_scale * (row @ y[i]) + init_bias))
+        others = [row @ y[j] for j in range(len(y)) if ids[j] != ids[i]]
+        losses.append(sum((softplus(init_scale * s + init_bias) for s in others), loss))
+    return torch.stack(losses)[:, None]
+
+
+def _generalised(z1: Tensor, z2: Tensor, classes: Ids | None, beta: float, self_positive: bool, ids: Ids | None) -> Tensor:
+    """Jiang et al., 2023, in the expectation, (B, 2), times the number of anchors over the number of pairs.
+
+    Without classes the positives are the rows of the sample, and the negatives all rows or, if an anchor is no positive of
+    itself, those of other samples. The weights of the negatives are constants.
+    """
+    ids = list(_default(ids, z1))
+    of_sample = ids if classes is None else [classes[ids.index(sample)] for sample in ids]
+    rows = [row for pair in zip(unit(z1), unit(z2), strict=True) for row in pair]
+    groups = [group for group in of_sample for _ in range(2)]
+    losses, pairs = [], 0
+    for i, row in enumerate(rows):
+        positives = [j for j in range(len(rows)) if groups[j] == groups[i] and (self_positive or j != i)]
+        everyone = classes is None and self_positive
+        negatives = [row @ rows[n] for n in range(len(rows)) if everyone or groups[n] != groups[i]]
+        weights = [(beta * s.detach()).exp() for s in negatives]
+        mean = sum(w * s.exp() for w, s in zip(weights, negatives, strict=True)) / sum(weights)
+        losses.append(sum((1 + mean / (row @ rows[j]).exp()).log() for j in positives))
+        pairs += len(positives)
+    return torch.stack(losses).view(-1, 2) * (len(rows) / pairs)
+
+
+def ucl(z1: Tensor, z2: Tensor, *, self_positive: bool = True, ids: Ids | None = None) -> Tensor:
+    """All rows count alike."""
+    return _generalised(z1, z2, None, 0.0, self_positive, ids)
+
+
+def hucl(z1: Tensor, z2: Tensor, *, beta: float, self_positive: bool = True, ids: Ids | None = None) -> Tensor:
+    """Similar rows count more."""
+    return _generalised(z1, z2, None, beta, self_positive, ids)
+
+
+def scl(z1: Tensor, z2: Tensor, *, labels: Tensor, self_positive: bool = True, ids: Ids | None = None) -> Tensor:
+    """Rows of other classes count alike."""
+    return _generalised(z1, z2, labels.tolist(), 0.0, self_positive, ids)
+
+
+def hscl(z1: Tensor, z2: Tensor, *, labels: Tensor, beta: float, self_positive: bool = True, ids: Ids | None = None) -> Tensor:
+    """Similar rows of other classes count more."""
+    return _generalised(z1, z2, labels.tolist(), beta, self_positive, ids)

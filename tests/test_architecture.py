@@ -53,7 +53,7 @@ ARROWS: dict[str, set[str]] = {
     "functional": {"loss", "objectives"},
     "parameters": {"loss"},
 }
-BACKENDS = {"dense", "tiled", "tiled_kernels"}
+BACKENDS = {"dense", "tiled", "tiled_kernels", "tiled_softplus"}
 
 
 def name_of(path: Path) -> str:

@@ -54,6 +54,9 @@ def every_use() -> Iterator[Callable[[], Any]]:
     yield lambda: pairwise.logsumexp(x, scale=scales)
     yield lambda: torch.cat(pairwise.logsumexp_both(x, keys, scale=scale))
     yield lambda: pairwise.kernel_sum(x, kernel="imq", parameter=1.0)
+    yield lambda: pairwise.softplus_sum(x, keys, scale=scale, bias=scales, ids=ids, key_ids=key_ids)
+    yield lambda: pairwise.softplus_sum(x, scale=scale, bias=0.5, uniform=True)
+    yield lambda: pairwise.softplus_sum_within(x, ids=ids, scale=scale, bias=scales)
     yield lambda: pairwise.kernel_sum(x, kernel="riesz", parameter=1.0, ids=ids, unit_rows=True)
 
 
@@ -88,8 +91,10 @@ def recorded() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         record(batch.call, configuration.make())
         if configuration.card.name == "sogclr":
             record(batch.call, configuration.make(gamma=zoo.CosineSchedule(1.0, 0.2, steps=3)))
-        if configuration.card.draws:
+        if configuration.draws:
             record(batch.call, configuration.make(reduction="none"))
+    record(batch.call, zoo.get_loss("hscl", num_negatives=2))
+    record(batch.call, zoo.get_loss("ucl", num_negatives=2))
     torch._dynamo.reset()
     return {f"{call[0].name()} {number}": call for number, call in enumerate(record.recorder.calls.values())}
 

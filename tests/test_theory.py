@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from cases import BACKENDS
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import contrastive_zoo as zoo
@@ -106,6 +108,55 @@ def test_expected_kcl_does_not_depend_on_the_size_of_batches(params: dict[str, A
         assert mean_over_batches(loss_fn, z1, z2, size) == pytest.approx(whole, rel=1e-12)
     ntxent = zoo.get_loss("ntxent")
     assert mean_over_batches(ntxent, z1, z2, 3) != pytest.approx(float(ntxent(z1, z2)), rel=1e-2)
+
+
+@given(
+    size=st.integers(2, 9),
+    width=st.integers(1, 6),
+    classes=st.integers(2, 4),
+    seed=st.integers(0, 2**16),
+    beta=st.floats(0, 30),
+    more=st.floats(0, 30),
+    self_positive=st.booleans(),
+    normalize=st.sampled_from(["sphere", "ball"]),
+    backend=st.sampled_from(BACKENDS),
+)
+@pytest.mark.parametrize("name", ["scl", "ucl"])
+def test_hardness_never_lessens_the_loss(
+    name: str,
+    size: int,
+    width: int,
+    classes: int,
+    seed: int,
+    beta: float,
+    more: float,
+    self_positive: bool,
+    normalize: str,
+    backend: str,
+) -> None:
+    """HSCL >= SCL and HUCL >= UCL for any features (Jiang et al., 2023), and the more the harder."""
+    z1, z2 = torch.randn(2, size, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    common = {"self_positive": self_positive, "normalize": normalize, "backend": backend}
+    easy, hard, harder = (
+        float(zoo.get_loss(kind, **params, **common)(z1, z2, labels=torch.arange(size) % classes))
+        for kind, params in ((name, {}), (f"h{name}", {"beta": beta}), (f"h{name}", {"beta": beta + more}))
+    )
+    assert easy <= hard + 1e-12
+    assert hard <= harder + 1e-12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_classes_at_the_corners_of_a_simplex_minimise_scl(backend: str) -> None:
+    """Neural collapse: rows of a class coincide, class means are a simplex, and hard negatives are not harder than others."""
+    classes, labels = 4, torch.arange(8) % 4
+    loss_fn = zoo.get_loss("scl", backend=backend)
+    a, b = minimise(lambda z1, z2: loss_fn(z1, z2, labels=labels), 8, 5)
+    simplex = torch.eye(classes, dtype=torch.float64) * (1 + 1 / (classes - 1)) - 1 / (classes - 1)
+    for gram in (a @ a.T, a @ b.T, b @ b.T):
+        torch.testing.assert_close(gram, simplex[labels][:, labels], rtol=0, atol=1e-3)
+    least = math.log1p(math.exp(-1 - 1 / (classes - 1)))
+    for name in ("scl", "hscl"):
+        assert float(zoo.get_loss(name, backend=backend)(a, b, labels=labels)) == pytest.approx(least, abs=1e-6)
 
 
 def test_debiased_negatives_without_debiasing_are_those_of_ntxent() -> None:

@@ -60,10 +60,10 @@ class Generalised(Objective):
         counts = same if self.self_positive else same - 1
         negatives = len(x) - same if excluded is not None else torch.full_like(same, len(x))
         values = self._sums(batch, x, positives, excluded, negatives)
-        kept = (counts > 0) & (negatives > 0)
+        kept = (counts > 0) & (same < len(x))
         # The mean over anchors becomes one over pairs.
-        share = kept.sum() / (kept * counts).sum().clamp_min(1)
-        values = torch.where(kept, values * share.to(values.dtype), -torch.inf)
+        share = kept.sum().to(x.dtype) / (kept * counts).sum().clamp_min(1)
+        values = torch.where(kept, values * share, -torch.inf)
         return batch.per_view(values if order is None else values[order.argsort().to(x.device)])
 
     def _sums(self, batch: Batch, x: Tensor, positives: Tensor, excluded: Tensor | None, negatives: Tensor) -> Tensor:

@@ -80,4 +80,5 @@ class SigLIP(Objective):
         negatives = batch.pairs.softplus_sum(
             x, y, scale=scale, bias=self.logit_bias, ids=ids, key_ids=ids, uniform=batch.uniform
         )
-        return log1p_exp(-scale * batch.positive_similarity() - self.logit_bias) + negatives[:, None]
+        positives = log1p_exp(-scale * batch.positive_similarity() - self.logit_bias)
+        return torch.where(batch.negatives_count(views=1) > 0, positives + negatives[:, None], -torch.inf)

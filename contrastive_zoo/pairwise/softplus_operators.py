@@ -125,7 +125,9 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx: Any, compute: Any, grad: Tensor, *_: Any) -> Any:
+def _gradient(ctx: Any, compute: Any, grad: Tensor | None, *_: Any) -> Any:
+    if grad is None:
+        return (None,) * 8
     x, keys, scale, bias, ids, key_ids, *prepared = ctx.saved_tensors
     _, needs_keys, needs_scale, needs_bias = ctx.needs_input_grad[:4]
     of_x, of_keys, of_scale, of_bias = compute(

@@ -64,8 +64,8 @@ def test_functional_forms_are_those_of_the_names_that_keep_nothing() -> None:
 @every_function
 def test_functional_form_equals_the_module(configuration: Configuration) -> None:
     batch, function = views(), getattr(zoo.functional, configuration.name)
-    found = function(batch.z1, batch.z2, index=batch.index, labels=batch.labels, **configuration.params)
-    assert torch.equal(found, batch.call(configuration.make()))
+    value = function(batch.z1, batch.z2, index=batch.index, labels=batch.labels, **configuration.params)
+    assert torch.equal(value, batch.call(configuration.make()))
     accepted = inspect.signature(function).parameters
     assert {"z1", "z2", "index", "labels", "negatives", "negatives_index", *configuration.card.parameters} <= set(accepted)
     assert accepted["reduction"].default == "mean"

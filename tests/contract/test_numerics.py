@@ -35,7 +35,8 @@ def batches(draw: st.DrawFn) -> Views:
     index = torch.randperm(NUM_SAMPLES, generator=random)[:size]
     if size > 2 and draw(st.booleans()):
         index[-1] = index[0]
-    return Views(*((z * scale).float().requires_grad_() for z, scale in zip((z1, z2), scales, strict=True)), index, index % 3)
+    labels = torch.arange(size) % 3
+    return Views(*((z * scale).float().requires_grad_() for z, scale in zip((z1, z2), scales, strict=True)), index, labels)
 
 
 def parameters(configuration: Configuration) -> st.SearchStrategy[dict[str, Any]]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -59,7 +60,18 @@ CASES = [
             ("gaussian_riesz", 1.0, 2.0),
         ]
     ),
+    *(
+        # The parameter is the logarithm of the scale in float32.
+        Case("siglip", {"init_scale": math.exp(np.float32(math.log(scale))), "init_bias": bias}, oracle.siglip)
+        for scale, bias in [(10, -10), (3, -1), (99, 5)]
+    ),
+    *(Case("ucl", {"self_positive": p}, oracle.ucl) for p in (True, False)),
+    *(Case("hucl", {"beta": b, "self_positive": p}, oracle.hucl) for b, p in [(1.0, True), (5.0, False), (0.0, True)]),
+    *(Case("scl", {"self_positive": p}, oracle.scl) for p in (True, False)),
+    *(Case("hscl", {"beta": b, "self_positive": p}, oracle.hscl) for b, p in [(1.0, True), (5.0, False), (0.0, True)]),
 ]
+# Their gradient takes weights for constants, so that it is not the derivative of the value.
+CONSTANT_WEIGHTS = {"dclw", "hucl", "hscl"}
 SHAPES = [(2, 1), (3, 5), (13, 4)]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -88,7 +100,7 @@ def test_every_stateless_name_has_a_reference() -> None:
 def test_value_and_gradients(case: Case, shape: tuple[int, int], backend: str) -> None:
     batch = views(*shape)
     needed = case.needed(batch)
-    loss = zoo.get_loss(case.name, backend=backend, **case.params)(*batch[:2], **needed)
+    loss = zoo.get_loss(case.name, backend=backend, **case.params).double()(*batch[:2], **needed)
     assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params, **needed))
 
 
@@ -97,20 +109,18 @@ def test_value_and_gradients(case: Case, shape: tuple[int, int], backend: str) -
 def test_samples_that_come_twice(case: Case, backend: str) -> None:
     batch, index = views(7, 4), torch.tensor([9, 3, 9, 5, 3, 9, 0])
     needed = case.needed(batch)
-    loss = zoo.get_loss(case.name, backend=backend, **case.params)(*batch[:2], index=index, **needed)
+    loss = zoo.get_loss(case.name, backend=backend, **case.params).double()(*batch[:2], index=index, **needed)
     assert_equals_reference(case, batch, loss, case.reference(*batch[:2], **case.params, **needed, ids=index.tolist()))
 
 
-# The weights of dclw are constants to the gradient, not to differences.
-SMOOTH = [case for case in CASES if case.params.get("temperature", 1) >= 0.1 and case.name != "dclw"]
-
-
-@pytest.mark.parametrize("case", SMOOTH, ids=str)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.params.get("temperature", 1) >= 0.1 and c.name not in CONSTANT_WEIGHTS], ids=str
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_finite_differences(case: Case, backend: str) -> None:
     batch, loss_fn = views(4, 2), zoo.get_loss(case.name, backend=backend, **case.params)
     index = torch.tensor([4, 1, 2, 1])
-    assert gradcheck(lambda z1, z2: loss_fn(z1, z2, index=index, **case.needed(batch)), batch[:2])
+    assert gradcheck(lambda z1, z2: loss_fn(z1, z2, index=index, labels=batch.labels), batch[:2])
 
 
 def extra_keys(shape: tuple[int, ...]) -> Tensor:

@@ -68,6 +68,35 @@ def test_kernel_sum(error: type[Exception], message: str, arguments: dict[str, A
         pairwise.kernel_sum(X, **{"kernel": "gaussian", "parameter": 2.0, **arguments})
 
 
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (ValueError, "ids and key_ids go together", {"keys": KEYS, "ids": IDS}),
+        (ValueError, "same width and dtype", {"keys": KEYS.double()}),
+        (ValueError, r"scale must be a number or a 0-dim tensor, got shape \(4,\)", {"scale": torch.ones(4)}),
+        (ValueError, r"bias must be a number or hold one per row, \(4,\), got shape \(3,\)", {"bias": torch.ones(3)}),
+        (ValueError, "backend must be one of", {"backend": "fast"}),
+    ],
+)
+def test_softplus_sum(error: type[Exception], message: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(error, match=message):
+        pairwise.softplus_sum(**{"x": X, "scale": 1.0, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (ValueError, r"ids must have shape \(4,\).*got \(3,\)", {"ids": KEY_IDS}),
+        (TypeError, "ids must hold integers", {"ids": IDS.float()}),
+        (ValueError, r"scale must be a number or a 0-dim tensor, got shape \(4,\)", {"scale": torch.ones(4)}),
+        (ValueError, "bias must be a number", {"bias": torch.ones(2, 2)}),
+    ],
+)
+def test_softplus_sum_within(error: type[Exception], message: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(error, match=message):
+        pairwise.softplus_sum_within(**{"x": X, "ids": IDS, "scale": 1.0, **arguments})
+
+
 def test_an_explicit_backend_is_kept_and_auto_is_tiled() -> None:
     x = X.double().requires_grad_()
     for backend, differentiable_twice in (("dense", True), ("tiled", False), ("auto", False)):

@@ -17,6 +17,11 @@ SWEEPS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "scale per row": lambda x, keys, scale: pairwise.logsumexp(x, scale=scale.expand(len(x))),
     "both": lambda x, keys, scale: torch.cat(pairwise.logsumexp_both(x, keys, scale=scale)),
     "kernel": lambda x, keys, scale: pairwise.kernel_sum(x, kernel="log", parameter=2.0) * scale,
+    "softplus": lambda x, keys, scale: pairwise.softplus_sum(x, keys, scale=scale, bias=-scale),
+    "softplus, self": lambda x, keys, scale: pairwise.softplus_sum(x, scale=scale, bias=x[:, 0]),
+    "softplus within": lambda x, keys, scale: pairwise.softplus_sum_within(
+        x, ids=torch.arange(len(x)) // 2, scale=scale, bias=x[:, 0]
+    ),
 }
 OUTCOME = ("value", "gradient of rows", "gradient of keys", "gradient of scale")
 every_sweep = pytest.mark.parametrize("sweep", SWEEPS.values(), ids=SWEEPS)

@@ -25,6 +25,18 @@ SWEEPS: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], tuple[str, .
         ("x", "keys", "scale"),
     ),
     "kernel": (lambda x, backend: pairwise.kernel_sum(x, kernel="log", parameter=2.0, ids=IDS, backend=backend), ("x",)),
+    "softplus": (
+        lambda x, k, s, b, backend: pairwise.softplus_sum(x, k, scale=s, bias=b, ids=IDS, key_ids=KEY_IDS, backend=backend),
+        ("x", "keys", "scale", "scales"),
+    ),
+    "softplus, self": (
+        lambda x, s, b, backend: pairwise.softplus_sum(x, scale=s, bias=b, ids=IDS, backend=backend),
+        ("x", "scale", "scales"),
+    ),
+    "softplus within": (
+        lambda x, s, b, backend: pairwise.softplus_sum_within(x, ids=IDS % 2, scale=s, bias=b, backend=backend),
+        ("x", "scale", "scales"),
+    ),
 }
 every_sweep = pytest.mark.parametrize(("sweep", "names"), SWEEPS.values(), ids=SWEEPS)
 

@@ -25,6 +25,11 @@ SWEEPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "scale per row": lambda x, keys: pairwise.logsumexp(x, scale=torch.linspace(1, 100, len(x))),
     "both": lambda x, keys: torch.cat(pairwise.logsumexp_both(x, keys, scale=10.0)),
     "kernel": lambda x, keys: pairwise.kernel_sum(x, kernel="imq", parameter=1.0),
+    "softplus": lambda x, keys: pairwise.softplus_sum(x, keys, scale=10.0, bias=-3.0),
+    "softplus, self": lambda x, keys: pairwise.softplus_sum(x, scale=100.0, bias=torch.linspace(-3, 3, len(x)).to(x)),
+    "softplus within": lambda x, keys: pairwise.softplus_sum_within(
+        x, ids=torch.arange(len(x)) % 4, scale=-1.0, bias=torch.linspace(-3, 3, len(x)).to(x)
+    ),
 }
 every_sweep = pytest.mark.parametrize("sweep", SWEEPS.values(), ids=SWEEPS)
 
@@ -126,6 +131,8 @@ def test_order_of_rows_does_not_matter(engine: str) -> None:
     for sweep in (
         lambda x, ids: pairwise.logsumexp(x, scale=10.0, ids=ids, backend=engine),
         lambda x, ids: pairwise.kernel_sum(x, kernel="riesz", parameter=1.0, ids=ids, backend=engine),
+        lambda x, ids: pairwise.softplus_sum(x, scale=10.0, bias=-3.0, ids=ids, backend=engine),
+        lambda x, ids: pairwise.softplus_sum_within(x, scale=-1.0, bias=0.5, ids=ids % 4, backend=engine),
     ):
         value, mixed = sweep(x, ids), sweep(x[order], ids[order])
         assert_close(mixed, value[order], "value")

@@ -21,6 +21,10 @@ SWEEPS: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
     "scale per row": lambda x, keys, backend: pairwise.logsumexp(x, scale=torch.full((ROWS,), 10.0), backend=backend),
     "both": lambda x, keys, backend: sum(pairwise.logsumexp_both(x, keys, scale=10.0, backend=backend)),
     "kernel": lambda x, keys, backend: pairwise.kernel_sum(x, kernel="gaussian", parameter=2.0, backend=backend),
+    "softplus": lambda x, keys, backend: pairwise.softplus_sum(x, keys, scale=10.0, bias=-10.0, backend=backend),
+    "softplus within": lambda x, keys, backend: pairwise.softplus_sum_within(
+        x, ids=torch.arange(ROWS) % 3, scale=-1.0, bias=x[:, 0], backend=backend
+    ),
 }
 
 
