@@ -51,7 +51,8 @@ def stateful(card: Card, params: dict[str, Any] | None = None) -> bool:
 
 
 def draws(card: Card, params: dict[str, Any]) -> bool:
-    return card.draws
+    """Whether it draws with these parameters; ``num_negatives=None`` is the expectation over draws."""
+    return card.draws and {"num_negatives": 1, **card.parameters, **params}["num_negatives"] is not None
 
 
 def moves(card: Card, params: dict[str, Any]) -> bool:
