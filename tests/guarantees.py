@@ -57,7 +57,7 @@ def estimated(card: Card, params: dict[str, Any]) -> bool:
 
 
 def draws(card: Card, params: dict[str, Any]) -> bool:
-    """Whether it draws with these parameters; it does not if a sampler does not, and ``num_negatives=None`` is an expectation."""
+    """Whether it draws with these parameters; not if its sampler does not, or without ``num_negatives``."""
     given = {"num_negatives": 1, **card.parameters, **params}
     if "sampler" in given:
         return zoo.describe_sampler(given["sampler"]).draws
