@@ -7,6 +7,7 @@ the test must fail, so that an exception that is none any more is noticed.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import contrastive_zoo as zoo
 from contrastive_zoo import Card
 
 Predicate = Callable[[Card, dict[str, Any]], bool]
@@ -50,8 +51,17 @@ def stateful(card: Card, params: dict[str, Any] | None = None) -> bool:
     return card.stateful
 
 
+def estimated(card: Card, params: dict[str, Any]) -> bool:
+    """Whether value and gradient are different estimates; of samplers, those of a softmax over the data set make them so."""
+    return card.stateful and {"sampler": "mcmc", **card.parameters, **params}["sampler"] in ("mcmc", "gumbel")
+
+
 def draws(card: Card, params: dict[str, Any]) -> bool:
-    return card.draws
+    """Whether it draws with these parameters; not if its sampler does not, or without ``num_negatives``."""
+    given = {"num_negatives": 1, **card.parameters, **params}
+    if "sampler" in given:
+        return zoo.describe_sampler(given["sampler"]).draws
+    return card.draws and given["num_negatives"] is not None
 
 
 def moves(card: Card, params: dict[str, Any]) -> bool:
@@ -63,7 +73,8 @@ def without_samples(card: Card, params: dict[str, Any]) -> bool:
 
 
 def lazy_table(card: Card, params: dict[str, Any]) -> bool:
-    return card.name == "emc2" and params.get("out_of_batch", "cache") == "cache"
+    """Whether a table gets its width from the first batch."""
+    return any(buffer.numel() == 0 for buffer in zoo.get_loss(card.name, num_samples=4, **params).buffers())
 
 
 NUMBERS, COMPILED, STATE, TRAINING = "Numbers", "Compiled", "State", "Training loops"
@@ -75,7 +86,7 @@ GUARANTEES: dict[str, Guarantee] = {
         "In float64 the gradient is the derivative of the value that is returned, by finite differences.",
         exceptions=(
             Except(
-                stateful,
+                estimated,
                 "The value estimates the objective over the whole data set, and the gradient is the method's own estimator of "
                 "that objective's gradient; the tests hold it against the formula on the objective's page.",
             ),
