@@ -41,6 +41,9 @@ class Pairs(Protocol):
     def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
 
+    def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
+        """See `contrastive_zoo.pairwise.square_sum`."""
+
 
 @dataclass(frozen=True)
 class Batch:

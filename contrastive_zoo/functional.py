@@ -17,7 +17,19 @@ from torch import Tensor
 import contrastive_zoo.objectives  # noqa: F401 - registers the names
 from contrastive_zoo.loss import COMMON, Loss, describe_loss, get_loss
 
-__all__ = ["alignment_uniformity", "dcl", "dclw", "debiased", "dhel", "hcl", "infonce", "kcl", "ntxent", "supcon"]
+__all__ = [
+    "alignment_uniformity",
+    "dcl",
+    "dclw",
+    "debiased",
+    "dhel",
+    "hcl",
+    "infonce",
+    "kcl",
+    "ntxent",
+    "spectral_contrastive",
+    "supcon",
+]
 
 _CALL = ("index", "labels", "negatives", "negatives_index")
 
@@ -82,4 +94,5 @@ hcl = _functional("hcl")
 dhel = _functional("dhel")
 kcl = _functional("kcl")
 alignment_uniformity = _functional("alignment_uniformity")
+spectral_contrastive = _functional("spectral_contrastive")
 supcon = _functional("supcon")

@@ -83,6 +83,10 @@ class Engine:
             x, kernel=kernel, parameter=parameter, ids=ids, unit_rows=self.unit_rows, backend=self.backend
         )
 
+    def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
+        """See `contrastive_zoo.pairwise.square_sum`."""
+        return pairwise.square_sum(x, keys, ids=ids, backend=self.backend)
+
 
 @operator(
     "contrastive_zoo::sample_ids",

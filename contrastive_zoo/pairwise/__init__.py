@@ -1,10 +1,11 @@
 """Sums over pairs of rows, never holding the matrix of pairs. Knows nothing of losses.
 
-Three functions, all of feature rows ``x`` (N, D), and of ``keys`` (M, D) or the rows themselves:
+Four functions, all of feature rows ``x`` (N, D), and of ``keys`` (M, D) or the rows themselves:
 
 * `logsumexp`: per row, over the keys with another id; one scale, a scale per row, or several scales in one sweep.
 * `logsumexp_both`: the same for rows over keys and keys over rows, in one sweep.
 * `kernel_sum`: per row, a named kernel of the squared distance.
+* `square_sum`: per row, the squared similarity to the rows of another view.
 
 Contract, the same for all backends:
 
@@ -18,6 +19,6 @@ Contract, the same for all backends:
 The backends and this contract are all that an objective knows about speed and memory; `README.md` has the derivation.
 """
 
-from contrastive_zoo.pairwise.ops import kernel_sum, logsumexp, logsumexp_both
+from contrastive_zoo.pairwise.ops import kernel_sum, logsumexp, logsumexp_both, square_sum
 
-__all__ = ["kernel_sum", "logsumexp", "logsumexp_both"]
+__all__ = ["kernel_sum", "logsumexp", "logsumexp_both", "square_sum"]
