@@ -148,6 +148,19 @@ def alignment_uniformity_authors(z1: Tensor, z2: Tensor, t: float = 2.0) -> Tens
     return (a - b).norm(dim=1).pow(2).mean() + (potentials[0] + potentials[1]) / 2
 
 
+def spectral_contrastive(z1: Tensor, z2: Tensor) -> Tensor:
+    a, b = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    squares = (a @ b.T).square().masked_fill(torch.eye(len(a), dtype=torch.bool), 0)
+    return squares.sum() / (len(a) * (len(a) - 1)) - 2 * (a * b).sum(1).mean()
+
+
+def spectral_contrastive_authors(z1: Tensor, z2: Tensor) -> Tensor:
+    a, b = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    squares = (a @ b.T) ** 2
+    off_diagonal = squares.triu(1) + squares.tril(-1)
+    return off_diagonal.mean() * len(a) / (len(a) - 1) - 2 * (a * b).mean() * a.shape[1]
+
+
 def supcon(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
     z, labels = _unit(z1, z2), labels.repeat(2)
     own = torch.eye(len(z), dtype=torch.bool)

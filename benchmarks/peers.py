@@ -175,6 +175,7 @@ DCL = Peer("lightly DCLLoss", "package", _lightly_dcl("DCLLoss"))
 DCLW = Peer("lightly DCLWLoss", "package", _lightly_dcl("DCLWLoss"))
 EMC2 = Peer("authors' way", "authors", lambda: dense.EMC2(NUM_SAMPLES), has_value=False)
 ALIGNMENT_UNIFORMITY = (*_bare(dense.alignment_uniformity), _authors(dense.alignment_uniformity_authors))
+SPECTRAL_CONTRASTIVE = (*_bare(dense.spectral_contrastive), _authors(dense.spectral_contrastive_authors))
 ONE_DIRECTION = {"symmetric": False}
 
 OBJECTIVES = (
@@ -189,6 +190,7 @@ OBJECTIVES = (
     Objective("dhel", "dhel", (*_bare(dense.dhel), _authors(dense.dhel_authors)), sweep="views"),
     Objective("kcl", "kcl", (*_bare(dense.kcl), _authors(dense.kcl_authors)), sweep="views"),
     Objective("alignment_uniformity", "alignment_uniformity", ALIGNMENT_UNIFORMITY, sweep="views"),
+    Objective("spectral_contrastive", "spectral_contrastive", SPECTRAL_CONTRASTIVE),
     Objective("supcon", "supcon", SUPCON, sweep="stacked"),
     Objective("sogclr", "sogclr", SOGCLR, sweep="stacked"),
     Objective("emc2", "emc2", (EMC2,), expectation=dense.emc2_expected),

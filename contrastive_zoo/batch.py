@@ -59,6 +59,9 @@ class Pairs(Protocol):
     def softplus_sum_within(self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:
         """See `contrastive_zoo.pairwise.softplus_sum_within`."""
 
+    def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
+        """See `contrastive_zoo.pairwise.square_sum`."""
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -30,6 +30,7 @@ __all__ = [
     "kcl",
     "ntxent",
     "scl",
+    "spectral_contrastive",
     "supcon",
     "ucl",
 ]
@@ -102,4 +103,5 @@ hucl = _functional("hucl")
 scl = _functional("scl")
 hscl = _functional("hscl")
 alignment_uniformity = _functional("alignment_uniformity")
+spectral_contrastive = _functional("spectral_contrastive")
 supcon = _functional("supcon")

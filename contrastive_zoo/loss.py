@@ -114,6 +114,10 @@ class Engine:
             x, ids=ids, scale=scale, bias=bias, norm_bound=self.norm_bound, backend=self.backend
         )
 
+    def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
+        """See `contrastive_zoo.pairwise.square_sum`."""
+        return pairwise.square_sum(x, keys, ids=ids, backend=self.backend)
+
 
 @operator(
     "contrastive_zoo::sample_ids",

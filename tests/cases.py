@@ -34,6 +34,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"kernel": "riesz", "t": -1.5},
         {"kernel": "gaussian_riesz", "t": -1.5},
     ],
+    "spectral_contrastive": [{"radius": 2.0}],
     "sogclr": [{"intra_view": False, "gamma": 0.5}, {"gamma": zoo.CosineSchedule(1.0, 0.2, steps=3)}],
     "emc2": [{"out_of_batch": "skip", "burn_in": 0.0}],
     "siglip": [{"init_scale": 3.0, "init_bias": -1.0}],

@@ -67,6 +67,14 @@ def _floored(d2: Tensor, floor: float) -> Tensor:
     return d2 if number(d2) > floor else torch.full_like(d2.detach(), floor)
 
 
+def square_sum(x: Tensor, keys: Tensor, ids: Ids) -> Tensor:
+    """(N,) sums of the squared similarity to the keys with another id."""
+    sums = []
+    for i, row in enumerate(x.unbind()):
+        sums.append(row.sum() * 0 + sum((row @ key) ** 2 for j, key in enumerate(keys.unbind()) if ids[i] != ids[j]))
+    return torch.stack(sums)
+
+
 def softplus(z: Tensor) -> Tensor:
     return z + (-z).exp().log1p() if number(z) > 0 else z.exp().log1p()
 
@@ -302,6 +310,15 @@ def alignment_uniformity(
     logits = [[-t * (view[i] - view[j]).square().sum() for i, j in pairs] for view in rows]
     uniformities = [log_sum_exp(of_view, z1) - math.log(len(pairs)) for of_view in logits]
     return alignment + weight * sum(uniformities) / 2
+
+
+def spectral_contrastive(z1: Tensor, z2: Tensor, *, radius: float = 1.0, ids: Ids | None = None) -> Tensor:
+    """HaoChen et al., 2021, eq. 6, over the squared radius, one number."""
+    ids = _default(ids, z1)
+    rows = [[radius * row for row in unit(z)] for z in (z1, z2)]
+    pull = sum(a @ b for a, b in zip(*rows, strict=True)) / len(ids)
+    push = [(rows[0][i] @ rows[1][j]) ** 2 for i in range(len(ids)) for j in range(len(ids)) if ids[i] != ids[j]]
+    return (sum(push) / len(push) - 2 * pull) / radius**2
 
 
 def kcl(z1: Tensor, z2: Tensor, *, kernel: str, t: float, gamma: float, ids: Ids | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from contrastive_zoo.objectives.kcl import kcl
 from contrastive_zoo.objectives.ntxent import ntxent
 from contrastive_zoo.objectives.siglip import SigLIP
 from contrastive_zoo.objectives.sogclr import SogCLR
+from contrastive_zoo.objectives.spectral_contrastive import spectral_contrastive
 from contrastive_zoo.objectives.supcon import supcon
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "infonce",
     "kcl",
     "ntxent",
+    "spectral_contrastive",
     "supcon",
 ]

@@ -1,12 +1,13 @@
 """Sums over pairs of rows, never holding the matrix of pairs. Knows nothing of losses.
 
-Five functions, all of feature rows ``x`` (N, D), and of ``keys`` (M, D) or the rows themselves:
+Six functions, all of feature rows ``x`` (N, D), and of ``keys`` (M, D) or the rows themselves:
 
 * `logsumexp`: per row, over the keys with another id; one scale, a scale per row, or several scales in one sweep.
 * `logsumexp_both`: the same for rows over keys and keys over rows, in one sweep.
 * `kernel_sum`: per row, a named kernel of the squared distance.
 * `softplus_sum`: per row, softplus of similarity plus bias, over the keys with another id.
 * `softplus_sum_within`: the same over the other rows with the same id.
+* `square_sum`: per row, the squared similarity to the rows of another view.
 
 Contract, the same for all backends:
 
@@ -20,6 +21,13 @@ Contract, the same for all backends:
 The backends and this contract are all that an objective knows about speed and memory; `README.md` has the derivation.
 """
 
-from contrastive_zoo.pairwise.ops import kernel_sum, logsumexp, logsumexp_both, softplus_sum, softplus_sum_within
+from contrastive_zoo.pairwise.ops import (
+    kernel_sum,
+    logsumexp,
+    logsumexp_both,
+    softplus_sum,
+    softplus_sum_within,
+    square_sum,
+)
 
-__all__ = ["kernel_sum", "logsumexp", "logsumexp_both", "softplus_sum", "softplus_sum_within"]
+__all__ = ["kernel_sum", "logsumexp", "logsumexp_both", "softplus_sum", "softplus_sum_within", "square_sum"]

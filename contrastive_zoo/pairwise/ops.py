@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from contrastive_zoo.checks import check_choice, check_device, check_features, check_integers, check_number, shape
-from contrastive_zoo.pairwise import dense, operators, softplus_operators
+from contrastive_zoo.checks import check_choice, check_device, check_features, check_integers, check_number, check_same, shape
+from contrastive_zoo.pairwise import dense, operators, softplus_operators, squares
 from contrastive_zoo.pairwise.dispatch import choose_backend
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, get_kernel
 
@@ -133,6 +133,44 @@ def kernel_sum(
     if backend == "dense":
         return dense.kernel_sum(x, squared_norms, ids, kernel, parameter)
     return operators.kernel_sum(x, squared_norms, ids, kernel, float(parameter))
+
+
+def square_sum(x: Tensor, keys: Tensor, *, ids: Tensor | None = None, backend: str = "auto") -> Tensor:
+    r"""Sum of the squared similarity to the keys with another id, for every row; row i of both is of one sample.
+
+    $$\text{out}_i = \sum_{j : \text{id}_j \ne \text{id}_i} \langle x_i, k_j \rangle^2$$
+
+    Costs O(N D min(N, D)); ids on an accelerator are waited for if there are more rows than features.
+
+    Args:
+        x: (N, D) rows of one view, float32 or float64; half precision is computed in float32.
+        keys: (N, D) rows of the other.
+        ids: (N,) integers, of the rows of both views; one id per row by default.
+        backend: "auto", "dense" (builds the matrix; any number of derivatives) or "tiled" (takes the smaller Gram matrix).
+
+    Returns:
+        (N,); 0 for a row without keys, to rounding.
+
+    Raises:
+        ValueError: Shapes, devices or an unknown backend.
+        TypeError: Dtypes.
+
+    Examples:
+        >>> import torch
+        >>> from contrastive_zoo import pairwise
+        >>> pairwise.square_sum(torch.ones(3, 2), torch.ones(3, 2))
+        tensor([8., 8., 8.])
+    """
+    backend = choose_backend(backend)
+    check_features("x", x, (2,))
+    check_features("keys", keys, (2,))
+    check_same("x", x, "keys", keys)
+    if ids is None:
+        ids = torch.arange(len(x))
+    check_integers("ids", ids, len(x))
+    dtype = torch.promote_types(_computed(x).dtype, _computed(keys).dtype)
+    sums = squares.square_sum_dense if backend == "dense" else squares.square_sum
+    return sums(x.to(dtype), keys.to(dtype), ids)
 
 
 def softplus_sum(

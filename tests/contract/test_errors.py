@@ -236,6 +236,7 @@ CONSTRUCTION: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     (ValueError, r"alpha must be a finite number in \(0, inf.*got 0", "alignment_uniformity", {"alpha": 0}),
     (ValueError, r"t must be a finite number in \(0, inf.*got -1", "alignment_uniformity", {"t": -1}),
     (ValueError, r"weight must be a finite number in \[0, inf.*got -1", "alignment_uniformity", {"weight": -1}),
+    (ValueError, r"radius must be a finite number in \(0, inf.*got 0", "spectral_contrastive", {"radius": 0}),
     (ValueError, r"tau_plus must be a finite number in \[0, 1\), got 1", "hcl", {"tau_plus": 1}),
     (ValueError, r"tau_plus .*got -0.1", "debiased", {"tau_plus": -0.1}),
     (ValueError, r"beta must be a finite number in \[0, inf.*got -1", "hcl", {"beta": -1}),

@@ -48,6 +48,7 @@ CASES = [
         Case("alignment_uniformity", {"alpha": alpha, "t": t, "weight": weight}, oracle.alignment_uniformity)
         for alpha, t, weight in [(2.0, 2.0, 1.0), (1.0, 2.0, 1.0), (2.0, 0.1, 0.5), (3.0, 20.0, 2.0), (2.0, 100.0, 1.0)]
     ),
+    *(Case("spectral_contrastive", {"radius": radius}, oracle.spectral_contrastive) for radius in (1.0, 0.5, 10.0**0.5)),
     *(
         Case("kcl", {"kernel": kernel, "t": t, "gamma": gamma}, oracle.kcl)
         for kernel, t, gamma in [

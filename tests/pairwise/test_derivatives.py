@@ -10,6 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from contrastive_zoo import pairwise
 
+WIDE_IDS = torch.tensor([0, 1, 0])
 IDS, KEY_IDS = torch.arange(7) // 2, torch.arange(4)
 SWEEPS: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], tuple[str, ...]]] = {
     "self": (lambda x, s, backend: pairwise.logsumexp(x, scale=s, ids=IDS, backend=backend), ("x", "scale")),
@@ -24,6 +25,8 @@ SWEEPS: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], tuple[str, .
         lambda x, k, s, backend: pairwise.logsumexp_both(x, k, scale=s, ids=IDS, key_ids=KEY_IDS, backend=backend),
         ("x", "keys", "scale"),
     ),
+    "squares": (lambda x, y, backend: pairwise.square_sum(x, y, ids=IDS, backend=backend), ("x", "other view")),
+    "squares of few rows": (lambda x, y, backend: pairwise.square_sum(x, y, ids=WIDE_IDS, backend=backend), ("wide", "wide 2")),
     "kernel": (lambda x, backend: pairwise.kernel_sum(x, kernel="log", parameter=2.0, ids=IDS, backend=backend), ("x",)),
     "softplus": (
         lambda x, k, s, b, backend: pairwise.softplus_sum(x, k, scale=s, bias=b, ids=IDS, key_ids=KEY_IDS, backend=backend),
@@ -45,6 +48,9 @@ def inputs(names: tuple[str, ...]) -> list[Tensor]:
     made = {
         "x": rows(7, 3, unit=False),
         "keys": rows(4, 3, seed=1, unit=False),
+        "other view": rows(7, 3, seed=1, unit=False),
+        "wide": rows(3, 5, unit=False),
+        "wide 2": rows(3, 5, seed=1, unit=False),
         "scale": torch.tensor(0.7, dtype=torch.float64, requires_grad=True),
         "scales": torch.linspace(0.2, 2, 7, dtype=torch.float64).requires_grad_(),
     }
