@@ -1,8 +1,8 @@
 """The objectives as people write them: whole similarity matrices, masks and autograd.
 
-`ntxent`, `infonce`, `dcl`, `debiased`, `hcl`, `dhel`, `kcl` and `SogCLR` take the shortest way in plain torch; in
-float64 they are the reference that everything else is compared with. The names ending in `_authors`, and `EMC2`,
-compute in the way of the papers' own repositories. All take raw features (B, D) of two views.
+`ntxent`, `infonce`, `dcl`, `debiased`, `hcl`, `dhel`, `kcl`, `siglip` and `SogCLR` take the shortest way in plain torch; in
+float64 they are the reference that everything else is compared with. The names ending in `_authors`, `generalised` and
+`EMC2` compute in the way of the papers' own repositories. All take raw features (B, D) of two views.
 """
 
 import math
@@ -113,6 +113,22 @@ def kcl_authors(z1: Tensor, z2: Tensor, t: float = 2.0, gamma: float = 16.0) -> 
     energies = [(-t * torch.pdist(z) ** 2).exp().mean() for z in (a, b)]
     alignment = (-t * (a - b).norm(dim=1) ** 2).exp().mean()
     return gamma * (energies[0] + energies[1]) - 2 * alignment
+
+
+def siglip(z1: Tensor, z2: Tensor, scale: float = 10.0, bias: float = -10.0) -> Tensor:
+    logits = scale * F.normalize(z1, dim=1) @ F.normalize(z2, dim=1).T + bias
+    return F.softplus(logits * (1 - 2 * torch.eye(len(z1))), threshold=40).sum() / len(z1)
+
+
+def generalised(z1: Tensor, z2: Tensor, labels: Tensor | None = None, beta: float = 0.0) -> Tensor:
+    """UCL and HUCL, or SCL and HSCL with labels: the authors' way, with the expectation in place of draws."""
+    z = _unit(z1, z2)
+    classes = (torch.arange(len(z1)) if labels is None else labels).repeat(2)
+    positive, similarity = classes[:, None] == classes[None, :], z @ z.T
+    hardness = beta * similarity.detach()
+    weights = (hardness if labels is None else hardness.masked_fill(positive, -torch.inf)).softmax(1)
+    mean = (weights * similarity.exp()).sum(1, keepdim=True)
+    return (1 + mean / similarity.exp()).log()[positive].mean()
 
 
 class SogCLR:

@@ -60,7 +60,7 @@ def zoo_loss(name: str, params: Mapping[str, Any], num_samples: int = NUM_SAMPLE
     import contrastive_zoo as zoo
 
     loss = zoo.get_loss(name, num_samples=num_samples, **params)
-    return lambda z1, z2, index: loss(z1, z2, index=index)
+    return lambda z1, z2, index: loss(z1, z2, index=index, labels=index % CLASSES)
 
 
 def _of_views(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
@@ -112,6 +112,24 @@ def _open_clip() -> Loss:
     return lambda z1, z2, index: loss(F.normalize(z1, dim=1), F.normalize(z2, dim=1), logit_scale=10.0)
 
 
+def _open_clip_siglip() -> Loss:
+    from open_clip.loss import SigLipLoss
+
+    loss, scale, bias = SigLipLoss(), torch.tensor(10.0, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
+    return lambda z1, z2, index: loss(F.normalize(z1, dim=1), F.normalize(z2, dim=1), scale, bias)
+
+
+def _generalised(name: str) -> tuple[Peer, Peer]:
+    """The dense formula of ucl, hucl, scl or hscl as it stands and compiled; classes are read off the index."""
+    beta = 1.0 if name.startswith("h") else 0.0
+
+    def loss(z1: Tensor, z2: Tensor, index: Tensor) -> Tensor:
+        return dense.generalised(z1, z2, index % CLASSES if "scl" in name else None, beta)
+
+    compiled = Peer("compiled torch", "compiled", lambda: torch.compile(loss, dynamic=False))
+    return Peer("authors' way", "authors", lambda: loss), compiled
+
+
 def _libauc() -> Loss:
     from libauc.losses.contrastive import GCLoss_v1
 
@@ -127,6 +145,7 @@ def _sogclr() -> dense.SogCLR:
     return dense.SogCLR(NUM_SAMPLES)
 
 
+CLASSES = 10
 ALL_TRIPLES = "it sets every positive pair against every negative pair: about 136 GB at 1024"
 NTXENT_PACKAGES = (
     Peer("lightly NTXentLoss", "package", _lightly_ntxent),
@@ -139,6 +158,7 @@ SOGCLR = (
     Peer("libauc GCLoss_v1", "package", _libauc, gradient_factor=0.2, has_value=False),
 )
 OPEN_CLIP = Peer("open_clip ClipLoss", "package", _open_clip)
+OPEN_CLIP_SIGLIP = Peer("open_clip SigLipLoss", "package", _open_clip_siglip)
 INFO_NCE = Peer("info_nce InfoNCE", "package", _info_nce)
 DCL = Peer("lightly DCLLoss", "package", _lightly_dcl)
 EMC2 = Peer("authors' way", "authors", lambda: dense.EMC2(NUM_SAMPLES), has_value=False)
@@ -148,11 +168,13 @@ OBJECTIVES = (
     Objective("ntxent", "ntxent", (*_bare(dense.ntxent), *NTXENT_PACKAGES), sweep="stacked"),
     Objective("infonce", "infonce", (*_bare(dense.infonce), OPEN_CLIP), sweep="cross"),
     Objective("infonce, one direction", "infonce", (*_bare(_one_direction), INFO_NCE), ONE_DIRECTION, sweep="cross"),
+    Objective("siglip", "siglip", (*_bare(dense.siglip), OPEN_CLIP_SIGLIP), sweep="cross"),
     Objective("dcl", "dcl", (*_bare(dense.dcl), DCL), sweep="stacked"),
     Objective("debiased", "debiased", (*_bare(dense.debiased), _authors(dense.debiased_authors)), sweep="stacked"),
     Objective("hcl", "hcl", (*_bare(dense.hcl), _authors(dense.hcl_authors)), sweep="stacked"),
     Objective("dhel", "dhel", (*_bare(dense.dhel), _authors(dense.dhel_authors)), sweep="views"),
     Objective("kcl", "kcl", (*_bare(dense.kcl), _authors(dense.kcl_authors)), sweep="views"),
+    *(Objective(name, name, _generalised(name), sweep="stacked") for name in ("ucl", "hucl", "scl", "hscl")),
     Objective("sogclr", "sogclr", SOGCLR, sweep="stacked"),
     Objective("emc2", "emc2", (EMC2,), expectation=dense.emc2_expected),
 )
