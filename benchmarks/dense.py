@@ -1,8 +1,8 @@
 """The objectives as people write them: whole similarity matrices, masks and autograd.
 
-The names ending in `_authors`, and `EMC2`, compute in the way of the papers' own repositories. All others take the shortest
-way in plain torch; in float64 they are the reference that everything else is compared with. All take raw features (B, D) of
-two views.
+The names ending in `_authors`, `generalised` and `EMC2` compute in the way of the papers' own repositories. All others take
+the shortest way in plain torch; in float64 they are the reference that everything else is compared with. All take raw features
+(B, D) of two views.
 """
 
 import math
@@ -167,6 +167,22 @@ def supcon(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float = 0.1) -> 
     logits, positives = z @ z.T / temperature, (labels[:, None] == labels) & ~own
     log_probabilities = logits - logits.masked_fill(own, -torch.inf).logsumexp(1, keepdim=True)
     return -((log_probabilities * positives).sum(1) / positives.sum(1)).mean()
+
+
+def siglip(z1: Tensor, z2: Tensor, scale: float = 10.0, bias: float = -10.0) -> Tensor:
+    logits = scale * F.normalize(z1, dim=1) @ F.normalize(z2, dim=1).T + bias
+    return F.softplus(logits * (1 - 2 * torch.eye(len(z1))), threshold=40).sum() / len(z1)
+
+
+def generalised(z1: Tensor, z2: Tensor, labels: Tensor | None = None, beta: float = 0.0) -> Tensor:
+    """UCL and HUCL, or SCL and HSCL with labels: the authors' way, with the expectation in place of draws."""
+    z = _unit(z1, z2)
+    classes = (torch.arange(len(z1)) if labels is None else labels).repeat(2)
+    positive, similarity = classes[:, None] == classes[None, :], z @ z.T
+    hardness = beta * similarity.detach()
+    weights = (hardness if labels is None else hardness.masked_fill(positive, -torch.inf)).softmax(1)
+    mean = (weights * similarity.exp()).sum(1, keepdim=True)
+    return (1 + mean / similarity.exp()).log()[positive].mean()
 
 
 class SogCLR:

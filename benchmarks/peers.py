@@ -132,6 +132,24 @@ def _learned_open_clip() -> Loss:
     return lambda z1, z2, index: loss(F.normalize(z1, dim=1), F.normalize(z2, dim=1), logit_scale.exp())
 
 
+def _open_clip_siglip() -> Loss:
+    from open_clip.loss import SigLipLoss
+
+    loss, scale, bias = SigLipLoss(), torch.tensor(10.0, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
+    return lambda z1, z2, index: loss(F.normalize(z1, dim=1), F.normalize(z2, dim=1), scale, bias)
+
+
+def _generalised(name: str) -> tuple[Peer, Peer]:
+    """The dense formula of ucl, hucl, scl or hscl as it stands and compiled; classes are read off the index."""
+    beta = 1.0 if name.startswith("h") else 0.0
+
+    def loss(z1: Tensor, z2: Tensor, index: Tensor) -> Tensor:
+        return dense.generalised(z1, z2, index % CLASSES if "scl" in name else None, beta)
+
+    compiled = Peer("compiled torch", "compiled", lambda: torch.compile(loss, dynamic=False))
+    return Peer("authors' way", "authors", lambda: loss), compiled
+
+
 def _libauc() -> Loss:
     from libauc.losses.contrastive import GCLoss_v1
 
@@ -170,6 +188,9 @@ CLIP = (
     Peer("compiled torch", "compiled", lambda: _of_views(torch.compile(dense.CLIP().__call__, dynamic=False))),
     Peer("open_clip ClipLoss", "package", _learned_open_clip),
 )
+
+
+OPEN_CLIP_SIGLIP = Peer("open_clip SigLipLoss", "package", _open_clip_siglip)
 INFO_NCE = Peer("info_nce InfoNCE", "package", _info_nce)
 DCL = Peer("lightly DCLLoss", "package", _lightly_dcl("DCLLoss"))
 DCLW = Peer("lightly DCLWLoss", "package", _lightly_dcl("DCLWLoss"))
@@ -183,6 +204,7 @@ OBJECTIVES = (
     Objective("infonce", "infonce", (*_bare(dense.infonce), OPEN_CLIP), sweep="cross"),
     Objective("infonce, one direction", "infonce", (*_bare(_one_direction), INFO_NCE), ONE_DIRECTION, sweep="cross"),
     Objective("clip", "clip", CLIP, {"init_scale": 10.0}, sweep="cross"),
+    Objective("siglip", "siglip", (*_bare(dense.siglip), OPEN_CLIP_SIGLIP), sweep="cross"),
     Objective("dcl", "dcl", (*_bare(dense.dcl), DCL), sweep="stacked"),
     Objective("dclw", "dclw", (*_bare(dense.dclw), DCLW), sweep="stacked"),
     Objective("debiased", "debiased", (*_bare(dense.debiased), _authors(dense.debiased_authors)), sweep="stacked"),
@@ -192,6 +214,7 @@ OBJECTIVES = (
     Objective("alignment_uniformity", "alignment_uniformity", ALIGNMENT_UNIFORMITY, sweep="views"),
     Objective("spectral_contrastive", "spectral_contrastive", SPECTRAL_CONTRASTIVE),
     Objective("supcon", "supcon", SUPCON, sweep="stacked"),
+    *(Objective(name, name, _generalised(name), sweep="stacked") for name in ("ucl", "hucl", "scl", "hscl")),
     Objective("sogclr", "sogclr", SOGCLR, sweep="stacked"),
     Objective("emc2", "emc2", (EMC2,), expectation=dense.emc2_expected),
 )
