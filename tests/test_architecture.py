@@ -33,7 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "registry": {"batch", "checks", "objective"},
     "pairwise": {"checks", "logspace", "operators"},
     "samplers": {"batch", "checks", "objective", "operators", "pairwise", "registry"},
-    "batch_samplers": {"checks", "registry"},
+    "batch_samplers": {"checks", "features", "loss", "processes", "registry"},
     "objectives": {"batch", "checks", "logspace", "objective", "pairwise", "registry", "samplers", "schedules", "tables"},
     "metrics": set(),
     "loss": {"batch", "checks", "features", "objective", "operators", "pairwise", "processes", "registry"},
