@@ -1,10 +1,13 @@
 """One batch from the batches of all processes."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def group_size(gather: str | bool, group: dist.ProcessGroup | None) -> int:
@@ -48,3 +51,24 @@ class GatherFeatures(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         """The part of the own rows, times the number of processes."""
         return grads[0].narrow(0, ctx.start, ctx.size) * ctx.world, None, None
+
+
+def decided_by_first(decide: Callable[[list[Any]], T], given: Any) -> T:
+    """What the first process of the initialised group makes of what all were given; an error of it is raised on all."""
+    if not dist.is_available() or not dist.is_initialized():
+        return decide([given])
+    sent = tuple(value.cpu() if isinstance(value, Tensor) else value for value in given)
+    first = dist.get_rank() == 0
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.gather_object(sent, parts if first else None)
+    outcome: list[Any] = [None]
+    if first:
+        try:
+            outcome[0] = decide(parts)
+        except Exception as error:  # whatever it is, the others must not wait for a decision that never comes
+            outcome[0] = error
+    dist.broadcast_object_list(outcome)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    result: T = outcome[0]
+    return result

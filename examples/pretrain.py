@@ -107,7 +107,8 @@ class Run:
 
     def parts(self) -> dict[str, Any]:
         """What has a state to save and restore."""
-        return {"encoder": self.encoder, "head": self.head, "loss": self.loss_fn, "optimizer": self.optimizer}
+        modules = {"encoder": self.encoder, "head": self.head, "loss": self.loss_fn}
+        return {**modules, "optimizer": self.optimizer, "sampler": self.sampler}
 
 
 def prepare(args: argparse.Namespace) -> Run:
@@ -162,6 +163,8 @@ def train_epoch(run: Run, epoch: int, bar: tqdm) -> list[float]:
     # Views and batches depend on seed and epoch only, so a resumed run sees what an uninterrupted one would.
     torch.manual_seed(run.args.seed + 10_000 * (epoch + 1))
     run.sampler.set_epoch(epoch)
+    if run.sampler.needs_features:
+        refresh(run)
     run.encoder.train(), run.head.train()
     loader = DataLoader(zoo.IndexedDataset(run.images.pairs), batch_sampler=run.sampler, num_workers=run.args.workers)
     losses = []
@@ -175,13 +178,25 @@ def train_epoch(run: Run, epoch: int, bar: tqdm) -> list[float]:
         run.optimizer.zero_grad()
         loss.backward()
         run.optimizer.step()
-        run.sampler.refresh(z1.detach(), z2.detach(), index)
         losses.append(loss.detach())
         bar.update()
         if step % 5 == 0:  # reading a figure waits for the device
             figures = {"loss": float(losses[-1]), **diagnostics(run.loss_fn)}
             bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
     return torch.stack(losses).tolist()
+
+
+def refresh(run: Run) -> None:
+    """Let the batch sampler choose by what the model makes of the training images now."""
+    loader = DataLoader(zoo.IndexedDataset(run.images.pairs), batch_size=BATCH_SIZE, num_workers=run.args.workers)
+
+    def views(item: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        batch, _, index = item
+        return *run.images.two_views(batch, run.device), index
+
+    amp = torch.bfloat16 if run.device.type == "cuda" else None
+    model = nn.Sequential(run.encoder, run.head)
+    run.sampler.refresh(*zoo.batch_samplers.encode(model, loader, views=views, device=run.device, amp=amp))
 
 
 def diagnostics(loss_fn: zoo.Loss) -> dict[str, float]:

@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "registry": {"batch", "checks", "objective"},
     "pairwise": {"checks", "logspace", "operators"},
     "samplers": {"batch", "checks", "logspace", "objective", "operators", "pairwise", "registry"},
-    "batch_samplers": {"checks", "registry"},
+    "batch_samplers": {"checks", "features", "loss", "processes", "registry"},
     "objectives": {
         "batch",
         "bounded",

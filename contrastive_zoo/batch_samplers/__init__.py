@@ -2,20 +2,43 @@
 
 from typing import Any
 
-from contrastive_zoo.batch_samplers.base import BatchSampler
+from contrastive_zoo.batch_samplers.assignment import balanced_assignment
+from contrastive_zoo.batch_samplers.base import BatchSampler, CutBatches, Partition
+from contrastive_zoo.batch_samplers.bisection import BisectionBatches
+from contrastive_zoo.batch_samplers.combinations import CombinationBatches, unrank_combination
+from contrastive_zoo.batch_samplers.encoding import encode
+from contrastive_zoo.batch_samplers.graph import loss_graph
+from contrastive_zoo.batch_samplers.ordered import OrderedBatches, ordered_selection
 from contrastive_zoo.batch_samplers.partitions import FixedBatches, FullBatch, ShuffledBatches
+from contrastive_zoo.batch_samplers.selection import SelectedBatches, SelectedPartition
+from contrastive_zoo.batch_samplers.spectral import BlockBatches, SpectralBatches, spectral_partition
 from contrastive_zoo.registry import Card
 from contrastive_zoo.registry import batch_samplers as registry
 
 __all__ = [
     "BatchSampler",
+    "BisectionBatches",
+    "BlockBatches",
+    "CombinationBatches",
+    "CutBatches",
     "FixedBatches",
     "FullBatch",
+    "OrderedBatches",
+    "Partition",
+    "SelectedBatches",
+    "SelectedPartition",
     "ShuffledBatches",
+    "SpectralBatches",
+    "balanced_assignment",
     "describe_batch_sampler",
+    "encode",
     "get_batch_sampler",
     "list_batch_samplers",
+    "loss_graph",
+    "ordered_selection",
     "register_batch_sampler",
+    "spectral_partition",
+    "unrank_combination",
 ]
 
 
@@ -25,7 +48,7 @@ def get_batch_sampler(name: str, **params: Any) -> BatchSampler:
     Args:
         name: One of `list_batch_samplers()`.
         **params: Its parameters (see `describe_batch_sampler(name)`) and those common to all: num_samples (size of the data
-            set), batch_size (of all processes together), seed, drop_last, num_replicas, rank.
+            set), batch_size (of all processes together), seed, num_replicas, rank.
 
     Raises:
         ValueError: Unknown name, or a value out of range.

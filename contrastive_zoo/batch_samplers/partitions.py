@@ -3,11 +3,9 @@
 Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023, section 5. arXiv:2307.05906
 """
 
-from typing import Any
-
 import numpy as np
 
-from contrastive_zoo.batch_samplers.base import BatchSampler, check_replica
+from contrastive_zoo.batch_samplers.base import Partition, Positions, check_replica
 from contrastive_zoo.registry import batch_samplers
 
 PAPER = "Cho et al., 2023. arXiv:2307.05906"
@@ -16,8 +14,8 @@ PAPER = "Cho et al., 2023. arXiv:2307.05906"
 @batch_samplers.register(
     "shuffle", title="Shuffled batches", summary="A new random partition every epoch.", paper=PAPER, draws=True
 )
-class ShuffledBatches(BatchSampler):
-    """A new random partition every epoch; see `BatchSampler` for the arguments.
+class ShuffledBatches(Partition):
+    """A new random partition every epoch; see `Partition` for the arguments.
 
     Examples:
         >>> import contrastive_zoo as zoo
@@ -25,16 +23,16 @@ class ShuffledBatches(BatchSampler):
         3
     """
 
-    def batches(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """See `BatchSampler.batches`."""
+    def order(self) -> Positions:
+        """See `Partition.order`."""
         return self.generator().permutation(self.num_samples)
 
 
 @batch_samplers.register(
     "fixed", title="Fixed batches", summary="One random partition for all epochs.", paper=PAPER, draws=True
 )
-class FixedBatches(BatchSampler):
-    """One random partition for all epochs; see `BatchSampler` for the arguments.
+class FixedBatches(Partition):
+    """One random partition for all epochs; see `Partition` for the arguments.
 
     Examples:
         >>> import contrastive_zoo as zoo
@@ -43,14 +41,14 @@ class FixedBatches(BatchSampler):
         True
     """
 
-    def batches(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """See `BatchSampler.batches`."""
+    def order(self) -> Positions:
+        """See `Partition.order`."""
         return np.random.default_rng(self.seed).permutation(self.num_samples)
 
 
 @batch_samplers.register("full", title="Full batch", summary="All samples in one batch.", paper=PAPER)
-class FullBatch(BatchSampler):
-    """All samples in one batch; see `BatchSampler` for the arguments, of which the batch size is the data set's.
+class FullBatch(Partition):
+    """All samples in one batch; see `Partition` for the arguments, of which the batch size is the data set's.
 
     Examples:
         >>> import contrastive_zoo as zoo
@@ -59,15 +57,25 @@ class FullBatch(BatchSampler):
     """
 
     def __init__(
-        self, *, num_samples: int, batch_size: int | None = None, seed: int = 0, num_replicas: int = 1, rank: int = 0
+        self,
+        *,
+        num_samples: int,
+        batch_size: int | None = None,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
     ) -> None:
         size = num_samples if batch_size is None else batch_size
         if size != num_samples:
             raise ValueError(f"batch_size of the full batch is num_samples = {num_samples}, got {size}. Leave it out.")
         # Processes take slices as equal as they can be, so the size need not be divisible by their number.
-        super().__init__(num_samples=num_samples, batch_size=num_samples, seed=seed, drop_last=False)
+        super().__init__(num_samples=num_samples, batch_size=num_samples, seed=seed, num_replicas=1, rank=0)
         self.num_replicas, self.rank = check_replica(num_replicas, rank)
+        if num_samples < self.num_replicas:
+            raise ValueError(
+                f"num_samples is {num_samples}, fewer than num_replicas = {self.num_replicas}: a process gets none."
+            )
 
-    def batches(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """See `BatchSampler.batches`."""
+    def order(self) -> Positions:
+        """See `Partition.order`."""
         return np.arange(self.num_samples)

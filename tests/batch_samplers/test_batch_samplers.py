@@ -9,20 +9,36 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import contrastive_zoo as zoo
-from contrastive_zoo.batch_samplers import BatchSampler
+from contrastive_zoo.batch_samplers import BatchSampler, Partition
 
 NAMES = zoo.list_batch_samplers()
+PARTITIONS = [name for name in NAMES if "drop_last" in zoo.describe_batch_sampler(name).parameters]
 every_name = pytest.mark.parametrize("name", NAMES)
-in_batches = pytest.mark.parametrize("name", [name for name in NAMES if name != "full"])
+in_batches = pytest.mark.parametrize("name", PARTITIONS)
+SIZE = 22
 
 
-def make(name: str, **params: Any) -> BatchSampler:
-    size = {} if name == "full" else {"batch_size": params.pop("batch_size", 4), "drop_last": params.pop("drop_last", False)}
-    return zoo.get_batch_sampler(name, num_samples=params.pop("num_samples", 22), **size, **params)
+def features(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    z1, z2 = torch.randn(2, SIZE, 4, generator=generator)
+    return z1, z2, torch.randperm(SIZE, generator=generator)
+
+
+def make(name: str, *, refreshed: bool = True, **params: Any) -> BatchSampler:
+    """A sampler of 22 samples in batches of 4, the last of 2 where the method allows it, with features if it needs them."""
+    if name != "full":
+        params = {"batch_size": 4, **params}
+    if name in PARTITIONS:
+        params = {"drop_last": False, **params}
+    sampler = zoo.get_batch_sampler(name, **{"num_samples": SIZE, **params})
+    if refreshed and sampler.num_samples == SIZE:
+        sampler.refresh(*features())
+    return sampler
 
 
 def test_verbs() -> None:
-    assert {"shuffle", "fixed", "full"} <= set(NAMES)
+    assert {"shuffle", "fixed", "full", "combinations", "ordered", "spectral", "bisection"} <= set(NAMES)
+    assert set(PARTITIONS) == {"shuffle", "fixed", "spectral", "bisection"}
     for name in NAMES:
         assert zoo.describe_batch_sampler(name).name == name
         assert isinstance(make(name), BatchSampler)
@@ -34,14 +50,29 @@ def test_verbs() -> None:
         zoo.get_batch_sampler("shuffle", num_samples=4)
 
 
-@every_name
-def test_an_epoch_holds_every_sample_once(name: str) -> None:
+@pytest.mark.parametrize("name", [*PARTITIONS, "full"])
+def test_an_epoch_of_a_partition_holds_every_sample_once(name: str) -> None:
     sampler = make(name)
     for _ in range(3):
         batches = list(sampler)
         assert len(batches) == len(sampler)
-        assert sorted(chain.from_iterable(batches)) == list(range(22))
-        assert all(isinstance(position, int) for batch in batches for position in batch)
+        assert sorted(chain.from_iterable(batches)) == list(range(SIZE))
+
+
+@every_name
+def test_batches_are_lists_of_distinct_positions(name: str) -> None:
+    for batch in make(name):
+        assert all(isinstance(position, int) and 0 <= position < SIZE for position in batch)
+        assert len(set(batch)) == len(batch)
+
+
+@every_name
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_only_combinations_may_repeat_a_sample_in_an_epoch(name: str, refreshed: bool) -> None:
+    sampler = make(name, refreshed=refreshed)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert name == "combinations" or len(set(chain.from_iterable(batches))) == sum(map(len, batches))
 
 
 @in_batches
@@ -76,17 +107,27 @@ def test_set_epoch_starts_an_epoch_anew(name: str) -> None:
     epochs = [list(sampler) for _ in range(3)]
     other.set_epoch(2)
     assert list(other) == epochs[2]
-    iterator = iter(sampler)
-    next(iterator)
+    next(iter(sampler))
     sampler.set_epoch(1)
+    assert list(sampler) == epochs[1]
+    assert list(sampler) == epochs[2]
+
+
+@every_name
+def test_a_pass_that_is_broken_off_costs_an_epoch_number_and_no_more(name: str) -> None:
+    sampler, other = make(name), make(name)
+    epochs = [list(other) for _ in range(2)]
+    next(iter(sampler))
+    iter(sampler)  # nothing is asked of this one
     assert list(sampler) == epochs[1]
 
 
 @every_name
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_slices_of_processes_make_up_the_global_batches(name: str, replicas: int) -> None:
-    slices = [list(make(name, num_replicas=replicas, rank=rank)) for rank in range(replicas)]
-    for number, batch in enumerate(make(name)):
+    last = {"drop_last": True} if name in PARTITIONS and replicas == 4 else {}
+    slices = [list(make(name, num_replicas=replicas, rank=rank, **last)) for rank in range(replicas)]
+    for number, batch in enumerate(make(name, **last)):
         parts = [part[number] for part in slices]
         assert list(chain.from_iterable(parts)) == batch
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -115,14 +156,63 @@ def test_state_can_be_saved(name: str, tmp_path: Any) -> None:
     sampler = make(name)
     next(iter(sampler))
     torch.save(sampler.state_dict(), tmp_path / "state.pt")
-    assert torch.load(tmp_path / "state.pt", weights_only=True) == sampler.state_dict()
+    loaded, wanted = torch.load(tmp_path / "state.pt", weights_only=True), sampler.state_dict()
+    assert loaded.keys() == wanted.keys()
+    assert all(torch.equal(v, wanted[k]) if isinstance(v, torch.Tensor) else v == wanted[k] for k, v in loaded.items())
 
 
 @every_name
-def test_refresh_takes_features(name: str) -> None:
-    sampler = make(name)
-    sampler.refresh(torch.randn(22, 4), torch.randn(22, 4), torch.arange(22))
-    assert sorted(chain.from_iterable(sampler)) == list(range(22))
+def test_state_is_of_one_size(name: str) -> None:
+    with pytest.raises(ValueError, match="num_samples of the state is 20, of this sampler 22"):
+        make(name).load_state_dict(make(name, num_samples=20, **({} if name == "full" else {"batch_size": 4})).state_dict())
+
+
+@every_name
+def test_a_run_can_be_resumed_on_another_number_of_processes(name: str) -> None:
+    whole, interrupted = make(name), make(name)
+    epoch = list(whole)
+    next(iter(interrupted))
+    slices = []
+    for rank in range(2):
+        sampler = make(name, refreshed=False, num_replicas=2, rank=rank)
+        sampler.load_state_dict(interrupted.state_dict())
+        slices.append(list(sampler))
+    assert [first + second for first, second in zip(*slices, strict=True)] == epoch[1:]
+
+
+def test_resuming_while_a_worker_fetches_ahead() -> None:
+    """The loader has asked for all 8 batches when training has seen 3: only the trainer can say where it is."""
+
+    def loader(sampler: BatchSampler) -> DataLoader[int]:
+        context = {"num_workers": 1, "multiprocessing_context": "spawn", "prefetch_factor": 8, "persistent_workers": True}
+        return DataLoader(list(range(64)), batch_sampler=sampler, collate_fn=list, **context)
+
+    whole, sampler, resumed = (zoo.get_batch_sampler("shuffle", num_samples=64, batch_size=8, seed=5) for _ in range(3))
+    epochs = [list(whole) for _ in range(3)]
+    batches = loader(sampler)
+    assert list(batches) == epochs[0]
+    assert list(islice(batches, 3)) == epochs[1][:3]
+    state = sampler.state_dict()
+    assert (state["epoch"], state["batches_seen"]) != (1, 3)
+    resumed.load_state_dict(sampler.state_dict(batches_seen=3))
+    resumed.set_epoch(1)  # as trainers do at the start of each epoch
+    batches = loader(resumed)
+    assert list(batches) == epochs[1][3:]
+    assert list(batches) == epochs[2]
+
+
+def test_batches_seen_are_counted_within_an_epoch() -> None:
+    with pytest.raises(ValueError, match="batches_seen is 7 but an epoch has 6 batches"):
+        make("shuffle").state_dict(batches_seen=7)
+    with pytest.raises(ValueError, match="batches_seen must be at least 0"):
+        make("shuffle").state_dict(batches_seen=-1)
+
+
+def test_no_process_may_be_left_without_samples() -> None:
+    with pytest.raises(ValueError, match="drop_last=False leaves a last batch of 2 samples, fewer than num_replicas = 4"):
+        make("shuffle", num_replicas=4)
+    with pytest.raises(ValueError, match="num_samples is 3, fewer than num_replicas = 4"):
+        zoo.get_batch_sampler("full", num_samples=3, num_replicas=4)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +259,8 @@ def test_a_loader_gets_features_and_positions(workers: int) -> None:
 @pytest.mark.usefixtures("_clean_registries")
 def test_own_batch_samplers_can_be_registered() -> None:
     @zoo.register_batch_sampler("backwards", title="Backwards")
-    class Backwards(BatchSampler):
-        def batches(self) -> Any:
+    class Backwards(Partition):
+        def order(self) -> Any:
             return np.arange(self.num_samples)[::-1]
 
     assert list(zoo.get_batch_sampler("backwards", num_samples=4, batch_size=2)) == [[3, 2], [1, 0]]

@@ -85,8 +85,10 @@ def test_default_backbone_learns_and_everything_is_written(tmp_path: Path, capsy
 
 
 @pytest.mark.usefixtures("without_plots")
-@pytest.mark.parametrize("name", ["sogclr", "emc2"])
-def test_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "sampler"), [("sogclr", "spectral"), ("emc2", "shuffle")])
+def test_resumed_run_equals_an_uninterrupted_one(
+    name: str, sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pretrain
 
     save = pretrain.save_checkpoint
@@ -96,7 +98,7 @@ def test_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path, monk
         if epoch == 2:
             raise KeyboardInterrupt
 
-    options = ("--loss", name, "--epochs", "4", "--seed", "3", "--set", "temperature=0.2")
+    options = ("--loss", name, "--epochs", "4", "--seed", "3", "--set", "temperature=0.2", "--batch-sampler", sampler)
     whole = run(*options, output=tmp_path / "whole")
     monkeypatch.setattr(pretrain, "save_checkpoint", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
@@ -110,7 +112,7 @@ def test_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path, monk
     one, other = (torch.load(tmp_path / folder / "checkpoint.pt", weights_only=True) for folder in ("whole", "parts"))
     assert one["epoch"] == 4
     assert any("visited" in key for key in one["loss"])
-    for key in ("encoder", "head", "loss", "optimizer", "history"):
+    for key in ("encoder", "head", "loss", "optimizer", "sampler", "history"):
         assert_same(one[key], other[key])
 
 

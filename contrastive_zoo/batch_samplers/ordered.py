@@ -1,0 +1,152 @@
+"""Ordered SGD: of k candidate batches the q with the highest loss.
+
+Kawaguchi and Lu, "Ordered SGD: A New Stochastic Optimization Framework", 2020. arXiv:1907.04371
+Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023, section 4.1 and algorithm 1. arXiv:2307.05906
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from contrastive_zoo.batch_samplers.base import Positions
+from contrastive_zoo.batch_samplers.selection import SelectedBatches
+from contrastive_zoo.checks import check_choice, check_count
+from contrastive_zoo.loss import Loss, get_loss
+from contrastive_zoo.registry import batch_samplers
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+@torch.no_grad()
+def ordered_selection(
+    candidates: Positions, z1: Tensor, z2: Tensor, loss_fn: LossFunction, *, k: int, q: int, keep: str = "highest"
+) -> Positions:
+    """Of every k candidate batches the q whose loss is highest, in increasing order of loss.
+
+    Args:
+        candidates: (M, B) rows of the features; k consecutive batches compete. The last M mod k are left out.
+        z1: (N, D) features of the first view or modality.
+        z2: (N, D) features of the second.
+        loss_fn: Loss of (B, D) features of both views.
+        k: Batches that compete.
+        q: Batches that are kept of them.
+        keep: "highest", or "lowest" for the batches with the lowest loss. Of equal ones the earlier is kept.
+
+    Returns:
+        (M // k * q, B).
+
+    Raises:
+        ValueError: ``keep`` is neither.
+
+    Examples:
+        >>> import numpy as np
+        >>> import torch
+        >>> z = torch.tensor([[0.1], [0.2], [0.3], [0.0]])
+        >>> ordered_selection(np.array([[0, 1], [2, 3]]), z, z, lambda z1, z2: z1.max(), k=2, q=1)
+        array([[2, 3]])
+    """
+    check_choice("keep", keep, ("highest", "lowest"))
+    groups = torch.from_numpy(candidates[: len(candidates) // k * k]).view(-1, k, candidates.shape[1])
+    losses = torch.stack([loss_fn(z1[batch], z2[batch]) for batch in groups.flatten(0, 1)]).view(-1, k)
+    chosen = losses.sort(dim=1, descending=keep == "highest", stable=True).indices[:, :q]
+    increasing = chosen.flip(1) if keep == "highest" else chosen
+    return groups.gather(1, increasing[:, :, None].expand(-1, -1, groups.shape[2])).flatten(0, 1).numpy()
+
+
+def _evaluated_by(loss: object) -> LossFunction:
+    """Loss of features without tables, collectives or a change of mode."""
+    loss_fn = get_loss(loss) if isinstance(loss, str) else loss
+    if not isinstance(loss_fn, nn.Module):
+        raise TypeError(f"loss must be the name of an objective or a loss made by get_loss, got {type(loss).__name__}.")
+    if isinstance(loss_fn, Loss) and "labels" in loss_fn.needs:
+        raise ValueError(
+            f"loss: {loss_fn.card.name!r} needs labels, which batches are not selected by. Take another objective."
+        )
+
+    def evaluate(z1: Tensor, z2: Tensor) -> Tensor:
+        training = loss_fn.training
+        loss_fn.eval()
+        try:
+            value: Tensor = loss_fn(z1, z2)
+        finally:
+            loss_fn.train(training)
+        return value
+
+    return evaluate
+
+
+@batch_samplers.register(
+    "ordered",
+    title="Ordered SGD",
+    summary="Of every k batches of a random partition, the q with the highest loss.",
+    paper="Kawaguchi and Lu, 2020. arXiv:1907.04371; Cho et al., 2023, section 4.1. arXiv:2307.05906",
+    draws=True,
+    differences=(
+        "Candidates are consecutive batches of one random partition of the data set, so that no sample occurs twice; batches "
+        "beyond the last group of k are left out of the epoch.",
+    ),
+)
+class OrderedBatches(SelectedBatches):
+    """Of every k batches of a random partition, the q with the highest loss; `refresh` before every epoch.
+
+    An epoch has ``num_samples // batch_size // k * q`` batches. Before there are features they are random ones, as many.
+
+    Args:
+        num_samples: Size of the data set.
+        batch_size: Samples in a global batch.
+        k: Batches that compete; by default 10, or all of them if there are fewer.
+        q: Batches that are kept of them; by default half.
+        loss: Name of an objective, or a loss made by `get_loss`; used as in evaluation, so that tables stay as they are.
+        keep: "highest", or "lowest" for the batches with the lowest loss.
+        seed: Seed of all draws.
+        num_replicas: Number of processes; by default that of the initialised process group, or 1.
+        rank: This process; by default its rank in the initialised process group, or 0.
+
+    Raises:
+        TypeError: A value is of the wrong type.
+        ValueError: k is more than there are batches, q is more than k, or ``loss`` is unknown or needs labels.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> sampler = zoo.get_batch_sampler("ordered", num_samples=12, batch_size=2, k=3, q=1)
+        >>> sampler.refresh(torch.randn(12, 4), torch.randn(12, 4), torch.arange(12))
+        >>> len(list(sampler))
+        2
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        batch_size: int,
+        k: int | None = None,
+        q: int | None = None,
+        loss: str | nn.Module = "infonce",
+        keep: str = "highest",
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        super().__init__(num_samples=num_samples, batch_size=batch_size, seed=seed, num_replicas=num_replicas, rank=rank)
+        self.candidates = num_samples // batch_size
+        self.k = check_count("k", min(10, self.candidates) if k is None else k)
+        self.q = check_count("q", (self.k + 1) // 2 if q is None else q)
+        if self.k > self.candidates:
+            raise ValueError(f"k is {k} but the data set has {self.candidates} whole batches. Take at most {self.candidates}.")
+        if self.q > self.k:
+            raise ValueError(f"q is {q} of k = {self.k} batches. Take at most {self.k}.")
+        check_choice("keep", keep, ("highest", "lowest"))
+        self.keep = keep
+        self._evaluate = _evaluated_by(loss)
+
+    def __len__(self) -> int:
+        return self.candidates // self.k * self.q
+
+    def select(self, z1: Tensor, z2: Tensor, generator: np.random.Generator) -> Positions:
+        """See `SelectedBatches.select`."""
+        order = generator.permutation(self.num_samples)[: self.candidates * self.batch_size]
+        candidates = order.reshape(self.candidates, self.batch_size)
+        return ordered_selection(candidates, z1, z2, self._evaluate, k=self.k, q=self.q, keep=self.keep).reshape(-1)

@@ -1,0 +1,124 @@
+"""Batches chosen by features: who decides, what happens before there are features, and what is saved."""
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch_samplers.base import CutBatches, Partition, Positions
+from contrastive_zoo.batch_samplers.graph import unit_rows
+from contrastive_zoo.checks import check_features, check_index_values, check_integers, check_same
+from contrastive_zoo.processes import decided_by_first
+
+Given = tuple[Tensor, Tensor, Tensor]
+
+
+class SelectedBatches(CutBatches):
+    """Batches chosen by features that `refresh` takes; subclasses choose in `select`.
+
+    What `refresh` selects holds from the next pass until the next refresh; only the order in which batches are visited is
+    another one in each epoch. The first epoch may come before any features: its batches are random.
+    """
+
+    needs_features = True
+    _selected: Tensor | None = None
+    _coming: Tensor | None = None
+
+    @abstractmethod
+    def select(self, z1: Tensor, z2: Tensor, generator: np.random.Generator) -> Positions:
+        """Samples of all batches, batch after batch, given rows of length 1, (num_samples, D), in the order of the data set."""
+
+    def refresh(self, z1: Tensor, z2: Tensor, index: Tensor) -> None:
+        """Select batches for the passes to come.
+
+        With several processes, all call this, each with the features that it has: all samples must be covered together. The
+        first process selects, the others receive its selection, and an error is raised on all.
+
+        Args:
+            z1: (n, D) features of the first view or modality.
+            z2: (n, D) features of the second.
+            index: (n,) positions of these samples in the data set; of one that occurs twice the first features are taken.
+
+        Raises:
+            TypeError: An argument is no tensor or has the wrong dtype.
+            ValueError: Shapes or devices do not fit, a feature is not finite, or samples are missing.
+            IndexError: A position outside the data set.
+        """
+        given = tuple(value.detach() if isinstance(value, Tensor) else value for value in (z1, z2, index))
+        selected = decided_by_first(self._decide, given) if self.num_replicas > 1 else self._decide([given])
+        self._coming = torch.from_numpy(selected)
+
+    def _decide(self, parts: list[Any]) -> Positions:
+        coming = self.epoch + int(self._begun)
+        generator = np.random.default_rng([self.seed, coming, 1])
+        for z1, z2, index in parts:
+            check_features("z1", z1, (2,))
+            check_features("z2", z2, (2,))
+            check_same("z1", z1, "z2", z2)
+            check_integers("index", index, len(z1))
+            check_index_values(index, self.num_samples)
+        z1, z2 = self._in_order(parts)
+        return self.select(unit_rows(z1, "z1"), unit_rows(z2, "z2"), generator)
+
+    def _in_order(self, parts: list[Given]) -> tuple[Tensor, Tensor]:
+        """Features of all samples in the order of the data set; raises if some are missing."""
+        first, second, index = (torch.cat([part[k].cpu() for part in parts]) for k in range(3))
+        row = np.full(self.num_samples, -1)
+        row[index.numpy()[::-1]] = np.arange(len(index))[::-1]
+        missing = np.flatnonzero(row < 0)
+        if len(missing):
+            raise ValueError(
+                f"index lacks {len(missing)} of {self.num_samples} samples, first {missing[0]}. "
+                "Encode the whole data set: a loader with drop_last=False."
+            )
+        rows = torch.from_numpy(row)
+        return first[rows], second[rows]
+
+    def order(self) -> Positions:
+        """See `CutBatches.order`."""
+        # The rest of an epoch that is gone on with keeps the selection that the epoch began with.
+        if self._coming is not None and self._handed_out == 0:
+            self._selected, self._coming = self._coming, None
+        generator = self.generator()
+        if self._selected is None:
+            return self._random(generator)
+        selected = self._selected.numpy()
+        whole = len(selected) // self.batch_size * self.batch_size
+        visited = generator.permutation(selected[:whole].reshape(-1, self.batch_size)).reshape(-1)
+        return np.concatenate([visited, selected[whole:]])
+
+    def _random(self, generator: np.random.Generator) -> Positions:
+        if self.epoch > 0:
+            raise RuntimeError(
+                f"{type(self).__name__} has had no features before epoch {self.epoch}; only the first epoch can do without. "
+                "Call sampler.refresh(z1, z2, index) before each epoch, with features that batch_samplers.encode makes."
+            )
+        return generator.permutation(self.num_samples)
+
+    def state_dict(self, batches_seen: int | None = None) -> dict[str, Any]:
+        """See `BatchSampler.state_dict`; holds the selection too."""
+        return {**super().state_dict(batches_seen), "selected": self._selected, "coming": self._coming}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `BatchSampler.load_state_dict`."""
+        super().load_state_dict(state)
+        self._selected, self._coming = state["selected"], state["coming"]
+
+
+class SelectedPartition(SelectedBatches, Partition):
+    """Batches chosen by features of which no two share a sample; see `Partition` for the arguments.
+
+    What does not fill a batch is drawn at random.
+    """
+
+    @abstractmethod
+    def part(self, z1: Tensor, z2: Tensor, positions: Positions, generator: np.random.Generator) -> Positions:
+        """The given positions, a multiple of batch_size in random order, batch after batch."""
+
+    def select(self, z1: Tensor, z2: Tensor, generator: np.random.Generator) -> Positions:
+        """See `SelectedBatches.select`."""
+        positions = generator.permutation(self.num_samples)
+        whole = self.num_samples // self.batch_size * self.batch_size
+        return np.concatenate([self.part(z1, z2, positions[:whole], generator), positions[whole:]])

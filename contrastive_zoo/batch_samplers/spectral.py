@@ -1,0 +1,219 @@
+"""Balanced spectral clustering of the loss graph, on blocks of k batches.
+
+Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023, section 4.2 and algorithm 3. arXiv:2307.05906
+"""
+
+import warnings
+from abc import abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from contrastive_zoo.batch_samplers.assignment import Labels, Matrix, balanced_assignment
+from contrastive_zoo.batch_samplers.base import Positions
+from contrastive_zoo.batch_samplers.graph import affinity
+from contrastive_zoo.batch_samplers.selection import SelectedPartition
+from contrastive_zoo.checks import check_count, check_number
+from contrastive_zoo.registry import batch_samplers
+
+BLOCK = 40
+# The space has half as many columns as there are eigenvectors, times this; clusters gain nothing from more exact ones.
+KRYLOV_DEPTH = 14
+
+
+def spectral_partition(z1: Tensor, z2: Tensor, *, batch_size: int, temperature: float = 0.1, seed: int = 0) -> Positions:
+    """Rows in batches that cut few heavy edges of the loss graph.
+
+    The leading eigenvectors of the normalised adjacency matrix, one for each batch, give every sample a point, whose direction
+    k-means clusters; samples are assigned to the centres so that all get equally many. A round of kernel k-means follows: each
+    sample goes to the batch to whose members its edges are heaviest, if that raises the sum of `loss_graph` within batches.
+
+    Args:
+        z1: (n, D) rows of length 1, n a multiple of batch_size.
+        z2: (n, D) rows of length 1.
+        batch_size: Samples in a batch.
+        temperature: Divides the similarities; that of the loss.
+        seed: Seed of the starts of both iterations.
+
+    Returns:
+        (n / batch_size, batch_size).
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    clusters = len(z1) // batch_size
+    if clusters == 1 or batch_size == 1:
+        return np.arange(len(z1)).reshape(clusters, batch_size)
+    graph = affinity(z1, z2, batch_size, temperature)
+    points = _embedding(_normalised_adjacency(graph), clusters, seed)
+    batch = _refined(graph, balanced_assignment(_squared_distances(points, clusters, seed)), clusters)
+    return np.argsort(batch, kind="stable").reshape(clusters, batch_size)
+
+
+def _normalised_adjacency(graph: Tensor) -> Tensor:
+    """D^-1/2 W D^-1/2 of the weights W = exp(graph) without self-loops; in log space, for weights may be beyond all floats."""
+    log_weights = graph.clone().fill_diagonal_(-torch.inf)
+    half = log_weights.logsumexp(1) / 2
+    return log_weights.sub_(half[:, None]).sub_(half).exp_()
+
+
+def _embedding(adjacency: Tensor, dimensions: int, seed: int) -> Matrix:
+    """Directions (n, dimensions) of the samples in the space of the leading eigenvectors."""
+    vectors = _leading_eigenvectors(adjacency, dimensions, seed).double().numpy()
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(length, np.finfo(vectors.dtype).tiny)
+
+
+def _leading_eigenvectors(matrix: Tensor, count: int, seed: int) -> Tensor:
+    """Approximate eigenvectors (n, count) of the largest eigenvalues, by block Lanczos from a random start.
+
+    They are the best ones in the Krylov space of the start, whose basis is kept orthonormal.
+    """
+    width = max(2, count // 2)
+    if 2 * KRYLOV_DEPTH * width >= len(matrix):
+        return torch.linalg.eigh(matrix).eigenvectors[:, -count:]
+    start = torch.from_numpy(np.random.default_rng(seed).standard_normal((len(matrix), width)))
+    basis, projected = matrix.new_zeros(len(matrix), 0), matrix.new_zeros(KRYLOV_DEPTH * width, KRYLOV_DEPTH * width)
+    images = start.to(matrix)
+    for step in range(KRYLOV_DEPTH):
+        block = _orthonormal(images, basis)
+        basis = torch.cat([basis, block], 1)
+        images = matrix @ block
+        # Upper triangle of blocks; the other one is its transpose.
+        projected[: basis.shape[1], step * width : (step + 1) * width] = basis.T @ images
+    return basis @ torch.linalg.eigh(projected, UPLO="U").eigenvectors[:, -count:]
+
+
+def _orthonormal(columns: Tensor, basis: Tensor) -> Tensor:
+    """Orthonormal columns without a part in the basis; the second time removes what rounding left of it."""
+    for _ in range(2):
+        columns = columns - basis @ (basis.T @ columns)
+    return torch.linalg.qr(columns).Q
+
+
+def _squared_distances(points: Matrix, clusters: int, seed: int) -> Matrix:
+    """From each point to each centre of k-means, (n, clusters)."""
+    try:
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+    except ImportError as error:
+        raise ImportError("clustering of batches needs scikit-learn: pip install 'contrastive-zoo[selection]'.") from error
+    restarts = min(10, max(1, 2048 // len(points)))  # small problems have bad local optima, and take no time
+    with warnings.catch_warnings():
+        # Equal features make fewer different points than centres. Capacities settle that.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        kmeans = KMeans(clusters, n_init=restarts, random_state=seed).fit(points)
+    return np.square(kmeans.transform(points))
+
+
+def _refined(graph: Tensor, batch: Labels, clusters: int) -> Labels:
+    """The batches after a round of kernel k-means with equal sizes, or as they are if those are no heavier."""
+    weight = _weight_to_batches(graph, batch, clusters)
+    other = balanced_assignment(weight.max() - weight)
+    heavier = _own(_weight_to_batches(graph, other, clusters), other).sum() > _own(weight, batch).sum()
+    return other if heavier else batch
+
+
+def _weight_to_batches(graph: Tensor, batch: Labels, clusters: int) -> Matrix:
+    """Sum of the graph from each sample to the members of each batch, (n, clusters)."""
+    return (graph @ one_hot(torch.from_numpy(batch), clusters).to(graph)).double().numpy()
+
+
+def _own(weight: Matrix, batch: Labels) -> Matrix:
+    return np.take_along_axis(weight, batch[:, None], 1)
+
+
+class BlockBatches(SelectedPartition):
+    """Blocks of k batches, each parted by `spectral_partition`; subclasses say which samples make a block.
+
+    Args:
+        num_samples: Size of the data set.
+        batch_size: Samples in a global batch.
+        k: Most batches in a block; by default 40, or all of them if there are fewer.
+        temperature: Divides the similarities; that of the loss.
+        seed: Seed of all draws.
+        drop_last: Whether to leave out the rest that does not fill a batch.
+        num_replicas: Number of processes; by default that of the initialised process group, or 1.
+        rank: This process; by default its rank in the initialised process group, or 0.
+
+    Raises:
+        TypeError: A value is of the wrong type.
+        ValueError: k is more than there are batches, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        batch_size: int,
+        k: int | None = None,
+        temperature: float = 0.1,
+        seed: int = 0,
+        drop_last: bool = True,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        super().__init__(
+            num_samples=num_samples,
+            batch_size=batch_size,
+            seed=seed,
+            drop_last=drop_last,
+            num_replicas=num_replicas,
+            rank=rank,
+        )
+        batches = num_samples // batch_size
+        self.k = check_count("k", min(BLOCK, batches) if k is None else k)
+        if self.k > batches:
+            raise ValueError(f"k is {k} but the data set has {batches} whole batches. Take at most {batches}.")
+        self.temperature = check_number("temperature", temperature, low=0, open_low=True)
+
+    @abstractmethod
+    def blocks(self, z1: Tensor, z2: Tensor, positions: Positions, generator: np.random.Generator) -> list[Positions]:
+        """The positions in blocks of at most k whole batches."""
+
+    def part(self, z1: Tensor, z2: Tensor, positions: Positions, generator: np.random.Generator) -> Positions:
+        """See `SelectedPartition.part`."""
+        parts = []
+        for block in self.blocks(z1, z2, positions, generator):
+            rows, seed = torch.from_numpy(block), int(generator.integers(2**31))
+            batches = spectral_partition(
+                z1[rows], z2[rows], batch_size=self.batch_size, temperature=self.temperature, seed=seed
+            )
+            parts.append(block[batches].reshape(-1))
+        return np.concatenate(parts)
+
+
+@batch_samplers.register(
+    "spectral",
+    title="Balanced spectral clustering",
+    summary="Random blocks of k batches, each parted anew so that the samples of a batch have a high loss together.",
+    paper="Cho et al., 2023, section 4.2. arXiv:2307.05906",
+    draws=True,
+    differences=(
+        "Points are scaled to length 1 (Ng, Jordan and Weiss, 2002) before they are clustered.",
+        "Batches are refined by a round of kernel k-means.",
+        "Leading eigenvectors are approximate, and k-means starts only once where blocks are large.",
+    ),
+)
+class SpectralBatches(BlockBatches):
+    """Random blocks of k batches, each parted by balanced spectral clustering; see `BlockBatches` for the arguments.
+
+    Call `refresh` before every epoch. Needs scikit-learn: ``pip install 'contrastive-zoo[selection]'``. A block takes
+    O((k * batch_size)^2 * k) time. What does not fill a batch is drawn at random.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> z = torch.eye(2).repeat(4, 1)
+        >>> sampler = zoo.get_batch_sampler("spectral", num_samples=8, batch_size=4)
+        >>> sampler.refresh(z, z, torch.arange(8))
+        >>> sorted(sorted(batch) for batch in sampler)
+        [[0, 2, 4, 6], [1, 3, 5, 7]]
+    """
+
+    def blocks(self, z1: Tensor, z2: Tensor, positions: Positions, generator: np.random.Generator) -> list[Positions]:
+        """See `BlockBatches.blocks`."""
+        size = self.k * self.batch_size
+        return np.split(positions, list(range(size, len(positions), size)))
