@@ -68,6 +68,10 @@ def moves(card: Card, params: dict[str, Any]) -> bool:
     return card.stateful or card.draws
 
 
+def reweighted(card: Card, params: dict[str, Any]) -> bool:
+    return card.name in ("dclw", "hucl", "hscl")
+
+
 def without_samples(card: Card, params: dict[str, Any]) -> bool:
     return not card.per_sample
 
@@ -89,6 +93,10 @@ GUARANTEES: dict[str, Guarantee] = {
                 estimated,
                 "The value estimates the objective over the whole data set, and the gradient is the method's own estimator of "
                 "that objective's gradient; the tests hold it against the formula on the objective's page.",
+            ),
+            Except(
+                reweighted,
+                "The weights of the pairs are constants to the gradient, as in the code that the method is known by.",
             ),
         ),
     ),

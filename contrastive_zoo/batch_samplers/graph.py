@@ -16,7 +16,8 @@ from contrastive_zoo.features import HALF, stack_views
 def unit_rows(z: Tensor, name: str) -> Tensor:
     """Rows of length 1, in float32 at least; raises if one is not finite."""
     operand = torch.float32 if z.dtype in HALF else z.dtype
-    return stack_views(z[None], "sphere", operand, name=name, validate=True, second_order=True)
+    rows, _ = stack_views(z, None, "sphere", operand, name=name, validate=True, second_order=True)
+    return rows
 
 
 def loss_graph(z1: Tensor, z2: Tensor, *, batch_size: int, temperature: float = 0.1) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contrastive_zoo.batch_samplers.base import CutBatches, Partition, Positions
 from contrastive_zoo.batch_samplers.graph import unit_rows
-from contrastive_zoo.checks import check_features, check_index_values, check_integers, check_same
+from contrastive_zoo.checks import check_features, check_index_range, check_integers, check_same
 from contrastive_zoo.processes import decided_by_first
 
 Given = tuple[Tensor, Tensor, Tensor]
@@ -58,7 +58,7 @@ class SelectedBatches(CutBatches):
             check_features("z2", z2, (2,))
             check_same("z1", z1, "z2", z2)
             check_integers("index", index, len(z1))
-            check_index_values(index, self.num_samples)
+            check_index_range(int(index.min()), int(index.max()), self.num_samples)
         z1, z2 = self._in_order(parts)
         return self.select(unit_rows(z1, "z1"), unit_rows(z2, "z2"), generator)
 
