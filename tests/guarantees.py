@@ -69,7 +69,7 @@ def moves(card: Card, params: dict[str, Any]) -> bool:
 
 
 def reweighted(card: Card, params: dict[str, Any]) -> bool:
-    return card.name in ("dclw", "hucl", "hscl")
+    return card.name == "dclw" or (card.name in ("hucl", "hscl") and not draws(card, params))
 
 
 def without_samples(card: Card, params: dict[str, Any]) -> bool:

@@ -67,7 +67,7 @@ class CLIP(Objective):
     def __init__(self, *, init_scale: float = 1 / 0.07, max_scale: float = 100.0) -> None:
         super().__init__()
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
-        self.largest = math.log(max_scale)
+        self.largest = float(torch.tensor(math.log(max_scale)))  # as the parameter would hold it
 
     def forward(self, batch: Batch) -> Tensor:
         """See `Objective.forward`."""

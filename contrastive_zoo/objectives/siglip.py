@@ -71,11 +71,11 @@ class SigLIP(Objective):
         super().__init__()
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
         self.logit_bias = nn.Parameter(torch.tensor(float(init_bias)))
-        self.max_scale = max_scale
+        self.largest = float(torch.tensor(math.log(max_scale)))  # as the parameter would hold it
 
     def forward(self, batch: Batch) -> Tensor:
         """See `Objective.forward`."""
-        scale = within(self.logit_scale, -math.inf, math.log(self.max_scale)).exp()
+        scale = within(self.logit_scale, -math.inf, self.largest).exp()
         (x, y), ids = batch.each_view(), batch.sample_ids
         negatives = batch.pairs.softplus_sum(
             x, y, scale=scale, bias=self.logit_bias, ids=ids, key_ids=ids, uniform=batch.uniform

@@ -118,7 +118,7 @@ def test_order_of_samples_does_not_matter(configuration: Configuration, backend:
 @every_stateless
 def test_index_of_different_samples_changes_nothing(configuration: Configuration) -> None:
     batch, loss_fn = views(), configuration.make()
-    with_index, without = batch.call(loss_fn), loss_fn(batch.z1, batch.z2, labels=batch.labels)
+    with_index, without = batch.call(configuration.make()), loss_fn(batch.z1, batch.z2, labels=batch.labels)
     assert_close(with_index, without, "loss")
     for given, bare in zip(gradients(with_index, batch), gradients(without, batch), strict=True):
         assert_close(given, bare, "gradient")

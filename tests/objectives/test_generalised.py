@@ -25,6 +25,13 @@ every_name = pytest.mark.parametrize("name", NAMES)
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
+def one_view(x: Tensor, labels: Tensor, loss_fn: zoo.Loss) -> Batch:
+    """Rows by themselves, those of one label as if of one sample."""
+    none = x.new_empty(len(x), 0)
+    samples = torch.arange(len(x))
+    return Batch(x=x, ids=labels, sample_ids=samples, views=1, pair_similarity=none, pairs=loss_fn._engine, labels=labels)
+
+
 class Golden:
     """A recorded case as one matrix of rows with one label each."""
 
@@ -43,7 +50,7 @@ class Golden:
         z = torch.cat(self.z) if self.params["two_views"] else self.z[0]
         length = z.norm(dim=1, keepdim=True)
         x = z / (length.clamp_min(1) if self.normalize == "ball" else length)
-        return Batch(x=x, ids=self.labels, views=1, pairs=loss_fn._engine, labels=self.labels)
+        return one_view(x, self.labels, loss_fn)
 
     def draws(self, row: int) -> Tensor:
         """(positives, K) drawn rows of an anchor."""
@@ -221,7 +228,7 @@ def test_single_rows_without_positives_drop_out() -> None:
     """One view: the row of sample 9 has no positive but itself."""
     x, ids = rows_of_length_one()[:4], torch.tensor([1, 1, 9, 1])
     loss_fn = zoo.get_loss("ucl", self_positive=False)
-    values = loss_fn.objective(Batch(x=x, ids=ids, views=1, pairs=loss_fn._engine))
+    values = loss_fn.objective(one_view(x, ids, loss_fn))
     assert values[2] == -torch.inf
     assert values[[0, 1, 3]].isfinite().all()
 
