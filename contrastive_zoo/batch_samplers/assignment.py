@@ -8,13 +8,17 @@ import numpy as np
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 
+# A round of prices takes as long as five shortest paths; after six, a twentieth of the samples that were too many still are.
+PRICE_ROUNDS, PRICE_STEP = 6, 0.9
+
 
 def balanced_assignment(cost: Matrix) -> Labels:
     r"""The centre of each sample: every centre gets equally many, and $\sum_i \mathrm{cost}_{i, \mathrm{centre}(i)}$ is least.
 
-    Every sample starts at its cheapest centre. While one holds too many, a sample leaves along the cheapest path of moves to
-    a centre that has room: successive shortest paths in a graph of centres only. This is the optimum of the linear assignment
-    to copies of the centres, which is a much larger problem when there are few centres.
+    Prices of the centres come first, such that few samples are too many where every sample takes its cheapest centre. While one
+    centre holds too many, a sample leaves along the cheapest path of moves to a centre that has room: successive shortest paths
+    in a graph of centres only. This is the optimum of the linear assignment to copies of the centres, which is a much larger
+    problem when there are few centres.
 
     Args:
         cost: (n, K) with K dividing n, finite.
@@ -27,23 +31,40 @@ def balanced_assignment(cost: Matrix) -> Labels:
         >>> balanced_assignment(np.array([[0.0, 9.0], [1.0, 3.0], [0.0, 5.0], [2.0, 1.0]]))
         array([0, 1, 0, 1])
     """
-    moves = _Moves(cost)
     capacity = len(cost) // cost.shape[1]
+    moves = _Moves(cost, (cost + _prices(cost, capacity)).argmin(1))
     while (moves.load > capacity).any():
-        moves.take(_cheapest_path(moves.price, moves.load > capacity, moves.load < capacity, moves.resolution))
+        moves.take(_cheapest_path(moves.cheapest, moves.load > capacity, moves.load < capacity, moves.resolution))
     return moves.centre
+
+
+def _prices(cost: Matrix, capacity: int) -> Matrix:
+    """Prices (K,) at which each centre would get its share if those of the others stayed, nearly, after a few rounds."""
+    n, centres = cost.shape
+    price, rows = np.zeros(centres), np.arange(n)
+    for _ in range(PRICE_ROUNDS if centres > 1 else 0):
+        offers = cost + price
+        first = offers.argmin(1)
+        lowest = offers[rows, first]
+        offers[rows, first] = np.inf
+        # What a centre may ask of a sample before another one is cheaper; it gets its share at the capacity-th largest.
+        bearable = lowest[:, None] - cost
+        bearable[rows, first] = offers.min(1) - cost[rows, first]
+        middle = np.partition(bearable.T, (n - capacity - 1, n - capacity))[:, n - capacity - 1 : n - capacity + 1].mean(1)
+        price += PRICE_STEP * (middle - price)
+    return price
 
 
 class _Moves:
     """Where the samples are, and for every two centres the sample whose move from one to the other costs least."""
 
-    def __init__(self, cost: Matrix) -> None:
-        _, centres = cost.shape
+    def __init__(self, cost: Matrix, centre: Labels) -> None:
+        centres = cost.shape[1]
         self.cost = cost
-        self.centre = cost.argmin(1)
+        self.centre = centre
         self.load = np.bincount(self.centre, minlength=centres)
         self.resolution = 1e-12 * max(1.0, float(np.abs(cost).max()))
-        self.price = np.full((centres, centres), np.inf)
+        self.cheapest = np.full((centres, centres), np.inf)
         self.sample = np.zeros((centres, centres), dtype=np.int64)
         for a in range(centres):
             self._update(a)
@@ -53,10 +74,10 @@ class _Moves:
         if len(members):
             extra = self.cost[members] - self.cost[members, a, None]
             cheapest = extra.argmin(0)
-            self.price[a] = extra[cheapest, np.arange(len(self.load))]
+            self.cheapest[a] = extra[cheapest, np.arange(len(self.load))]
             self.sample[a] = members[cheapest]
         else:
-            self.price[a] = np.inf
+            self.cheapest[a] = np.inf
 
     def take(self, path: list[int]) -> None:
         """One sample moves along each step of a path of centres."""
@@ -68,12 +89,12 @@ class _Moves:
             self._update(a)
 
 
-def _cheapest_path(price: Matrix, full: Any, free: Any, resolution: float) -> list[int]:
-    """Centres from a full one to a free one, by Bellman and Ford: prices may be negative, cycles are not."""
+def _cheapest_path(cheapest: Matrix, full: Any, free: Any, resolution: float) -> list[int]:
+    """Centres from a full one to a free one, by Bellman and Ford: moves may cost less than nothing, cycles do not."""
     total = np.where(full, 0.0, np.inf)
     before = np.full(len(total), -1)
     for _ in range(len(total)):
-        through = total[:, None] + price
+        through = total[:, None] + cheapest
         best = through.argmin(0)
         offered = through[best, np.arange(len(total))]
         better = offered < total - resolution

@@ -5,6 +5,8 @@ Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023, section 4.2 and
 
 import warnings
 from abc import abstractmethod
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +101,7 @@ def _squared_distances(points: Matrix, clusters: int, seed: int) -> Matrix:
         from sklearn.cluster import KMeans
         from sklearn.exceptions import ConvergenceWarning
     except ImportError as error:
-        raise ImportError("clustering of batches needs scikit-learn: pip install 'contrastive-zoo[selection]'.") from error
+        raise _missing() from error
     restarts = min(10, max(1, 2048 // len(points)))  # small problems have bad local optima, and take no time
     with warnings.catch_warnings():
         # Equal features make fewer different points than centres. Capacities settle that.
@@ -123,6 +125,20 @@ def _weight_to_batches(graph: Tensor, batch: Labels, clusters: int) -> Matrix:
 
 def _own(weight: Matrix, batch: Labels) -> Matrix:
     return np.take_along_axis(weight, batch[:, None], 1)
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """Blocks are small: threads of PyTorch and of scikit-learn would wait for one another many times longer than they work."""
+    try:
+        from threadpoolctl import threadpool_limits  # comes with scikit-learn
+    except ImportError as error:
+        raise _missing() from error
+    limits: AbstractContextManager[Any] = threadpool_limits(1)
+    return limits
+
+
+def _missing() -> ImportError:
+    return ImportError("clustering of batches needs scikit-learn: pip install 'contrastive-zoo[selection]'.")
 
 
 class BlockBatches(SelectedPartition):
