@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,39 @@ class Engine:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
         return pairwise.kernel_sum(
             x, kernel=kernel, parameter=parameter, ids=ids, unit_rows=self.unit_rows, backend=self.backend
+        )
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What features become rows by, and the autocast state that a user's encoder runs in: see `contrastive_zoo.batch.Encoding`.
+
+    Attributes:
+        device_type: Of the features.
+        autocast: Precision of the caller's autocast; None if it is off.
+        operand: Precision that rows are rounded to.
+        normalize: As for `stack_views`.
+        validate: As for `stack_views`.
+        second_order: As for `stack_views`.
+    """
+
+    device_type: str
+    autocast: torch.dtype | None
+    operand: torch.dtype
+    normalize: str
+    validate: bool
+    second_order: bool
+
+    def __call__(self, encode: Callable[[Tensor, Tensor], Tensor], index: Tensor, view: Tensor) -> Tensor:
+        """Rows (n, D) of what ``encode(index, view)`` returns."""
+        with torch.autocast(self.device_type, dtype=self.autocast, enabled=self.autocast is not None):
+            z = encode(index, view)
+        check_features("what encode returns", z, (2,))
+        if len(z) != len(index):
+            raise ValueError(f"encode must return one row for each of {len(index)} positions, got shape {shape(z)}.")
+        name = "what encode returns"
+        return stack_views(
+            z[None], self.normalize, self.operand, name=name, validate=self.validate, second_order=self.second_order
         )
 
 
@@ -195,9 +229,9 @@ class Loss(nn.Module):
         """
         self._check(z1, z2, index, labels, negatives, negatives_index)
         device_type = z1.device.type
-        operand = self._operand_dtype(z1, z2)
+        outside = self._outside(device_type, self._operand_dtype(z1, z2))
         with torch.autocast(device_type, enabled=False):
-            batch = self._batch(z1, z2, operand, index, labels, negatives, negatives_index)
+            batch = self._batch(z1, z2, outside, index, labels, negatives, negatives_index)
             reason = self._nothing_to_contrast(batch)
             if reason:
                 return self._empty(batch, reason)
@@ -252,6 +286,10 @@ class Loss(nn.Module):
             return autocast if autocast in HALF else dtype
         return dtype
 
+    def _outside(self, device_type: str, operand: torch.dtype) -> Outside:
+        autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+        return Outside(device_type, autocast, operand, self.normalize, self.validate, self.backend == "dense")
+
     def _rows(self, z: Tensor, operand: torch.dtype, name: str) -> Tensor:
         return stack_views(z, self.normalize, operand, name=name, validate=self.validate, second_order=self.backend == "dense")
 
@@ -259,14 +297,14 @@ class Loss(nn.Module):
         self,
         z1: Tensor,
         z2: Tensor | None,
-        operand: torch.dtype,
+        outside: Outside,
         index: Tensor | None,
         labels: Tensor | None,
         negatives: Tensor | None,
         negatives_index: Tensor | None,
     ) -> Batch:
         z = z1[None] if z2 is None else torch.stack([z1, z2])
-        views = len(z)
+        views, operand = len(z), outside.operand
         x = self._rows(z, operand, "z1" if z2 is None else "z1 or z2")
         x, index, labels = self._gathered(x, views, index, labels, negatives)
         if index is None:
@@ -290,6 +328,7 @@ class Loss(nn.Module):
             negatives=negatives,
             negatives_ids=extra_ids,
             training=self.training,
+            encode=outside,
             uniform=self.reduction != "none",
         )
 

@@ -32,6 +32,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "sogclr": [{"intra_view": False, "gamma": 0.5}, {"gamma": zoo.CosineSchedule(1.0, 0.2, steps=3)}],
     "emc2": [{"out_of_batch": "skip", "burn_in": 0.0}],
+    "negative_cache": [{"num_negatives": 1}],
+    "sampled": [
+        {"sampler": "gumbel", "num_negatives": 5},
+        {"sampler": "mcmc"},
+        {"sampler": "queue", "num_negatives": 30},
+        {"sampler": "topk", "num_negatives": 5},
+    ],
 }
 
 
@@ -48,6 +55,13 @@ class Configuration(NamedTuple):
     def card(self) -> zoo.Card:
         return zoo.describe_loss(self.name)
 
+    @property
+    def draws(self) -> bool:
+        """Whether it draws at random; of a loss with a sampler the sampler does, or not."""
+        if "sampler" in self.card.parameters:
+            return zoo.describe_sampler(self.params.get("sampler", self.card.parameters["sampler"])).draws
+        return self.card.draws
+
     def make(self, **params: Any) -> Loss:
         """The loss, for NUM_SAMPLES samples unless `params` say otherwise."""
         return zoo.get_loss(self.name, **{"num_samples": NUM_SAMPLES, **self.params, **params})
@@ -58,6 +72,8 @@ DEFAULTS = [Configuration(name, {}) for name in NAMES]
 CONFIGURATIONS = [Configuration(name, params) for name in NAMES for params in ({}, *VARIANTS.get(name, []))]
 STATELESS = [c for c in CONFIGURATIONS if not c.card.stateful]
 STATEFUL = [c for c in CONFIGURATIONS if c.card.stateful]
+# Those that keep something for each sample, which a queue does not.
+WITH_TABLES = [c for c in STATEFUL if c.params.get("sampler") != "queue"]
 
 
 class Views(NamedTuple):

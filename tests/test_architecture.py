@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "objective": {"batch", "checks", "tables"},
     "registry": {"batch", "checks", "objective"},
     "pairwise": {"checks", "logspace", "operators"},
-    "samplers": {"batch", "checks", "objective", "operators", "pairwise", "registry"},
+    "samplers": {"batch", "checks", "logspace", "objective", "operators", "registry", "tables"},
     "batch_samplers": {"checks", "registry"},
     "objectives": {"batch", "checks", "logspace", "objective", "pairwise", "registry", "samplers", "schedules", "tables"},
     "metrics": set(),

@@ -88,6 +88,9 @@ def recorded() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         record(batch.call, configuration.make())
         if configuration.card.name == "sogclr":
             record(batch.call, configuration.make(gamma=zoo.CosineSchedule(1.0, 0.2, steps=3)))
+        if configuration.card.name == "sampled":
+            for sampler in zoo.list_samplers():
+                record(batch.call, configuration.make(sampler=sampler))
         if configuration.card.draws:
             record(batch.call, configuration.make(reduction="none"))
     torch._dynamo.reset()

@@ -23,7 +23,7 @@ import contrastive_zoo as zoo
 every_configuration = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 every_stateless = pytest.mark.parametrize("configuration", STATELESS, ids=str)
 with_samples = pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if c.card.per_sample], ids=str)
-without_draws = pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if not c.card.draws], ids=str)
+without_draws = pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if not c.draws], ids=str)
 
 
 @every_configuration
