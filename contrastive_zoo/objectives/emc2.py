@@ -13,7 +13,8 @@ from torch import Tensor
 
 from contrastive_zoo.objectives.sampled import GlobalObjective
 from contrastive_zoo.registry import Range, losses
-from contrastive_zoo.samplers.chain import ChainSampler, Encode, check_encode
+from contrastive_zoo.samplers.base import Encode
+from contrastive_zoo.samplers.chain import ChainSampler, check_out_of_batch
 
 
 @losses.register(
@@ -27,7 +28,7 @@ from contrastive_zoo.samplers.chain import ChainSampler, Encode, check_encode
     stateful=True,
     draws=True,
     ranges={"burn_in": Range(0, 1, open_high=True)},
-    check=check_encode,
+    check=check_out_of_batch,
     scale="Authors' gradient times 1, up to their burn-in of one column more.",
     differences=(
         "A chain per sample and view; the authors hand one chain from view 1 on to view 2.",

@@ -13,6 +13,7 @@ from torch import Tensor
 from contrastive_zoo.objectives.sampled import GlobalObjective
 from contrastive_zoo.registry import Range, losses
 from contrastive_zoo.samplers import GumbelSampler
+from contrastive_zoo.samplers.base import Encode
 
 
 @losses.register(
@@ -30,7 +31,8 @@ from contrastive_zoo.samplers import GumbelSampler
     differences=(
         "The target leaves the positive out, as all the global objectives here do; theirs has the query's similarity to itself"
         " in its place, and weighs draw j by 1 - C_j alone.",
-        "Negatives outside of the batch stay as they were last seen and pull on the anchor only; theirs are encoded anew.",
+        "Negatives outside of the batch stay as they were last seen and pull on the anchor only, unless encode is given; theirs"
+        " are always encoded anew.",
         "The cache is filled by training batches, an embedding per sample and view; theirs is refreshed by a pass of its own.",
         "The value is exact over the cache; theirs is a surrogate for the gradient alone.",
     ),
@@ -52,11 +54,14 @@ class NegativeCache(GlobalObjective):
         num_samples: Size of the data set; the cache holds two embeddings of each.
         temperature: Divides the similarities.
         num_negatives: K.
+        encode: A callable ``encode(index, view)`` from (n,) positions in the data set and (n,) views, 0 or 1, to features
+            (n, D), differentiable: called once per step for all draws outside of the batch, each once, in the autocast state of
+            the caller. They then get gradient, as the anchors do; without it they are constants.
         seed: Seed of the draws.
 
     Raises:
         ValueError: A parameter is out of range.
-        TypeError: ``num_negatives`` is not whole.
+        TypeError: ``num_negatives`` is not whole, or ``encode`` cannot be called.
 
     Examples:
         >>> import torch
@@ -68,5 +73,14 @@ class NegativeCache(GlobalObjective):
         8
     """
 
-    def __init__(self, *, num_samples: int, temperature: float | Tensor = 0.1, num_negatives: int = 16, seed: int = 0) -> None:
-        super().__init__(GumbelSampler(num_samples=num_samples, num_negatives=num_negatives, seed=seed), temperature)
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        temperature: float | Tensor = 0.1,
+        num_negatives: int = 16,
+        encode: Encode | None = None,
+        seed: int = 0,
+    ) -> None:
+        sampler = GumbelSampler(num_samples=num_samples, num_negatives=num_negatives, encode=encode, seed=seed)
+        super().__init__(sampler, temperature)

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contrastive_zoo.batch import Batch
 from contrastive_zoo.tables import PreciseModule
+
+# From (n,) positions in the data set and (n,) views to features (n, D).
+Encode = Callable[[Tensor, Tensor], Tensor]
 
 
 class WeightedNegatives(NamedTuple):
@@ -64,6 +67,40 @@ class NegativeSampler(PreciseModule):
             scale: 0-dim, 1 / temperature.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement forward(batch, scale).")
+
+
+def check_encode(encode: Encode | None) -> Encode | None:
+    """What to call for features of samples outside of the batch.
+
+    The parameters of an encoder are not the sampler's, so of a module only its call is returned.
+
+    Raises:
+        TypeError: ``encode`` cannot be called.
+    """
+    if encode is not None and not callable(encode):
+        raise TypeError(f"encode must be a callable (index, view) -> features (n, D), got {type(encode).__name__}.")
+    return encode.__call__ if isinstance(encode, nn.Module) else encode
+
+
+def encode_rows(batch: Batch, encode: Encode, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the data set, encoded anew, each once.
+
+    Args:
+        batch: The batch, as whose rows they are normalised.
+        encode: The encoder.
+        rows: 2 * sample + view, or -1 for none; any shape.
+
+    Returns:
+        (n, D) features of the different rows, and the place among them of each of ``rows``, any place for -1.
+    """
+    assert batch.index is not None
+    assert batch.encode is not None
+    different, place = rows.unique(return_inverse=True)
+    missing = int(bool((different < 0).any()))  # -1 comes first
+    different = different[missing:].to(batch.index.device)
+    if len(different) == 0:
+        return batch.x.new_zeros(1, batch.x.shape[1]), place
+    return batch.encode(encode, different // 2, different % 2).to(batch.x), (place - missing).clamp_min(0)
 
 
 def data_rows(batch: Batch) -> Tensor:

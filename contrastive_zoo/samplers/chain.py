@@ -13,14 +13,22 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contrastive_zoo.batch import Batch
 from contrastive_zoo.checks import check_choice
 from contrastive_zoo.objective import StepCounter
 from contrastive_zoo.operators import operator
 from contrastive_zoo.registry import Range, samplers
-from contrastive_zoo.samplers.base import Negatives, NegativeSampler, WeightedNegatives, data_rows
+from contrastive_zoo.samplers.base import (
+    Encode,
+    Negatives,
+    NegativeSampler,
+    WeightedNegatives,
+    check_encode,
+    data_rows,
+    encode_rows,
+)
 from contrastive_zoo.samplers.mcmc import KeptStates, kept_shares, walk_batch
 from contrastive_zoo.samplers.randomness import generator
 from contrastive_zoo.tables import EmbeddingTable, LogAverage
@@ -28,10 +36,8 @@ from contrastive_zoo.tables import EmbeddingTable, LogAverage
 # Weight of the newest value in the running mean that is reported, as in SogCLR.
 VALUE_WEIGHT = 0.9
 
-Encode = Callable[[Tensor, Tensor], Tensor]
 
-
-def check_encode(*, out_of_batch: str, encode: Encode | None, **_: object) -> None:
+def check_out_of_batch(*, out_of_batch: str, encode: Encode | None, **_: object) -> None:
     """Raise unless `out_of_batch` and `encode` go together.
 
     Raises:
@@ -39,8 +45,7 @@ def check_encode(*, out_of_batch: str, encode: Encode | None, **_: object) -> No
         TypeError: `encode` cannot be called.
     """
     check_choice("out_of_batch", out_of_batch, ("cache", "encode", "skip"))
-    if encode is not None and not callable(encode):
-        raise TypeError(f"encode must be a callable (index, view) -> features (n, D), got {type(encode).__name__}.")
+    check_encode(encode)
     if out_of_batch == "encode" and encode is None:
         raise ValueError("out_of_batch='encode' needs encode: pass encode=..., a callable (index, view) -> features (n, D).")
     if out_of_batch != "encode" and encode is not None:
@@ -57,7 +62,7 @@ def check_encode(*, out_of_batch: str, encode: Encode | None, **_: object) -> No
     stateful=True,
     draws=True,
     ranges={"burn_in": Range(0, 1, open_high=True)},
-    check=check_encode,
+    check=check_out_of_batch,
 )
 class ChainSampler(NegativeSampler):
     r"""A Metropolis-Hastings chain per sample and view, with target softmax(s / temperature) over the rows of other samples.
@@ -106,10 +111,9 @@ class ChainSampler(NegativeSampler):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_encode(out_of_batch=out_of_batch, encode=encode)
+        check_out_of_batch(out_of_batch=out_of_batch, encode=encode)
         self.burn_in, self.out_of_batch, self.seed = burn_in, out_of_batch, seed
-        # The encoder's parameters are not this sampler's: a module is kept by its call only.
-        self.encode = encode.__call__ if isinstance(encode, nn.Module) else encode
+        self.encode = check_encode(encode)
         self.num_samples = num_samples
         self.step = StepCounter()
         self.averages = LogAverage(num_samples)
@@ -137,31 +141,18 @@ class ChainSampler(NegativeSampler):
 
     def _carried(self, batch: Batch, state: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """(2B,) similarity of each anchor to its carried state, as far as it pulls on it, and the state's log score."""
-        assert batch.index is not None
         x = batch.x
         if self.out_of_batch == "skip":
-            return torch.zeros_like(x[:, 0]), self.log_score[batch.index.to(x.device)].flatten().to(x.dtype)
+            return torch.zeros_like(x[:, 0]), self.log_score.flatten()[data_rows(batch)].to(x.dtype)
         if self.out_of_batch == "cache":
             self.embeddings.fit(x.shape[1])
             found = self.embeddings.rows.flatten(0, 1)[state.clamp_min(0)].to(x.dtype)
         else:
-            found = self._encoded(batch, state)
+            assert self.encode is not None
+            features, place = encode_rows(batch, self.encode, state)
+            found = features[place]
         similarity = torch.linalg.vecdot(x, found)
         return similarity, similarity.detach() * scale
-
-    def _encoded(self, batch: Batch, state: Tensor) -> Tensor:
-        """(2B, D) rows of the carried states; zeros where there is none."""
-        assert self.encode is not None
-        assert batch.encode is not None
-        assert batch.index is not None
-        states, place = state.unique(return_inverse=True)
-        states = states[states >= 0]
-        if len(states) == 0:
-            return torch.zeros_like(batch.x)
-        device = batch.index.device
-        rows = batch.encode(self.encode, (states // 2).to(device), (states % 2).to(device)).to(batch.x)
-        # Where some chains have no state yet, -1 is the first of the unique states and moves the others by one.
-        return torch.where((state >= 0)[:, None], rows[(place - (state < 0).any().long()).clamp_min(0)], 0)
 
     def _walk(self, batch: Batch, scale: Tensor, carried: Tensor, order: Tensor) -> KeptStates:
         """The walk over the rows in the order drawn, in terms of the rows as they stand."""

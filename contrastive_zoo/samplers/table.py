@@ -11,7 +11,16 @@ from contrastive_zoo.batch import Batch
 from contrastive_zoo.checks import check_count, shape
 from contrastive_zoo.objective import StepCounter
 from contrastive_zoo.registry import Range, samplers
-from contrastive_zoo.samplers.base import Negatives, NegativeSampler, WeightedNegatives, data_rows, has_negatives
+from contrastive_zoo.samplers.base import (
+    Encode,
+    Negatives,
+    NegativeSampler,
+    WeightedNegatives,
+    check_encode,
+    data_rows,
+    encode_rows,
+    has_negatives,
+)
 from contrastive_zoo.samplers.memory import memory_largest, memory_uniform
 from contrastive_zoo.tables import EmbeddingTable
 
@@ -34,11 +43,14 @@ class TableSampler(NegativeSampler):
     """Base of samplers over a table that holds the last embedding of each sample and view.
 
     A batch enters the table before anything is drawn. Rows of the anchor's own sample and samples that no batch has brought
-    yet do not count. A negative that is in the batch is taken from there, and gets gradient; all others are constants.
+    yet do not count. A negative that is in the batch is taken from there, and gets gradient; all others are constants, unless
+    there is an `encode` for them.
 
     Args:
         num_samples: Size of the data set.
         num_negatives: Negatives of each anchor.
+        encode: (n,) positions in the data set and (n,) views, 0 or 1, both int64, to features (n, D). Called once per step with
+            all negatives outside of the batch, each once; they then get gradient. Scores and weights are those of the table.
         seed: Seed of the draws.
 
     Raises:
@@ -48,9 +60,9 @@ class TableSampler(NegativeSampler):
 
     visited: Tensor
 
-    def __init__(self, *, num_samples: int, num_negatives: int, seed: int = 0) -> None:
+    def __init__(self, *, num_samples: int, num_negatives: int, encode: Encode | None = None, seed: int = 0) -> None:
         super().__init__()
-        self.num_negatives, self.seed = check_count("num_negatives", num_negatives), seed
+        self.num_negatives, self.encode, self.seed = check_count("num_negatives", num_negatives), check_encode(encode), seed
         self.num_samples = num_samples
         self.step = StepCounter()
         self.embeddings = EmbeddingTable(num_samples, 2)
@@ -76,13 +88,20 @@ class TableSampler(NegativeSampler):
         drawn = self.draw(batch.x.detach(), scale.detach(), own, keys, owners)
         self.step.advance()
         position, in_batch = _places(batch, drawn.rows)
-        from_batch = embedding_bag(position, batch.x, per_sample_weights=torch.where(in_batch, drawn.weights, 0), mode="sum")
-        remembered = torch.where(in_batch, 0, drawn.weights).to(keys)
-        from_table = embedding_bag(drawn.rows.clamp_min(0), keys, per_sample_weights=remembered, mode="sum")
-        surrogate = torch.linalg.vecdot(batch.x, from_batch + from_table.to(batch.x)) * scale
+        weights = torch.where(in_batch, drawn.weights, 0)
+        mean = embedding_bag(position, batch.x, per_sample_weights=weights, mode="sum")
+        mean = mean + self._remembered(batch, drawn._replace(weights=drawn.weights - weights))
+        surrogate = torch.linalg.vecdot(batch.x, mean) * scale
         log_mean = torch.where(has_negatives(batch), drawn.log_mean, -torch.inf)
-        diagnostics = {"in_batch_share": torch.where(in_batch, drawn.weights, 0).sum(1).mean()}
+        diagnostics = {"in_batch_share": weights.sum(1).mean()}
         return Negatives(surrogate, log_mean, lambda: WeightedNegatives(drawn.rows, drawn.weights, in_batch), diagnostics)
+
+    def _remembered(self, batch: Batch, drawn: Draws) -> Tensor:
+        """(N, D) weighted sum of the negatives that are not in the batch; the others have weight 0."""
+        features, place = self.embeddings.rows.flatten(0, 1), drawn.rows.clamp_min(0)
+        if self.encode is not None:
+            features, place = encode_rows(batch, self.encode, torch.where(drawn.weights > 0, drawn.rows, -1))
+        return embedding_bag(place, features, per_sample_weights=drawn.weights.to(features), mode="sum").to(batch.x)
 
     def _owners(self) -> Tensor:
         samples = torch.arange(len(self.visited), device=self.visited.device)
@@ -165,6 +184,7 @@ class UniformSampler(TableSampler):
     Args:
         num_samples: Size of the data set.
         num_negatives: K.
+        encode: See `TableSampler`.
         seed: Seed of the draws.
 
     Examples:
@@ -175,8 +195,8 @@ class UniformSampler(TableSampler):
 
     law = "uniform over all rows of other samples, weighed towards softmax(s / temperature)"
 
-    def __init__(self, *, num_samples: int, num_negatives: int = 64, seed: int = 0) -> None:
-        super().__init__(num_samples=num_samples, num_negatives=num_negatives, seed=seed)
+    def __init__(self, *, num_samples: int, num_negatives: int = 64, encode: Encode | None = None, seed: int = 0) -> None:
+        super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode, seed=seed)
 
     def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
         """See `TableSampler.draw`."""
@@ -207,6 +227,7 @@ class TopKSampler(TableSampler):
     Args:
         num_samples: Size of the data set.
         num_negatives: k.
+        encode: See `TableSampler`.
 
     Examples:
         >>> import contrastive_zoo as zoo
@@ -216,8 +237,8 @@ class TopKSampler(TableSampler):
 
     law = "softmax(s / temperature) over the k hardest rows of other samples"
 
-    def __init__(self, *, num_samples: int, num_negatives: int = 16) -> None:
-        super().__init__(num_samples=num_samples, num_negatives=num_negatives)
+    def __init__(self, *, num_samples: int, num_negatives: int = 16, encode: Encode | None = None) -> None:
+        super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode)
 
     def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
         """See `TableSampler.draw`."""
@@ -251,6 +272,7 @@ class GumbelSampler(TableSampler):
     Args:
         num_samples: Size of the data set.
         num_negatives: K.
+        encode: See `TableSampler`.
         seed: Seed of the draws.
 
     Examples:
@@ -261,8 +283,8 @@ class GumbelSampler(TableSampler):
 
     law = "softmax(s / temperature) over all rows of other samples"
 
-    def __init__(self, *, num_samples: int, num_negatives: int = 16, seed: int = 0) -> None:
-        super().__init__(num_samples=num_samples, num_negatives=num_negatives, seed=seed)
+    def __init__(self, *, num_samples: int, num_negatives: int = 16, encode: Encode | None = None, seed: int = 0) -> None:
+        super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode, seed=seed)
 
     def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
         """See `TableSampler.draw`."""
