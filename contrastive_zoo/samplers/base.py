@@ -92,6 +92,10 @@ def encode_rows(batch: Batch, encode: Encode, rows: Tensor) -> tuple[Tensor, Ten
 
     Returns:
         (n, D) features of the different rows, and the place among them of each of ``rows``, any place for -1.
+
+    Raises:
+        ValueError: The encoder returned another shape.
+        TypeError: It returned no floating-point tensor.
     """
     assert batch.index is not None
     assert batch.encode is not None
@@ -100,7 +104,13 @@ def encode_rows(batch: Batch, encode: Encode, rows: Tensor) -> tuple[Tensor, Ten
     different = different[missing:].to(batch.index.device)
     if len(different) == 0:
         return batch.x.new_zeros(1, batch.x.shape[1]), place
-    return batch.encode(encode, different // 2, different % 2).to(batch.x), (place - missing).clamp_min(0)
+    features = batch.encode(encode, different // 2, different % 2).to(batch.x)
+    if features.shape[1] != batch.x.shape[1]:
+        raise ValueError(
+            f"encode returned {features.shape[1]} features per row but the batch has {batch.x.shape[1]}. "
+            "Give the encoder that the features of the batch come from."
+        )
+    return features, (place - missing).clamp_min(0)
 
 
 def data_rows(batch: Batch) -> Tensor:

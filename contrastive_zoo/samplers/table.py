@@ -83,14 +83,18 @@ class TableSampler(NegativeSampler):
     def forward(self, batch: Batch, scale: Tensor) -> Negatives:
         """See `NegativeSampler.forward`."""
         own = data_rows(batch) // 2
-        self._write(batch)
+        before = self._write(batch)
         keys, owners = self.embeddings.rows.flatten(0, 1), self._owners()
         drawn = self.draw(batch.x.detach(), scale.detach(), own, keys, owners)
-        self.step.advance()
         position, in_batch = _places(batch, drawn.rows)
         weights = torch.where(in_batch, drawn.weights, 0)
         mean = embedding_bag(position, batch.x, per_sample_weights=weights, mode="sum")
-        mean = mean + self._remembered(batch, drawn._replace(weights=drawn.weights - weights))
+        try:
+            mean = mean + self._remembered(batch, drawn._replace(weights=drawn.weights - weights))
+        except BaseException:  # whatever the encoder raised: a call that fails changes nothing
+            self._put(batch, *before)
+            raise
+        self.step.advance()
         surrogate = torch.linalg.vecdot(batch.x, mean) * scale
         log_mean = torch.where(has_negatives(batch), drawn.log_mean, -torch.inf)
         diagnostics = {"in_batch_share": weights.sum(1).mean()}
@@ -108,16 +112,22 @@ class TableSampler(NegativeSampler):
         return torch.where(self.visited, samples, -1).repeat_interleave(2)
 
     @torch.no_grad()
-    def _write(self, batch: Batch) -> None:
-        """Put the rows of a batch into the table, unless they are not finite or nobody's negatives."""
+    def _write(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Put the rows of a batch into the table, unless they are not finite or nobody's negatives; what was there before."""
         assert batch.index is not None
         self.embeddings.fit(batch.x.shape[1])
-        table, index = self.embeddings.rows, batch.index.to(batch.x.device)
-        first = batch.first_visit().to(index.device)
-        new = batch.x.detach().view(batch.size, 2, -1)[first]
+        index = batch.index.to(batch.x.device)
+        rows, visited = self.embeddings.rows[index], self.visited[index]
+        new = batch.x.detach().view(batch.size, 2, -1)[batch.first_visit().to(index.device)]
         sound = torch.isfinite(new).flatten(1).all(1) & batch.per_view(has_negatives(batch))[:, 0]
-        table[index] = torch.where(sound[:, None, None], new.to(table), table[index])
-        self.visited[index] = self.visited[index] | sound
+        self._put(batch, torch.where(sound[:, None, None], new.to(rows), rows), visited | sound)
+        return rows, visited
+
+    @torch.no_grad()
+    def _put(self, batch: Batch, rows: Tensor, visited: Tensor) -> None:
+        assert batch.index is not None
+        index = batch.index.to(batch.x.device)
+        self.embeddings.rows[index], self.visited[index] = rows, visited
 
     def table(self) -> dict[str, Tensor]:
         """``embeddings`` (num_samples, 2, D), the last of each sample and view, and ``visited`` (num_samples,)."""

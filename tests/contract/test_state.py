@@ -203,6 +203,18 @@ def test_a_step_under_no_grad_is_a_step(configuration: Configuration) -> None:
     assert same_state(snapshot(first), snapshot(second))
 
 
+@every_stateful
+def test_a_step_in_inference_mode_does_no_harm(configuration: Configuration) -> None:
+    """Tables made there can be written to outside of it."""
+    first, second = configuration.make(), configuration.make()
+    detached = Views(*(leaf.detach() for leaf in views()))
+    with torch.inference_mode():
+        detached.call(first)
+    detached.call(second)
+    assert all_equal(train(first, range(1, 3)), train(second, range(1, 3)))
+    assert same_state(snapshot(first), snapshot(second))
+
+
 drawing = pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if c.draws], ids=str)
 
 
