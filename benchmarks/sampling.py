@@ -56,17 +56,17 @@ def _sorted(pairs: Tensor) -> Tensor:
 
 
 def steps(batch_size: int) -> dict[str, harness.Step]:
-    from contrastive_zoo.samplers import get_sampler
+    from contrastive_zoo.samplers.mcmc import walk_batch
 
     log_scores, current = _scores(batch_size)
     scores, burned = log_scores.exp(), int(BURN_IN * (2 * batch_size - 2))
     x = torch.nn.functional.normalize(torch.stack(harness.features(batch_size)[:2], 1).detach().flatten(0, 1), dim=1)
-    sampler, ids = get_sampler("mcmc", burn_in=BURN_IN), torch.arange(batch_size).repeat_interleave(2)
+    ids = torch.arange(batch_size).repeat_interleave(2)
     scale, start = torch.tensor(1 / TEMPERATURE), current.repeat_interleave(2)
     return {
         LOOP: lambda: dense.sample(scores, current.exp(), burned),
         SCAN: lambda: zoo_scan(log_scores, current, lambda: torch.rand(batch_size, 2 * batch_size)),
-        STEP: lambda: sampler(x, scale=scale, ids=ids, step=torch.tensor(0), carried=start),
+        STEP: lambda: walk_batch(x, scale=scale, ids=ids, step=torch.tensor(0), carried=start, burn_in=BURN_IN),
     }
 
 

@@ -1,5 +1,6 @@
 """What an objective gets to see: rows, who is who, and a way to sum over pairs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -63,6 +64,13 @@ class Pairs(Protocol):
         """See `contrastive_zoo.pairwise.square_sum`."""
 
 
+class Encoding(Protocol):
+    """Calls an encoder of the user's as if outside of the loss, and makes rows like those of the batch from its features."""
+
+    def __call__(self, encode: Callable[[Tensor, Tensor], Tensor], index: Tensor, view: Tensor) -> Tensor:
+        """Rows (n, D) from ``encode(index, view)`` for n positions in the data set and as many views."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Features of B samples in V views, ready to be contrasted.
@@ -79,6 +87,7 @@ class Batch:
         negatives: (M, D) or (B, M, D) extra keys, normalised like x, if given.
         negatives_ids: (M,) or (B, M) ids of the extra keys; -1 is nobody's.
         training: Whether the loss is in training mode.
+        encode: Rows of samples that are not in the batch, by an encoder that the objective was given.
         uniform: Whether all anchors will get the same weight (they do, unless the reduction is "none").
         diagnostics: Figures that the objective leaves for `loss_fn.diagnostics`; detached.
     """
@@ -94,6 +103,7 @@ class Batch:
     negatives: Tensor | None = None
     negatives_ids: Tensor | None = None
     training: bool = True
+    encode: Encoding | None = None
     uniform: bool = True
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
 

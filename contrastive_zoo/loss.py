@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +118,40 @@ class Engine:
     def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.square_sum`."""
         return pairwise.square_sum(x, keys, ids=ids, backend=self.backend)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What features become rows by, and the autocast state that a user's encoder runs in: see `contrastive_zoo.batch.Encoding`.
+
+    Attributes:
+        device_type: Of the features.
+        autocast: Precision of the caller's autocast; None if it is off.
+        operand: Precision that rows are rounded to.
+        normalize: As for `stack_views`.
+        validate: As for `stack_views`.
+        second_order: As for `stack_views`.
+    """
+
+    device_type: str
+    autocast: torch.dtype | None
+    operand: torch.dtype
+    normalize: str
+    validate: bool
+    second_order: bool
+
+    def __call__(self, encode: Callable[[Tensor, Tensor], Tensor], index: Tensor, view: Tensor) -> Tensor:
+        """Rows (n, D) of what ``encode(index, view)`` returns."""
+        with torch.autocast(self.device_type, dtype=self.autocast, enabled=self.autocast is not None):
+            z = encode(index, view)
+        check_features("what encode returns", z, (2,))
+        if len(z) != len(index):
+            raise ValueError(f"encode must return one row for each of {len(index)} positions, got shape {shape(z)}.")
+        name, second_order = "what encode returns", self.second_order
+        rows, _ = stack_views(
+            z, None, self.normalize, self.operand, name=name, validate=self.validate, second_order=second_order
+        )
+        return rows
 
 
 @operator(
@@ -257,9 +292,9 @@ class Loss(nn.Module):
         self._refuse_recomputation()
         self._check(z1, z2, index, labels, negatives, negatives_index)
         device_type = z1.device.type
-        operand = self._operand_dtype(z1, z2)
+        outside = self._outside(device_type, self._operand_dtype(z1, z2))
         with torch.autocast(device_type, enabled=False):
-            batch = self._batch(z1, z2, operand, index, labels, negatives, negatives_index)
+            batch = self._batch(z1, z2, outside, index, labels, negatives, negatives_index)
             reason = self._nothing_to_contrast(batch)
             if reason:
                 return self._empty(batch, reason)
@@ -332,6 +367,10 @@ class Loss(nn.Module):
             return autocast if autocast in HALF else dtype
         return dtype
 
+    def _outside(self, device_type: str, operand: torch.dtype) -> Outside:
+        autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+        return Outside(device_type, autocast, operand, self.normalize, self.validate, self.backend == "dense")
+
     def _rows(self, z1: Tensor, z2: Tensor | None, operand: torch.dtype, name: str) -> tuple[Tensor, Tensor]:
         second_order = self.backend == "dense"
         return stack_views(z1, z2, self.normalize, operand, name=name, validate=self.validate, second_order=second_order)
@@ -340,13 +379,13 @@ class Loss(nn.Module):
         self,
         z1: Tensor,
         z2: Tensor | None,
-        operand: torch.dtype,
+        outside: Outside,
         index: Tensor | None,
         labels: Tensor | None,
         negatives: Tensor | None,
         negatives_index: Tensor | None,
     ) -> Batch:
-        views = 2 if z2 is not None else z1.shape[0]
+        views, operand = 2 if z2 is not None else z1.shape[0], outside.operand
         x, similarity = self._rows(z1, z2, operand, "z1" if z2 is None else "z1 or z2")
         x, similarity, index, labels = self._gathered(x, similarity, views, index, labels, negatives)
         index = None if index is None else index.to(torch.int64)
@@ -368,6 +407,7 @@ class Loss(nn.Module):
             negatives=negatives,
             negatives_ids=extra_ids,
             training=self.training,
+            encode=outside,
             uniform=self.reduction != "none",
         )
 

@@ -1,4 +1,4 @@
-"""State per sample: logarithms of moving averages."""
+"""State per sample: logarithms of moving averages, and embeddings."""
 
 from collections.abc import Callable
 from typing import Any
@@ -88,3 +88,48 @@ class LogAverage(PreciseModule):
                 raise ValueError(f"{name} must be positive and finite for every visited sample.")
             self.log_value[:, side] = torch.where(visited, values, 1).log()
         self.visited.copy_(visited)
+
+
+class EmbeddingTable(PreciseModule):
+    """Embeddings whose width is known from the first batch on; until then, and in an untouched state dict, it is 0.
+
+    Args:
+        *shape: What is held besides the width: (num_samples, 2), or the length of a queue.
+    """
+
+    rows: Tensor
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(*shape, 0))
+
+    def fit(self, width: int) -> None:
+        """Make room for embeddings of a width.
+
+        Raises:
+            ValueError: The table holds embeddings of another width.
+        """
+        if self.rows.shape[-1] == 0:
+            self._allocate(width)
+        if self.rows.shape[-1] != width:
+            raise ValueError(
+                f"z1 has {width} features per row but earlier batches had {self.rows.shape[-1]}. "
+                "One loss serves one encoder: make a new loss for another width."
+            )
+
+    def _allocate(self, width: int) -> None:
+        with torch.inference_mode(False):  # a tensor made in inference mode could never be written to outside of it
+            self.rows = torch.zeros(*self.rows.shape[:-1], width, dtype=self.rows.dtype, device=self.rows.device)
+
+    @torch.no_grad()
+    def load(self, rows: Tensor) -> None:
+        """Take over embeddings of any width."""
+        if rows.shape[-1] != self.rows.shape[-1]:
+            self._allocate(rows.shape[-1])
+        self.rows.copy_(rows)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(f"{prefix}rows")
+        if isinstance(saved, Tensor) and saved.shape[:-1] == self.rows.shape[:-1] and saved.shape != self.rows.shape:
+            self._allocate(saved.shape[-1])
+        super()._load_from_state_dict(state_dict, prefix, *args)

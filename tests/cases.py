@@ -42,6 +42,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "hucl": [{"beta": 5.0, "self_positive": False}, {"num_negatives": 3}],
     "scl": [{"self_positive": False}, {"num_negatives": 3}],
     "hscl": [{"beta": 5.0, "self_positive": False}, {"num_negatives": 3, "self_positive": False}],
+    "negative_cache": [{"num_negatives": 1}],
+    "sampled": [
+        {"sampler": "gumbel", "num_negatives": 5},
+        {"sampler": "mcmc"},
+        {"sampler": "queue", "num_negatives": 30},
+        {"sampler": "topk", "num_negatives": 5},
+    ],
 }
 
 
@@ -66,8 +73,11 @@ class Configuration(NamedTuple):
 
     @property
     def draws(self) -> bool:
-        """Whether it draws at random; ``num_negatives=None`` is an expectation."""
-        return self.card.draws and {**self.card.parameters, **self.params}.get("num_negatives", 1) is not None
+        """Whether it draws at random; not if its sampler does not, and ``num_negatives=None`` is an expectation."""
+        given = {"num_negatives": 1, **self.card.parameters, **self.params}
+        if "sampler" in given:
+            return zoo.describe_sampler(given["sampler"]).draws
+        return self.card.draws and given["num_negatives"] is not None
 
     def make(self, **params: Any) -> Loss:
         """The loss, for NUM_SAMPLES samples unless `params` say otherwise."""
@@ -79,6 +89,8 @@ DEFAULTS = [Configuration(name, {}) for name in NAMES]
 CONFIGURATIONS = [Configuration(name, params) for name in NAMES for params in ({}, *VARIANTS.get(name, []))]
 STATELESS = [c for c in CONFIGURATIONS if not c.card.stateful]
 STATEFUL = [c for c in CONFIGURATIONS if c.card.stateful]
+# Those that keep something for each sample, which a queue does not.
+WITH_TABLES = [c for c in STATEFUL if c.params.get("sampler") != "queue"]
 
 
 def guaranteed(key: str, among: Sequence[Configuration] = CONFIGURATIONS) -> pytest.MarkDecorator:

@@ -65,10 +65,10 @@ class EMC2:
         self.embeddings: dict[tuple[int, int], Tensor] = {}
         self.log_u: dict[int, float] = {}
 
-    def __call__(self, z1: Tensor, z2: Tensor, index: Ids) -> tuple[Tensor, Tensor]:
-        """Value of each anchor (B, 2), and the same with the gradient of the estimator."""
+    def __call__(self, z1: Tensor, z2: Tensor, index: Ids, order: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Value of each anchor (B, 2), and the same with the gradient of the estimator; rows 2 i + view come in `order`."""
         rows = [oracle.unit(z1), oracle.unit(z2)]
-        columns = [(j, view) for j in range(len(index)) for view in range(2)]
+        columns = [(row // 2, row % 2) for row in order]
         values, surrogates, chains, scores, log_u = [], [], {}, {}, {}
         for i, sample in enumerate(index):
             averages = []
@@ -85,7 +85,7 @@ class EMC2:
                 scores.setdefault((sample, view), score)
             log_u.setdefault(sample, _log_sum(averages) - math.log(2))
         fresh: dict[tuple[int, int], Tensor] = {}
-        for j, view in columns:
+        for j, view in sorted(columns):
             fresh.setdefault((index[j], view), rows[view][j].detach())
         self.chains |= chains
         self.scores |= scores

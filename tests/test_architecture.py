@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "objective": {"batch", "checks", "tables"},
     "registry": {"batch", "checks", "objective"},
     "pairwise": {"checks", "logspace", "operators"},
-    "samplers": {"batch", "checks", "logspace", "objective", "operators", "pairwise", "registry"},
+    "samplers": {"batch", "checks", "logspace", "objective", "operators", "pairwise", "registry", "tables"},
     "batch_samplers": {"checks", "features", "loss", "processes", "registry"},
     "objectives": {
         "batch",

@@ -93,6 +93,9 @@ def recorded() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         record(batch.call, configuration.make())
         if configuration.card.name == "sogclr":
             record(batch.call, configuration.make(gamma=zoo.CosineSchedule(1.0, 0.2, steps=3)))
+        if configuration.card.name == "sampled":
+            for sampler in zoo.list_samplers():
+                record(batch.call, configuration.make(sampler=sampler))
         if configuration.draws:
             record(batch.call, configuration.make(reduction="none"))
     record(batch.call, zoo.get_loss("hscl", num_negatives=2))

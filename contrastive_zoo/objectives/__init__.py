@@ -9,7 +9,9 @@ from contrastive_zoo.objectives.generalised import HSCL, HUCL, SCL, UCL
 from contrastive_zoo.objectives.hcl import debiased, hcl
 from contrastive_zoo.objectives.infonce import infonce
 from contrastive_zoo.objectives.kcl import kcl
+from contrastive_zoo.objectives.negative_cache import NegativeCache
 from contrastive_zoo.objectives.ntxent import ntxent
+from contrastive_zoo.objectives.sampled import Sampled
 from contrastive_zoo.objectives.siglip import SigLIP
 from contrastive_zoo.objectives.sogclr import SogCLR
 from contrastive_zoo.objectives.spectral_contrastive import spectral_contrastive
@@ -22,6 +24,8 @@ __all__ = [
     "HUCL",
     "SCL",
     "UCL",
+    "NegativeCache",
+    "Sampled",
     "SigLIP",
     "SogCLR",
     "alignment_uniformity",

@@ -3,14 +3,26 @@
 from typing import Any
 
 from contrastive_zoo.checks import check_count
+from contrastive_zoo.objective import keyword_parameters
 from contrastive_zoo.registry import Card
 from contrastive_zoo.registry import samplers as registry
-from contrastive_zoo.samplers.mcmc import ChainSampler, SampledNegatives
+from contrastive_zoo.samplers.base import Negatives, NegativeSampler, WeightedNegatives
+from contrastive_zoo.samplers.chain import ChainSampler
 from contrastive_zoo.samplers.metropolis_hastings import metropolis_hastings
+from contrastive_zoo.samplers.queue_ import FeatureQueue, QueueSampler
+from contrastive_zoo.samplers.table import GumbelSampler, TopKSampler, UniformSampler, des_raj_weights
 
 __all__ = [
     "ChainSampler",
-    "SampledNegatives",
+    "FeatureQueue",
+    "GumbelSampler",
+    "NegativeSampler",
+    "Negatives",
+    "QueueSampler",
+    "TopKSampler",
+    "UniformSampler",
+    "WeightedNegatives",
+    "des_raj_weights",
     "describe_sampler",
     "get_sampler",
     "list_samplers",
@@ -19,26 +31,34 @@ __all__ = [
 ]
 
 
-def get_sampler(name: str, *, seed: int = 0, **params: Any) -> Any:
+def get_sampler(name: str, *, num_samples: int | None = None, seed: int = 0, **params: Any) -> Any:
     """Make the negative sampler behind a name.
 
     Args:
         name: One of `list_samplers()`.
-        seed: Seed of its draws.
+        num_samples: Size of the data set; ignored by samplers that keep nothing for each sample.
+        seed: Seed of its draws; ignored by samplers that draw nothing.
         **params: Its parameters, see `describe_sampler(name)`.
 
     Raises:
         ValueError: Unknown name, or a value out of range.
-        TypeError: Unknown parameter.
+        TypeError: Unknown or missing parameter.
 
     Examples:
         >>> import contrastive_zoo as zoo
-        >>> zoo.get_sampler("mcmc", burn_in=0.25)
-        ChainSampler(burn_in=0.25, seed=0)
+        >>> sampler = zoo.get_sampler("gumbel", num_samples=100, num_negatives=4)
+        >>> loss_fn = zoo.get_loss("sampled", num_samples=100, sampler=sampler)
     """
     card = registry.card(name)
-    check_count("seed", seed, low=0)
-    return card.build(**registry.parameters(card, params, ("seed",)), seed=seed)
+    taken = keyword_parameters(card.build)
+    common: dict[str, int] = {}
+    if "seed" in taken:
+        common["seed"] = check_count("seed", seed, low=0)
+    if "num_samples" in taken:
+        if num_samples is None:
+            raise TypeError(f"{card.name!r} keeps something for each sample: pass num_samples=len(dataset).")
+        common["num_samples"] = check_count("num_samples", num_samples)
+    return card.build(**registry.parameters(card, params, ("num_samples", "seed")), **common)
 
 
 def list_samplers() -> list[str]:

@@ -1,7 +1,7 @@
-r"""In-batch negatives drawn by Metropolis-Hastings chains: what EMC2 needs of a batch, in O(B D) memory.
+r"""Metropolis-Hastings chains over the rows of one batch: what the sampler "mcmc" needs of it, in O(B D) memory.
 
 Each row is an anchor with a chain over the rows of other samples, whose target is softmax(scale * s). The chain meets every
-row once, in batch order; the first k of its nb valid columns are burn-in, and its state after each later one is kept with
+row once, in their order; the first k of its nb valid columns are burn-in, and its state after each later one is kept with
 weight 1 / (nb - k). Anchors are taken in blocks, so that no (2B, 2B) matrix exists.
 
 Yau et al., "EMC2: Efficient MCMC Negative Sampling for Contrastive Learning with Global Convergence", ICML 2024,
@@ -10,19 +10,17 @@ algorithm 1. arXiv:2404.10575
 Shapes: N rows, D features, R anchors of a block.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from contrastive_zoo.operators import operator
-from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.metropolis_hastings import Walk, blocks_of_anchors, log_thresholds
 from contrastive_zoo.samplers.randomness import generator
 
 
-class SampledNegatives(NamedTuple):
+class KeptStates(NamedTuple):
     """What the chains of a batch leave, for each of N rows.
 
     Attributes:
@@ -42,59 +40,58 @@ class SampledNegatives(NamedTuple):
     acceptance: Tensor
 
 
-@samplers.register(
-    "mcmc",
-    title="Metropolis-Hastings chains over the rows of the batch",
-    summary="Negatives from softmax(s / temperature), by a chain per anchor that goes on from batch to batch.",
-    paper="Yau et al., ICML 2024, algorithm 1. arXiv:2404.10575",
-    equation=r"\text{accept row } j \text{ if } \log u_j < (s_{aj} - s_{a,\mathrm{state}})/\tau",
-    draws=True,
-    ranges={"burn_in": Range(0, 1, open_high=True)},
-)
-@dataclass(frozen=True, kw_only=True)
-class ChainSampler:
-    r"""Walks a chain for every row over the rows of other samples, with target softmax(scale * s).
+def walk_batch(
+    x: Tensor,
+    *,
+    scale: Tensor,
+    ids: Tensor,
+    step: Tensor,
+    carried: Tensor | None = None,
+    burn_in: float = 0.5,
+    seed: int = 0,
+    uniform: bool = True,
+) -> KeptStates:
+    """Walk a chain for every row over the rows of other samples, in their order, with target softmax(scale * s).
 
     Args:
+        x: (N, D) rows.
+        scale: 0-dim, 1 / temperature.
+        ids: (N,) sample of each row.
+        step: 0-dim integer on the host; draws differ from step to step.
+        carried: (N,) log score of the state that each chain comes with; -inf, none, by default.
         burn_in: Share of the valid columns whose states are not kept, in [0, 1).
         seed: Seed of the draws.
+        uniform: Whether the upstream gradient will be the same for all anchors; if not, the backward pass walks again.
 
     Examples:
         >>> import torch
-        >>> import contrastive_zoo as zoo
         >>> x = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
-        >>> sampler = zoo.get_sampler("mcmc", burn_in=0.0)
-        >>> sampled = sampler(x, scale=torch.tensor(10.0), ids=torch.arange(8), step=torch.tensor(0))
-        >>> sampled.similarity.shape
+        >>> kept = walk_batch(x, scale=torch.tensor(10.0), ids=torch.arange(8), step=torch.tensor(0))
+        >>> kept.similarity.shape
         torch.Size([8])
     """
+    carried = x.new_full((len(x),), -torch.inf) if carried is None else carried.detach()
+    values = mcmc_negatives(x, scale.detach(), ids, carried, burn_in, seed, step.clone(), uniform)
+    return KeptStates(*values[:6])
 
-    burn_in: float = 0.5
-    seed: int = 0
 
-    def __call__(
-        self,
-        x: Tensor,
-        *,
-        scale: Tensor,
-        ids: Tensor,
-        step: Tensor,
-        carried: Tensor | None = None,
-        uniform: bool = True,
-    ) -> SampledNegatives:
-        """Walk over one batch.
+@torch.no_grad()
+def kept_shares(
+    x: Tensor, *, scale: Tensor, ids: Tensor, step: Tensor, carried: Tensor, burn_in: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Shares of the kept states in a walk of `walk_batch`: (N, N) of each row for each anchor, and (N,) of the carried state.
 
-        Args:
-            x: (N, D) rows.
-            scale: 0-dim, 1 / temperature.
-            ids: (N,) sample of each row.
-            step: 0-dim integer on the host; draws differ from step to step.
-            carried: (N,) log score of the state that each chain comes with; -inf, none, by default.
-            uniform: Whether the upstream gradient will be the same for all anchors; if not, the backward pass walks again.
-        """
-        carried = x.new_full((len(x),), -torch.inf) if carried is None else carried.detach()
-        values = mcmc_negatives(x, scale.detach(), ids, carried, self.burn_in, self.seed, step.clone(), uniform)
-        return SampledNegatives(*values[:6])
+    It walks again, with the same draws, and holds the matrix.
+    """
+    scale, columns = scale.to(x), _Columns.of(ids, burn_in, x.device)
+    draws = generator(seed, int(step), x.device)
+    shares, of_carried = x.new_empty(len(x), len(x)), x.new_empty(len(x))
+    for rows in blocks_of_anchors(len(x), len(x), x.device):
+        walk, _, own = _walk(x, rows, scale, carried, columns, draws)
+        stays, carried_stay = _stays(walk, rows, columns, own)
+        kept = columns.kept[rows].clamp_min(1)
+        shares[rows], of_carried[rows] = (stays / kept).T, carried_stay / kept
+    return shares, of_carried
 
 
 class _Columns(NamedTuple):
@@ -163,7 +160,7 @@ def _stays(walk: Walk, rows: slice, columns: _Columns, own: tuple[Tensor, Tensor
 def mcmc_negatives(
     x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: int, step: Tensor, uniform: bool
 ) -> tuple[Tensor, ...]:
-    """The fields of `SampledNegatives`, and the gradient of the sum of the similarities if ``uniform``."""
+    """The fields of `KeptStates`, and the gradient of the sum of the similarities if ``uniform``."""
     scale, columns = scale.to(x), _Columns.of(ids, burn_in, x.device)
     similarity, carried_share, log_score, log_mean, acceptance = (x.new_empty(x.shape[0]) for _ in range(5))
     state = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)

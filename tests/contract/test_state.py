@@ -10,6 +10,7 @@ from cases import (
     CONFIGURATIONS,
     NUM_SAMPLES,
     STATEFUL,
+    WITH_TABLES,
     Configuration,
     Views,
     gradients,
@@ -23,6 +24,7 @@ import contrastive_zoo as zoo
 from contrastive_zoo import Loss
 
 every_configuration = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+with_tables = pytest.mark.parametrize("configuration", WITH_TABLES, ids=str)
 every_stateful = pytest.mark.parametrize("configuration", STATEFUL, ids=str)
 
 
@@ -79,7 +81,7 @@ def test_a_saved_state_does_not_move_with_the_loss_it_came_from(configuration: C
     assert not same_state(kept, snapshot(loss_fn))
 
 
-@every_stateful
+@with_tables
 def test_a_state_of_another_data_set_is_refused(configuration: Configuration) -> None:
     loss_fn = configuration.make()
     train(loss_fn, range(1))
@@ -154,7 +156,7 @@ def test_eval_of_stateless_names_is_train(configuration: Configuration) -> None:
         assert torch.equal(batch.call(configuration.make()), batch.call(configuration.make().eval()))
 
 
-@every_stateful
+@with_tables
 def test_tables_can_be_read_and_given_back(configuration: Configuration) -> None:
     loss_fn, twin = configuration.make().double(), configuration.make().double()
     train(loss_fn, range(2), torch.float64)
@@ -177,7 +179,7 @@ def test_a_stateless_name_has_no_table(configuration: Configuration) -> None:
             configuration.make().load_table(u=torch.zeros(3))
 
 
-@every_stateful
+@with_tables
 def test_only_visited_samples_change(configuration: Configuration) -> None:
     loss_fn, batch = configuration.make(), views()
     before = loss_fn.table()
@@ -187,7 +189,10 @@ def test_only_visited_samples_change(configuration: Configuration) -> None:
     others[batch.index] = False
     assert torch.equal(after["visited"], ~others)
     for name in before:
-        assert torch.equal(after[name][others], before[name][others])
+        if before[name].shape == after[name].shape:
+            assert torch.equal(after[name][others], before[name][others])
+        else:  # made when the width of the features was known
+            assert not after[name][others].any()
 
 
 @guaranteed("no_grad")
@@ -196,6 +201,18 @@ def test_a_step_under_no_grad_is_a_step(configuration: Configuration) -> None:
     batch.call(first)
     with torch.no_grad():
         batch.call(second)
+    assert same_state(snapshot(first), snapshot(second))
+
+
+@every_stateful
+def test_a_step_in_inference_mode_does_no_harm(configuration: Configuration) -> None:
+    """Tables made there can be written to outside of it."""
+    first, second = configuration.make(), configuration.make()
+    detached = Views(*(leaf.detach() for leaf in views()))
+    with torch.inference_mode():
+        detached.call(first)
+    detached.call(second)
+    assert all_equal(train(first, range(1, 3)), train(second, range(1, 3)))
     assert same_state(snapshot(first), snapshot(second))
 
 

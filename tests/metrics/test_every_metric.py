@@ -29,6 +29,7 @@ CALLS = {
     "nearest_class_mean": lambda z1, z2, y: metrics.nearest_class_mean(z1, y, z2, y),
     "knn_accuracy": lambda z1, z2, y: metrics.knn_accuracy(z1, y, z2, y),
     "linear_probe": lambda z1, z2, y: metrics.linear_probe(z1, y, z2, y),
+    "global_contrastive_loss": lambda z1, z2, y: metrics.global_contrastive_loss(z1, z2, temperature=0.5),
     "retrieval_accuracy": lambda z1, z2, y: [*metrics.retrieval_accuracy(z1, z2).z1_to_z2.values()],
 }
 every_metric = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -36,7 +37,7 @@ every_metric = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 def test_every_public_function_is_here():
     functions = {name for name in metrics.__all__ if name[0].islower()}
-    assert functions == set(CALLS)
+    assert functions == set(CALLS) | {"gradient_error"}  # which is about a loss, and has tests of its own
     assert all(hasattr(metrics, name) for name in metrics.__all__)
 
 
@@ -153,13 +154,15 @@ def test_bad_features_are_named(call, spoil, error, message):
         call(spoil(Z1), Z2, LABELS)
 
 
-@pytest.mark.parametrize("name", ["uniformity", "wasserstein_uniformity", "spectrum", "rank", "neural_collapse"])
+@pytest.mark.parametrize(
+    "name", ["uniformity", "wasserstein_uniformity", "spectrum", "rank", "neural_collapse", "global_contrastive_loss"]
+)
 def test_one_row_has_no_pair_and_no_covariance(name):
     with pytest.raises(ValueError, match=r"has 1 row\(s\); at least 2"):
         CALLS[name](Z1[:1], Z2[:1], LABELS[:1])
 
 
-@pytest.mark.parametrize("name", ["alignment", "retrieval_accuracy"])
+@pytest.mark.parametrize("name", ["alignment", "retrieval_accuracy", "global_contrastive_loss"])
 def test_pairs_must_fit(name):
     with pytest.raises(ValueError, match=r"z1 has shape \(90, 6\) and z2 \(89, 6\)"):
         CALLS[name](Z1, Z2[:-1], LABELS)

@@ -1,5 +1,6 @@
 """EMC2 against a slow walk of every chain where draws do not matter, and against exact laws where they do."""
 
+import itertools
 import math
 
 import oracle
@@ -11,6 +12,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 import contrastive_zoo as zoo
+from contrastive_zoo.samplers.chain import column_order
 
 NUM_SAMPLES = 15
 VARIANTS = [{"out_of_batch": kind, "burn_in": burn_in} for kind in ("cache", "skip") for burn_in in (0.0, 0.3, 0.9)]
@@ -23,6 +25,11 @@ def step_batch(step: int) -> Views:
     if step % 2:
         batch.index[3] = batch.index[0]
     return batch
+
+
+def order(size: int, step: int, seed: int = 0) -> list[int]:
+    """The order in which rows 2 i + view of a batch are offered."""
+    return column_order(2 * size, seed, torch.tensor(step)).tolist()
 
 
 def chain_table(reference: oracle_stateful.EMC2) -> Tensor:
@@ -43,7 +50,7 @@ def test_cold_chains_equal_a_slow_walk(params: dict[str, object]) -> None:
     loss_fn = zoo.get_loss("emc2", num_samples=NUM_SAMPLES, temperature=temperature, **params).double()
     for step in range(6):
         batch = step_batch(step)
-        _, surrogate = reference(*batch[:2], batch.index.tolist())
+        _, surrogate = reference(*batch[:2], batch.index.tolist(), order(5, step))
         loss = batch.call(loss_fn)
         for found, wanted in zip(gradients(loss, batch), torch.autograd.grad(surrogate.mean(), batch[:2]), strict=True):
             assert_close(found, wanted, f"gradient of step {step}", logit=1 / temperature)
@@ -62,9 +69,9 @@ def test_chains_between_equals_accept_everything(params: dict[str, object]) -> N
         temperature=0.2, burn_in=params["burn_in"], accepts=lambda column, state: True, cached=params["out_of_batch"] == "cache"
     )
     loss_fn = zoo.get_loss("emc2", num_samples=NUM_SAMPLES, temperature=0.2, **params).double()
-    for index in ([3, 1, 4, 0], [1, 5, 9, 2], [5, 3, 5, 8], [0, 9, 4, 1]):
+    for step, index in enumerate(([3, 1, 4, 0], [1, 5, 9, 2], [5, 3, 5, 8], [0, 9, 4, 1])):
         batch = orthonormal_batch(torch.tensor(index))
-        values, surrogate = reference(*batch[:2], index)
+        values, surrogate = reference(*batch[:2], index, order(4, step))
         loss = batch.call(loss_fn)
         assert_close(loss, values.mean(), "loss")
         for found, wanted in zip(gradients(loss, batch), torch.autograd.grad(surrogate.mean(), batch[:2]), strict=True):
@@ -81,7 +88,7 @@ def test_value_is_the_logarithm_of_a_running_mean_whatever_is_drawn() -> None:
     loss_fn = zoo.get_loss("emc2", num_samples=NUM_SAMPLES, temperature=0.3, reduction="none").double()
     for step in range(4):
         batch = step_batch(step)
-        values, _ = reference(*batch[:2], batch.index.tolist())
+        values, _ = reference(*batch[:2], batch.index.tolist(), order(5, step))
         assert_close(batch.call(loss_fn), values.mean(1), f"loss of step {step}")
 
 
@@ -107,10 +114,12 @@ def test_a_carried_state_pulls_on_the_anchor_by_its_cached_embedding() -> None:
     loss_fn = zoo.get_loss("emc2", num_samples=3, temperature=temperature, burn_in=0.0).double()
     first = torch.stack([basis[0], near])
     loss_fn(first, first, index=torch.tensor([0, 1]))
-    assert loss_fn.table()["chain"].tolist() == [[3, 3], [1, 1], [-1, -1]]
+    at_near, at_first = (max(rows, key=order(2, step=0).index) for rows in ((2, 3), (0, 1)))
+    assert loss_fn.table()["chain"].tolist() == [[at_near] * 2, [at_first] * 2, [-1, -1]]
     z1, z2 = (torch.stack([basis[0], basis[3]]).requires_grad_() for _ in range(2))
     found = torch.autograd.grad(loss_fn(z1, z2, index=torch.tensor([0, 2])), (z1, z2))
-    assert loss_fn.table()["chain"].tolist() == [[3, 3], [1, 1], [1, 1]]
+    last = max((0, 1), key=order(2, step=1).index)
+    assert loss_fn.table()["chain"].tolist() == [[at_near] * 2, [at_first] * 2, [last] * 2]
     assert loss_fn.diagnostics["carried_share"] == 0.5
     a, b = (torch.nn.functional.normalize(z, dim=1) for z in (z1, z2))
     carried = (a[0] + b[0]) @ near
@@ -129,6 +138,16 @@ def test_eval_is_the_logarithm_of_the_mean_over_the_batch() -> None:
         assert_close(found, wanted, "gradient")
 
 
+def shares_in_random_order(log_scores: list[float], burn_in: int) -> Tensor:
+    """Expected share of each column among the kept states of a fresh chain, all orders of columns being alike."""
+    shares = torch.zeros(len(log_scores), dtype=torch.float64)
+    orders = list(itertools.permutations(range(len(log_scores))))
+    for columns in orders:
+        law = oracle_stateful.chain_law([log_scores[j] for j in columns], burn_in)
+        shares[list(columns)] += torch.tensor(law, dtype=torch.float64) / len(orders)
+    return shares
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_mean_gradient_over_seeds_is_the_exact_expectation(reduction: str) -> None:
     """Fresh chains on one batch: the expected share of each column follows from the transition matrices, without draws."""
@@ -139,8 +158,8 @@ def test_mean_gradient_over_seeds_is_the_exact_expectation(reduction: str) -> No
     for i in range(3):
         for view in range(2):
             similarities = torch.stack([rows[view][i] @ rows[w][j] for j in range(3) for w in range(2) if j != i])
-            shares = oracle_stateful.chain_law((similarities / temperature).tolist(), burn_in=int(burn_in * len(similarities)))
-            surrogate = surrogate + torch.tensor(shares, dtype=torch.float64) @ similarities - rows[0][i] @ rows[1][i]
+            shares = shares_in_random_order((similarities / temperature).tolist(), int(burn_in * len(similarities)))
+            surrogate = surrogate + shares @ similarities - rows[0][i] @ rows[1][i]
     expected = torch.cat(torch.autograd.grad(surrogate / temperature / 6, batch[:2]))
     samples = []
     for seed in range(seeds):

@@ -21,7 +21,8 @@ import contrastive_zoo as zoo
 STEPS, WIDTH = 3, 5
 # Sizes of the local batches in each step: equal, unequal, and one sample on a process.
 SIZES = {2: [(4, 4), (5, 3), (1, 6)], 3: [(3, 3, 3), (1, 5, 2), (4, 1, 1)]}
-INSIDE = ["dcl", "sogclr", "emc2"]
+ENCODED = {"emc2": {"out_of_batch": "encode"}, "negative_cache": {"num_negatives": 4}}
+INSIDE = ["dcl", "sogclr", "emc2", *(f"{name}, encode" for name in ENCODED)]
 FOUND = dict[str, Any]
 
 
@@ -67,7 +68,15 @@ class Model(nn.Module):
         super().__init__()
         self.encoder = encoder()
         temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
-        self.loss_fn = zoo.get_loss(name, num_samples=NUM_SAMPLES, temperature=temperature).double()
+        name, _, encodes = name.partition(", ")
+        params = {**ENCODED[name], "encode": self.encode_sample} if encodes else {}
+        self.loss_fn = zoo.get_loss(name, num_samples=NUM_SAMPLES, temperature=temperature, **params).double()
+
+    def encode_sample(self, index: Tensor, view: Tensor) -> Tensor:
+        """Features of samples that are not in the batch."""
+        draws = torch.Generator().manual_seed(11)
+        samples = torch.randn(2, NUM_SAMPLES, WIDTH, generator=draws, dtype=torch.float64)
+        return self.encoder(samples[view, index])
 
     def forward(self, batch: Views) -> Tensor:
         return self.loss_fn(self.encoder(batch.z1), self.encoder(batch.z2), index=batch.index)

@@ -13,8 +13,10 @@ def test_list_get_describe() -> None:
         card = zoo.describe_sampler(name)
         assert card.name == name
         assert card.title in str(card)
-    assert zoo.get_sampler("mcmc") == ChainSampler(burn_in=0.5, seed=0)
-    assert zoo.get_sampler("mcmc", burn_in=0.2, seed=3) == ChainSampler(burn_in=0.2, seed=3)
+    sampler = zoo.get_sampler("mcmc", num_samples=5, burn_in=0.2, seed=3)
+    assert isinstance(sampler, ChainSampler)
+    assert (sampler.burn_in, sampler.seed, sampler.num_samples) == (0.2, 3, 5)
+    assert {"uniform", "topk", "gumbel", "mcmc", "queue"} <= set(zoo.list_samplers())
 
 
 def test_mistakes() -> None:
@@ -23,13 +25,22 @@ def test_mistakes() -> None:
     with pytest.raises(ValueError, match="unknown sampler"):
         zoo.describe_sampler("")
     with pytest.raises(TypeError, match=r"sampler 'mcmc' has no parameter 'burnin'. Did you mean 'burn_in'"):
-        zoo.get_sampler("mcmc", burnin=0.5)
+        zoo.get_sampler("mcmc", num_samples=5, burnin=0.5)
     with pytest.raises(ValueError, match="burn_in must be a finite number"):
-        zoo.get_sampler("mcmc", burn_in=1.0)
+        zoo.get_sampler("mcmc", num_samples=5, burn_in=1.0)
     with pytest.raises((TypeError, ValueError), match="seed"):
-        zoo.get_sampler("mcmc", seed=-1)
+        zoo.get_sampler("mcmc", num_samples=5, seed=-1)
     with pytest.raises(TypeError, match="seed"):
-        zoo.get_sampler("mcmc", seed=0.5)
+        zoo.get_sampler("mcmc", num_samples=5, seed=0.5)
+    with pytest.raises(TypeError, match=r"'gumbel' keeps something for each sample: pass num_samples=len\(dataset\)"):
+        zoo.get_sampler("gumbel")
+    with pytest.raises(ValueError, match="num_samples must be at least 1"):
+        zoo.get_sampler("gumbel", num_samples=0)
+    for name in ("uniform", "topk", "gumbel", "queue"):
+        with pytest.raises(ValueError, match="num_negatives must be"):
+            zoo.get_sampler(name, num_samples=5, num_negatives=0)
+        with pytest.raises(TypeError, match="num_negatives must be a whole number"):
+            zoo.get_sampler(name, num_samples=5, num_negatives=2.5)
 
 
 @pytest.mark.usefixtures("_clean_registries")

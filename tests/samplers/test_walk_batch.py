@@ -1,4 +1,4 @@
-"""The sampler "mcmc": shares of kept states read off exactly, burn-in, carried states, statistics, laws."""
+"""Walks over one batch: shares of kept states read off exactly, burn-in, carried states, statistics, laws."""
 
 import math
 from typing import Any
@@ -9,8 +9,7 @@ import torch
 from tolerances import assert_close
 from torch import Tensor
 
-import contrastive_zoo as zoo
-from contrastive_zoo.samplers import SampledNegatives
+from contrastive_zoo.samplers.mcmc import KeptStates, walk_batch
 
 SCALE = torch.tensor(4.0, dtype=torch.float64)
 
@@ -20,13 +19,12 @@ def orthonormal(size: int) -> Tensor:
     return torch.eye(size, dtype=torch.float64, requires_grad=True)
 
 
-def sample(x: Tensor, ids: Tensor, *, seed: int = 0, step: int = 0, burn_in: float = 0.5, **more: Any) -> SampledNegatives:
-    sampler = zoo.get_sampler("mcmc", burn_in=burn_in, seed=seed)
-    arguments = {"scale": SCALE, "step": torch.tensor(step), "uniform": False, **more}
-    return sampler(x, ids=ids, **arguments)
+def sample(x: Tensor, ids: Tensor, *, seed: int = 0, step: int = 0, burn_in: float = 0.5, **more: Any) -> KeptStates:
+    arguments = {"scale": SCALE, "step": torch.tensor(step), "uniform": False, "burn_in": burn_in, "seed": seed, **more}
+    return walk_batch(x, ids=ids, **arguments)
 
 
-def shares(x: Tensor, sampled: SampledNegatives) -> Tensor:
+def shares(x: Tensor, sampled: KeptStates) -> Tensor:
     """(N, N) weight of each row among the kept states of each anchor: the gradient of its similarity, in terms of the rows."""
     weights = []
     for anchor in range(len(x)):

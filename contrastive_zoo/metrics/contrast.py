@@ -1,0 +1,191 @@
+"""The contrastive loss over a whole feature set, exactly, and how near a loss on small batches comes to its gradient."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.metrics.inputs import check_count, check_labels, check_pair, check_positive
+from contrastive_zoo.metrics.tiles import blocks, inner_products, unit_rows
+
+
+def global_contrastive_loss(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> float:
+    """Contrastive loss of all samples against all others: what sogclr, isogclr, emc2 and negative_cache minimise.
+
+        mean_a [ -s_ap / t + log mean_{n of another sample} exp(s_an / t) ],        a, n over both views
+
+    Cosines `s` are formed in the precision of the features, their exponentials summed in float64, without overflow.
+
+    Yuan et al., "Provable Stochastic Optimization for Global Contrastive Learning: Small Batch Does Not Harm
+    Performance", ICML 2022, eq. 2 with the mean in place of the sum. arXiv:2202.12387
+
+    Args:
+        z1: (N, D) features of one view, N >= 2; normalised inside.
+        z2: (N, D) features of the other, in the same order.
+        temperature: Divides the cosines, positive.
+
+    Raises:
+        TypeError: `z1` or `z2` is not a floating-point tensor.
+        ValueError: the shapes or devices differ, an entry is not finite, there is one sample only, or `temperature` is not
+            positive.
+
+    Examples:
+        >>> z = torch.eye(3)  # positives at cosine 1, all others at 0
+        >>> global_contrastive_loss(z, z, temperature=0.5)
+        -2.0
+    """
+    x, y = (unit_rows(z) for z in check_pair(z1, z2, min_rows=2))
+    check_positive(temperature, "temperature")
+    positive = (x.double() * y).sum(dim=1) / temperature
+    return float((_log_means(x, y, temperature) - positive).mean())
+
+
+class GradientError(NamedTuple):
+    """How near an estimated gradient is to the exact one: 1 and 1 where they are equal.
+
+    Attributes:
+        cosine: Of the angle between them.
+        relative_length: Length of the estimate over that of the exact gradient.
+    """
+
+    cosine: float
+    relative_length: float
+
+
+def gradient_error(
+    loss_fn: Callable[..., Tensor],
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float | None = None,
+    *,
+    batch_size: int = 32,
+    epochs: int = 20,
+    warmup: int = 5,
+    labels: Tensor | None = None,
+    seed: int = 0,
+) -> GradientError:
+    """Mean gradient of a loss over random small batches of a fixed feature set, against that of the global loss.
+
+        cos(g, G),  |g| / |G|,        g = mean over batches of the gradient of loss_fn,  G = grad global_contrastive_loss
+
+    Each epoch visits all samples in a new order; of samples that do not fill a batch it drops other ones each time. The first
+    `warmup` epochs only fill the tables of a loss that has some. A copy of `loss_fn` is used, so that it stays as it is.
+
+    Where `z1` and `z2` want a gradient themselves, they are what is differentiated: a loss that looks up further rows of them,
+    such as emc2 with an `encode` that returns ``torch.stack([z1, z2])[view, index]``, is given credit for their gradients.
+
+    Args:
+        loss_fn: Called as ``loss_fn(z1[i], z2[i], index=i)``, with `labels` if they are given; such as `get_loss` makes.
+        z1: (N, D) features of one view.
+        z2: (N, D) features of the other, in the same order.
+        temperature: Of the global loss; by default that of `loss_fn`.
+        batch_size: Samples of a batch, at most N and at least 2.
+        epochs: Epochs averaged over.
+        warmup: Epochs before those.
+        labels: (N,) class labels for a loss that needs them.
+        seed: Of the order of samples.
+
+    Raises:
+        TypeError: `z1` or `z2` is not a floating-point tensor.
+        ValueError: the shapes or devices differ, an entry is not finite, a number is out of range, or `loss_fn` has no
+            temperature and none is given.
+
+    Examples:
+        >>> import contrastive_zoo as zoo
+        >>> z1, z2 = torch.randn(2, 16, 8)
+        >>> error = gradient_error(zoo.get_loss("dcl"), z1, z2, batch_size=16, epochs=1, warmup=0)
+        >>> round(error.cosine, 4), round(error.relative_length, 4)  # the whole set is one batch
+        (1.0, 1.0)
+    """
+    x, y = check_pair(z1, z2, min_rows=2)
+    labels = None if labels is None else check_labels(labels, x, "labels", of="z1")
+    for name, count in (("batch_size", batch_size), ("epochs", epochs), ("warmup + 1", warmup + 1)):
+        check_count(count, name)
+    if not 2 <= batch_size <= len(x):
+        raise ValueError(f"batch_size is {batch_size}; from 2 to the {len(x)} rows of z1 are possible.")
+    exact = _exact_gradient(x, y, _temperature(loss_fn, temperature))
+    leaves = [z if z.requires_grad else z.detach().requires_grad_() for z in (z1, z2)]
+    total = _summed_gradient(copy.deepcopy(loss_fn), leaves, labels, batch_size, epochs, warmup, seed)
+    estimate = total.double() / (epochs * (len(x) // batch_size))
+    return GradientError(
+        cosine=float(torch.nn.functional.cosine_similarity(estimate.flatten(), exact.flatten(), dim=0)),
+        relative_length=float(estimate.norm() / exact.norm()),
+    )
+
+
+def _temperature(loss_fn: Any, given: float | None) -> float:
+    temperature = getattr(loss_fn, "temperature", None) if given is None else given
+    if temperature is None:
+        raise ValueError("temperature is None and loss_fn has none of its own: pass that of the global loss.")
+    check_positive(float(temperature), "temperature")
+    return float(temperature)
+
+
+def _summed_gradient(
+    loss_fn: Callable[..., Tensor],
+    leaves: list[Tensor],
+    labels: Tensor | None,
+    batch_size: int,
+    epochs: int,
+    warmup: int,
+    seed: int,
+) -> Tensor:
+    """Sum over the batches after the warm-up of the gradients in both views, (2, N, D)."""
+    total = torch.zeros_like(torch.stack(leaves).detach(), dtype=torch.float64)
+    draws = torch.Generator().manual_seed(seed)
+    for epoch in range(warmup + epochs):
+        for index in torch.randperm(len(leaves[0]), generator=draws).split(batch_size):
+            if len(index) < batch_size:
+                continue
+            place = index.to(leaves[0].device)
+            extra = {} if labels is None else {"labels": labels[place]}
+            loss = loss_fn(*(leaf[place] for leaf in leaves), index=index, **extra)
+            if epoch >= warmup:
+                total += torch.stack(torch.autograd.grad(loss, leaves))
+    return total
+
+
+def _tiles(x: Tensor, y: Tensor, temperature: float) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Samples of the anchors, samples of the keys, and logits (2, a, 2, k) of both views of them, in float64.
+
+    Those of a sample with itself are -inf.
+    """
+    start = 0
+    for a, b in zip(blocks(x), blocks(y), strict=True):
+        anchors, column = slice(start, start + len(a)), 0
+        for c, d in zip(blocks(x), blocks(y), strict=True):
+            logits = inner_products(torch.cat([a, b]), torch.cat([c, d])).double() / temperature
+            logits = logits.view(2, len(a), 2, len(c))
+            if column == start:
+                logits.diagonal(dim1=1, dim2=3).fill_(-torch.inf)
+            yield anchors, slice(column, column + len(c)), logits
+            column += len(c)
+        start = anchors.stop
+
+
+def _log_means(x: Tensor, y: Tensor, temperature: float) -> Tensor:
+    """(2, N) logarithm of the mean of exp(s / t) over the rows of other samples, for each row of both views."""
+    total = x.new_full((2, len(x)), -torch.inf, dtype=torch.float64)
+    for anchors, _, logits in _tiles(x, y, temperature):
+        total[:, anchors] = torch.logaddexp(total[:, anchors], logits.logsumexp(dim=(2, 3)))
+    return total - torch.tensor(2.0 * (len(x) - 1), dtype=torch.float64).log()
+
+
+def _exact_gradient(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """(2, N, D) gradient of `global_contrastive_loss` in the features of both views, in float64.
+
+    With p_a the softmax of anchor a over the rows of other samples, row x_a is pulled by (p_a(n) + p_n(a)) x_n for all n.
+    """
+    x, y = unit_rows(z1), unit_rows(z2)
+    rows = torch.stack([x, y]).double()
+    log_sums = _log_means(x, y, temperature) + torch.tensor(2.0 * (len(x) - 1), dtype=torch.float64).log()
+    gradient = -2 * rows.flip(0)
+    for anchors, keys, logits in _tiles(x, y, temperature):
+        weights = (logits - log_sums[:, anchors, None, None]).exp() + (logits - log_sums[None, None, :, keys]).exp()
+        gradient[:, anchors] += torch.einsum("vawk,wkd->vad", weights, rows[:, keys])
+    gradient /= 2 * len(x) * temperature
+    across = gradient - rows * (gradient * rows).sum(dim=2, keepdim=True)
+    lengths = torch.stack([z1, z2]).double().norm(dim=2, keepdim=True)
+    return torch.where(lengths > 0, across / lengths, 0)

@@ -1,0 +1,127 @@
+r"""Sampled: the contrastive loss over the whole data set, with negatives from any sampler.
+
+    l_a = -s_ap/t + log 1/|N_a| sum_{n in N_a} exp(s_an/t),    gradient -grad s_ap/t + sum_k w_k grad s_{a n_k}/t
+
+N_a are the rows of other samples in the data set. The sampler finds the negatives n_k and their weights w_k, and estimates the
+logarithm. EMC2 is this loss with the sampler "mcmc", the negative cache with "gumbel".
+
+Yau et al., "EMC2: Efficient MCMC Negative Sampling for Contrastive Learning with Global Convergence", ICML 2024,
+eq. 2. arXiv:2404.10575
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.objective import Objective
+from contrastive_zoo.registry import losses
+from contrastive_zoo.registry import samplers as registry
+from contrastive_zoo.samplers import NegativeSampler, get_sampler
+
+
+class GlobalObjective(Objective):
+    """Value and gradient of the global contrastive loss as a sampler estimates them, joined.
+
+    In `eval()` it is the in-batch form, -s_ap/t + log of the mean of exp(s/t) over the batch: the sampler is left alone.
+
+    Args:
+        sampler: Where negatives come from.
+        temperature: Divides the similarities.
+    """
+
+    def __init__(self, sampler: NegativeSampler, temperature: float | Tensor) -> None:
+        super().__init__(temperature)
+        self.sampler = sampler
+
+    def forward(self, batch: Batch) -> Tensor:
+        """See `Objective.forward`."""
+        scale = 1 / self.temperature
+        positive = batch.positive_similarity() * scale
+        if not self.training:
+            return batch.logsumexp(scale) - batch.negatives_count().clamp_min(1).to(batch.x).log() - positive
+        negatives = self.sampler(batch, scale)
+        batch.diagnostics.update(negatives.diagnostics)
+        value = negatives.log_mean + (negatives.surrogate - negatives.surrogate.detach())
+        return batch.per_view(value) - positive
+
+    def table(self) -> dict[str, Tensor]:
+        """The sampler's table."""
+        tables: dict[str, Tensor] = self._of_sampler("table")()
+        return tables
+
+    def load_table(self, **tables: Tensor) -> None:
+        """Take over what `table` returned."""
+        self._of_sampler("load_table")(**tables)
+
+    def _of_sampler(self, name: str) -> Callable[..., Any]:
+        method: Callable[..., Any] | None = getattr(self.sampler, name, None)
+        if method is None:
+            raise TypeError(f"{type(self.sampler).__name__} has no table. What it keeps is in state_dict().")
+        return method
+
+
+@losses.register(
+    "sampled",
+    title="Global contrastive loss with sampled negatives",
+    summary="Contrasts with the whole data set through negatives from any sampler, each with its weight.",
+    paper="Yau et al., ICML 2024, eq. 2. arXiv:2404.10575",
+    equation=r"-\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},\quad"
+    r"\text{gradient with } \sum_k w_k \nabla s_{an_k}/\tau",
+    needs={"index"},
+    stateful=True,
+    draws=True,
+    scale="That of sogclr, emc2 and negative_cache: the values can be compared.",
+)
+class Sampled(GlobalObjective):
+    r"""Loss of each anchor, (B, 2); value and gradient are different estimates, joined.
+
+    $$\nabla \ell_a = -\frac{\nabla s_{ap}}{\tau} + \sum_k w_k \frac{\nabla s_{an_k}}{\tau}$$
+
+    with negatives n and weights w from the sampler, whose card says which law they follow. The value is
+    $-s_{ap}/\tau$ plus the sampler's estimate of $\log \frac{1}{|\mathcal{N}_a|} \sum_n e^{s_{an}/\tau}$.
+
+    In `eval()` it is the in-batch form: no sampler is asked, no table is read or written and nothing is drawn.
+
+    Args:
+        num_samples: Size of the data set.
+        temperature: Divides the similarities.
+        sampler: One of `list_samplers()`; or a sampler that was made before, which has its own settings, seed included.
+        num_negatives: Negatives of each anchor, for a sampler named here; by default what the sampler takes by itself.
+        seed: Seed of the draws, for a sampler named here.
+
+    Raises:
+        ValueError: The sampler is unknown or for another number of samples, or ``num_negatives`` is set beside a sampler that
+            was made before.
+        TypeError: ``sampler`` is neither a name nor a sampler, or the one named takes no ``num_negatives``.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> loss_fn = zoo.get_loss("sampled", num_samples=100, sampler="topk", num_negatives=4)
+        >>> z1, z2 = torch.randn(2, 8, 4)
+        >>> loss = loss_fn(z1, z2, index=torch.arange(8))
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        temperature: float | Tensor = 0.1,
+        sampler: str | NegativeSampler = "uniform",
+        num_negatives: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(sampler, str):
+            given = {} if num_negatives is None else {"num_negatives": num_negatives}
+            sampler = get_sampler(sampler, num_samples=num_samples, seed=seed, **given)
+        elif num_negatives is not None:
+            raise ValueError("num_negatives goes with the name of a sampler: one that was made before has its own.")
+        if not isinstance(sampler, NegativeSampler):
+            names = ", ".join(registry.names())
+            raise TypeError(f"sampler must be a NegativeSampler or one of {names}, got {type(sampler).__name__}.")
+        if sampler.num_samples not in (None, num_samples):
+            made_for = sampler.num_samples
+            raise ValueError(f"sampler was made for {made_for} samples and the loss for {num_samples}: give both the same.")
+        super().__init__(sampler, temperature)

@@ -1,0 +1,235 @@
+r"""The sampler "mcmc": a Metropolis-Hastings chain per sample and view, which rests at its state between visits.
+
+    accept row j if log u_j < (s_aj - s_a,state) / t
+
+The target of the chain of anchor (i, v) is softmax(s_a / t) over all rows (j, v') of other samples in the data set. At each
+visit it is offered every row of the batch once, in an order that is drawn anew.
+
+Yau et al., "EMC2: Efficient MCMC Negative Sampling for Contrastive Learning with Global Convergence", ICML 2024,
+algorithm 1. arXiv:2404.10575
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.checks import check_choice
+from contrastive_zoo.objective import StepCounter
+from contrastive_zoo.operators import operator
+from contrastive_zoo.registry import Range, samplers
+from contrastive_zoo.samplers.base import (
+    Encode,
+    Negatives,
+    NegativeSampler,
+    WeightedNegatives,
+    check_encode,
+    data_rows,
+    encode_rows,
+)
+from contrastive_zoo.samplers.mcmc import KeptStates, kept_shares, walk_batch
+from contrastive_zoo.samplers.randomness import generator
+from contrastive_zoo.tables import EmbeddingTable, LogAverage
+
+# Weight of the newest value in the running mean that is reported, as in SogCLR.
+VALUE_WEIGHT = 0.9
+
+
+def check_out_of_batch(*, out_of_batch: str, encode: Encode | None, **_: object) -> None:
+    """Raise unless `out_of_batch` and `encode` go together.
+
+    Raises:
+        ValueError: One asks for the other and does not get it, or `out_of_batch` is unknown.
+        TypeError: `encode` cannot be called.
+    """
+    check_choice("out_of_batch", out_of_batch, ("cache", "encode", "skip"))
+    check_encode(encode)
+    if out_of_batch == "encode" and encode is None:
+        raise ValueError("out_of_batch='encode' needs encode: pass encode=..., a callable (index, view) -> features (n, D).")
+    if out_of_batch != "encode" and encode is not None:
+        raise ValueError(f"out_of_batch={out_of_batch!r} never calls encode: pass out_of_batch='encode', or no encode.")
+
+
+@samplers.register(
+    "mcmc",
+    title="Metropolis-Hastings chains",
+    summary="A chain per sample and view whose law tends to softmax(s / temperature) over the data set.",
+    paper="Yau et al., ICML 2024, algorithm 1. arXiv:2404.10575",
+    equation=r"\text{accept row } j \text{ if } \log u_j < (s_{aj} - s_{a,\mathrm{state}})/\tau",
+    needs={"index"},
+    stateful=True,
+    draws=True,
+    ranges={"burn_in": Range(0, 1, open_high=True)},
+    check=check_out_of_batch,
+)
+class ChainSampler(NegativeSampler):
+    r"""A Metropolis-Hastings chain per sample and view, with target softmax(s / temperature) over the rows of other samples.
+
+    A chain goes on from the state that it had at its last visit, scored anew for the present anchor. Of the nb rows of other
+    samples in the batch the first k = int(burn_in nb) are burn-in; the states after each of the other nb - k weigh
+    1 / (nb - k) each. `log_mean` is the logarithm of a running mean per sample of the batch's mean of $e^{s/\tau}$.
+
+    The order in which rows are offered is drawn at every step, the same for all anchors. One row drawn at random leaves
+    softmax as it is; rows drawn without replacement do so nearly, as long as the batch is a small part of the data.
+
+    Args:
+        num_samples: Size of the data set.
+        burn_in: Share of each batch's rows whose states are not kept, in [0, 1).
+        out_of_batch: What becomes of a state carried from an earlier batch. "cache": it is scored by the embedding it had when
+            last seen, a constant, and pulls on the anchor as long as it is kept; this holds an embedding per sample and view.
+            "encode": it is encoded anew, and both it and the anchor get gradient. "skip": it keeps the score that it was
+            accepted with, and pulls on nothing.
+        encode: For "encode": (n,) positions in the data set and (n,) views, 0 or 1, both int64, to features (n, D) that are
+            normalised as those of the batch are. Called once per step with all carried states, each once.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: A parameter is out of range or unknown, or `encode` is missing or has no use.
+        TypeError: `encode` cannot be called.
+
+    Examples:
+        >>> import contrastive_zoo as zoo
+        >>> sampler = zoo.get_sampler("mcmc", num_samples=100, burn_in=0.25)
+        >>> sampler.law
+        'softmax(s / temperature) over all rows of other samples'
+    """
+
+    law = "softmax(s / temperature) over all rows of other samples"
+
+    chain: Tensor
+    log_score: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        burn_in: float = 0.5,
+        out_of_batch: str = "cache",
+        encode: Encode | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_out_of_batch(out_of_batch=out_of_batch, encode=encode)
+        self.burn_in, self.out_of_batch, self.seed = burn_in, out_of_batch, seed
+        self.encode = check_encode(encode)
+        self.num_samples = num_samples
+        self.step = StepCounter()
+        self.averages = LogAverage(num_samples)
+        # State of each chain as 2 * sample + view, -1 before its first move.
+        self.register_buffer("chain", torch.full((num_samples, 2), -1, dtype=torch.int64))
+        if out_of_batch == "cache":
+            self.embeddings = EmbeddingTable(num_samples, 2)
+        elif out_of_batch == "skip":
+            self.register_buffer("log_score", torch.zeros(num_samples, 2))
+
+    def forward(self, batch: Batch, scale: Tensor) -> Negatives:
+        """See `NegativeSampler.forward`."""
+        assert batch.index is not None
+        index = batch.index.to(batch.x.device)
+        state = self.chain[index].flatten()
+        similarity, score = self._carried(batch, state, scale.detach())
+        order = column_order(batch.x.shape[0], self.seed, self.step.value.clone())
+        carried = torch.where(state >= 0, score, -torch.inf)
+        kept = self._walk(batch, scale, carried, order)
+        surrogate = (kept.similarity + kept.carried_share * similarity) * scale
+        listing = self._listing(batch, scale, carried, order, state)
+        log_u = self._remember(batch, index, kept)
+        diagnostics = {"acceptance_rate": kept.acceptance.mean(), "carried_share": kept.carried_share.mean()}
+        return Negatives(surrogate, log_u.flatten(), listing, diagnostics)
+
+    def _carried(self, batch: Batch, state: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """(2B,) similarity of each anchor to its carried state, as far as it pulls on it, and the state's log score."""
+        x = batch.x
+        if self.out_of_batch == "skip":
+            return torch.zeros_like(x[:, 0]), self.log_score.flatten()[data_rows(batch)].to(x.dtype)
+        if self.out_of_batch == "cache":
+            self.embeddings.fit(x.shape[1])
+            found = self.embeddings.rows.flatten(0, 1)[state.clamp_min(0)].to(x.dtype)
+        else:
+            assert self.encode is not None
+            features, place = encode_rows(batch, self.encode, state)
+            found = features[place]
+        similarity = torch.linalg.vecdot(x, found)
+        return similarity, similarity.detach() * scale
+
+    def _walk(self, batch: Batch, scale: Tensor, carried: Tensor, order: Tensor) -> KeptStates:
+        """The walk over the rows in the order drawn, in terms of the rows as they stand."""
+        there = order.to(carried.device)
+        back = there.argsort()
+        kept = walk_batch(
+            batch.x.index_select(0, there),
+            scale=scale,
+            ids=batch.ids[order.to(batch.ids.device)],
+            step=self.step.value,
+            carried=carried[there],
+            burn_in=self.burn_in,
+            seed=self.seed,
+            uniform=batch.uniform,
+        )
+        state = torch.where(kept.state >= 0, there[kept.state.clamp_min(0)], -1)
+        return KeptStates(*(field[back] for field in kept._replace(state=state)))
+
+    def _listing(
+        self, batch: Batch, scale: Tensor, carried: Tensor, order: Tensor, state: Tensor
+    ) -> Callable[[], WeightedNegatives]:
+        x, ids, there = batch.x.detach(), batch.ids[order.to(batch.ids.device)], order.to(batch.x.device)
+        step, scale = self.step.value.clone(), scale.detach()
+
+        def listing() -> WeightedNegatives:
+            shares, of_carried = kept_shares(
+                x[there], scale=scale, ids=ids, step=step, carried=carried[there], burn_in=self.burn_in, seed=self.seed
+            )
+            back = there.argsort()
+            rows = torch.cat([data_rows(batch).expand(len(x), -1), state[:, None]], 1)
+            weights = torch.cat([shares[back][:, back], of_carried[back][:, None]], 1)
+            in_batch = torch.arange(len(x) + 1, device=x.device) < len(x)
+            return WeightedNegatives(torch.where(weights > 0, rows, -1), weights, in_batch.expand_as(weights))
+
+        return listing
+
+    @torch.no_grad()
+    def _remember(self, batch: Batch, index: Tensor, kept: KeptStates) -> Tensor:
+        """Moves chains, their scores or embeddings, running means and the step on; returns log u, (B, 2)."""
+        first = batch.sample_ids.to(index.device)
+        state = torch.where(kept.state >= 0, data_rows(batch)[kept.state.clamp_min(0)], self.chain[index].flatten())
+        self.chain[index] = state.view(-1, 2)[first]
+        sound = torch.isfinite(batch.per_view(kept.log_mean))[first]
+        if self.out_of_batch == "cache":
+            rows, new = self.embeddings.rows, batch.x.detach().view(batch.size, 2, -1)[first].to(self.embeddings.rows)
+            rows[index] = torch.where(sound[:, :, None], new, rows[index])
+        elif self.out_of_batch == "skip":
+            score = batch.per_view(kept.log_score)[first].to(self.log_score)
+            self.log_score[index] = torch.where(sound, score, self.log_score[index])
+        log_u = self.averages.blend(index, batch.per_view(kept.log_mean), VALUE_WEIGHT)
+        self.averages.write(index, log_u.logsumexp(1, keepdim=True) - math.log(2), batch.sample_ids.to(index.device))
+        self.step.advance()
+        return log_u
+
+    def table(self) -> dict[str, Tensor]:
+        """``chain`` (num_samples, 2), state of each chain as 2 * sample + view or -1; ``u`` and ``visited`` (num_samples,)."""
+        (u,) = self.averages.natural()
+        return {"chain": self.chain.cpu().clone(), "u": u, "visited": self.averages.visited.cpu().clone()}
+
+    def load_table(self, *, chain: Tensor, u: Tensor, visited: Tensor) -> None:
+        """Take over what `table` returned; the cache of embeddings is part of `state_dict` only.
+
+        Raises:
+            ValueError: A size does not fit, a state is no row of the data set, or an average is not positive.
+        """
+        if chain.shape != self.chain.shape or not bool(((chain >= -1) & (chain < self.chain.numel())).all()):
+            raise ValueError(f"chain must be {tuple(self.chain.shape)} with entries from -1 to {self.chain.numel() - 1}.")
+        self.averages.load_natural(visited, u=u)
+        self.chain.copy_(chain)
+
+
+@operator("contrastive_zoo::column_order", "(SymInt columns, int seed, Tensor step) -> Tensor")
+def column_order(columns: int, seed: int, step: Tensor) -> Tensor:
+    """A random order of columns, on the host."""
+    return torch.randperm(columns, generator=generator(seed, int(step), torch.device("cpu"), stream=1))
+
+
+@column_order.register_fake
+def _(columns: int, seed: int, step: Tensor) -> Tensor:
+    return torch.empty(columns, dtype=torch.int64)

@@ -1,0 +1,192 @@
+"""The sampler "queue": the rows of past batches, first in, first out."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.checks import check_count, check_features, check_integers, shape
+from contrastive_zoo.logspace import logaddexp
+from contrastive_zoo.registry import Range, samplers
+from contrastive_zoo.samplers.base import Negatives, NegativeSampler, WeightedNegatives, data_rows, has_negatives
+from contrastive_zoo.samplers.memory import memory_softmax
+from contrastive_zoo.tables import EmbeddingTable, PreciseModule
+
+
+class FeatureQueue(PreciseModule):
+    """The last embeddings that were pushed, with the sample of each; for any loss that takes `negatives`.
+
+    Args:
+        length: How many are held; the oldest leave first.
+
+    Raises:
+        ValueError: ``length`` is below 1.
+        TypeError: ``length`` is not whole.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> queue, loss_fn = zoo.samplers.FeatureQueue(64), zoo.get_loss("ntxent")
+        >>> for step in range(2):
+        ...     z1, z2 = torch.randn(2, 8, 4)
+        ...     index = torch.arange(8) + 8 * step
+        ...     known = {"negatives": queue.negatives, "negatives_index": queue.negatives_index} if len(queue) else {}
+        ...     loss = loss_fn(z1, z2, index=index, **known)
+        ...     queue.push(z2, index)
+        >>> len(queue)
+        16
+    """
+
+    owner: Tensor
+    view: Tensor
+    next_slot: Tensor
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        length = check_count("length", length)
+        self.embeddings = EmbeddingTable(length)
+        # Sample of each slot, -1 for nobody, and its view.
+        self.register_buffer("owner", torch.full((length,), -1, dtype=torch.int64))
+        self.register_buffer("view", torch.zeros(length, dtype=torch.int64))
+        self.register_buffer("next_slot", torch.zeros((), dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return int((self.owner >= 0).sum())
+
+    @property
+    def negatives(self) -> Tensor:
+        """(M, D) embeddings held at the moment."""
+        return self.embeddings.rows[self.owner >= 0]
+
+    @property
+    def negatives_index(self) -> Tensor:
+        """(M,) their samples."""
+        return self.owner[self.owner >= 0]
+
+    @torch.no_grad()
+    def push(self, features: Tensor, index: Tensor, view: int | Tensor = 0) -> None:
+        """Take in embeddings in place of the oldest; those that are not finite leave a slot as it was.
+
+        Args:
+            features: (M, D), detached here.
+            index: (M,) position in the data set of each.
+            view: View of each, or of all.
+
+        Raises:
+            ValueError: Shapes do not fit, or earlier features had another width.
+            TypeError: Features are not floating-point, or ``index`` holds no integers.
+        """
+        check_features("features", features, (2,))
+        check_integers("index", index, len(features))
+        self.embeddings.fit(features.shape[1])
+        slots, device = len(self.owner), self.owner.device
+        view = torch.as_tensor(view, device=device).expand(len(features))[-slots:]
+        features, index = features.detach()[-slots:], index.to(device)[-slots:]
+        place = (self.next_slot + torch.arange(len(features), device=device)) % slots
+        sound = torch.isfinite(features).all(1) & (index >= 0)
+        rows = self.embeddings.rows
+        rows[place] = torch.where(sound[:, None], features.to(rows), rows[place])
+        self.owner[place] = torch.where(sound, index, self.owner[place])
+        self.view[place] = torch.where(sound, view, self.view[place])
+        self.next_slot.copy_(torch.where(sound.any(), self.next_slot + len(features), self.next_slot) % slots)
+
+
+@samplers.register(
+    "queue",
+    title="A queue of past batches",
+    summary="The rows of the batch and of the last ones before it, all of them, weighed by the softmax of their scores.",
+    paper="He et al., CVPR 2020, section 3.2. arXiv:1911.05722",
+    equation=r"w_n = \frac{e^{s_{an}/\tau}}{\sum_{m \in \mathrm{batch} \cup \mathrm{queue}} e^{s_{am}/\tau}}",
+    needs={"index"},
+    stateful=True,
+    ranges={"num_negatives": Range(1)},
+    differences=("The batch itself counts too, so that the first step has negatives.", "The encoder is not averaged here."),
+)
+class QueueSampler(NegativeSampler):
+    r"""All rows of other samples in the batch and in a queue of the rows before it, with the softmax of their scores.
+
+    $$w_n = \frac{e^{s_{an}/\tau}}{\sum_{m \in \mathrm{batch} \cup \mathrm{queue}} e^{s_{am}/\tau}}$$
+
+    Nothing is drawn: the queue is a uniform sample of the data set as far as batches are, and stale by its length. Rows of the
+    batch get gradient, those of the queue are constants; both views of a batch enter after it was contrasted. `log_mean` is the
+    logarithm of the mean of $e^{s/\tau}$ over both, whose gradient is exactly the weighted one.
+
+    Args:
+        num_negatives: Length of the queue.
+
+    Examples:
+        >>> import contrastive_zoo as zoo
+        >>> zoo.get_sampler("queue", num_negatives=8).law
+        'softmax(s / temperature) over the rows of other samples in the last batches'
+    """
+
+    law = "softmax(s / temperature) over the rows of other samples in the last batches"
+
+    def __init__(self, *, num_negatives: int = 4096) -> None:
+        super().__init__()
+        self.queue = FeatureQueue(check_count("num_negatives", num_negatives))
+
+    def forward(self, batch: Batch, scale: Tensor) -> Negatives:
+        """See `NegativeSampler.forward`."""
+        x, own, others = batch.x, data_rows(batch) // 2, has_negatives(batch)
+        self.queue.embeddings.fit(x.shape[1])
+        log_sum, mean = memory_softmax(x.detach(), scale.detach(), own, self.queue.embeddings.rows, self.queue.owner)
+        pull = torch.linalg.vecdot(x, mean) * scale
+        queued = log_sum + (pull - pull.detach())
+        total = logaddexp(batch.logsumexp(scale).flatten(), queued)
+        count = batch.negatives_count().expand(-1, 2).flatten() + self._in_queue(own)
+        log_mean = torch.where(others, total.detach() - count.clamp_min(1).to(x).log(), -torch.inf)
+        listing = self._listing(batch, scale)
+        self.queue.push(x, torch.where(others, own, -1), data_rows(batch) % 2)
+        share = torch.where(others, (queued - total).detach().exp(), 0).mean()
+        return Negatives(total, log_mean, listing, {"in_batch_share": 1 - share})
+
+    def _in_queue(self, own: Tensor) -> Tensor:
+        """(N,) slots of the queue that hold another sample than the anchor's own."""
+        ordered = self.queue.owner.sort().values
+        mine = torch.searchsorted(ordered, own, right=True) - torch.searchsorted(ordered, own)
+        return (ordered >= 0).sum() - mine
+
+    def _listing(self, batch: Batch, scale: Tensor) -> Callable[[], WeightedNegatives]:
+        x, row, queue, scale = batch.x.detach(), data_rows(batch), self.queue, scale.detach()
+        keys, rows = torch.cat([x, queue.embeddings.rows.to(x)]), torch.cat([row, _rows(queue)])
+
+        def listing() -> WeightedNegatives:
+            excluded = (rows // 2 == row[:, None] // 2) | (rows < 0)
+            weights = (scale * x @ keys.T).masked_fill(excluded, -torch.inf).softmax(1)
+            in_batch = torch.arange(len(rows), device=x.device) < len(x)
+            return WeightedNegatives(torch.where(excluded, -1, rows), weights, in_batch.expand_as(weights))
+
+        return listing
+
+    def table(self) -> dict[str, Tensor]:
+        """``embeddings`` (length, D), ``index`` and ``view`` (length,), oldest first; index -1 for slots not filled yet."""
+        queue = self.queue
+        order = (queue.next_slot + torch.arange(len(queue.owner), device=queue.owner.device)) % len(queue.owner)
+        held = {"embeddings": queue.embeddings.rows, "index": queue.owner, "view": queue.view}
+        return {name: tensor[order].cpu() for name, tensor in held.items()}
+
+    def load_table(self, *, embeddings: Tensor, index: Tensor, view: Tensor) -> None:
+        """Take over what `table` returned.
+
+        Raises:
+            ValueError: A size does not fit, or an embedding is not finite.
+        """
+        queue = self.queue
+        if not len(embeddings) == len(index) == len(view) == len(queue.owner) or embeddings.dim() != 2:
+            raise ValueError(
+                f"embeddings, index and view must have length {len(queue.owner)}, "
+                f"got {shape(embeddings)}, {shape(index)} and {shape(view)}."
+            )
+        if not bool(torch.isfinite(embeddings).all()):
+            raise ValueError("embeddings must be finite.")
+        queue.embeddings.load(embeddings)
+        queue.owner.copy_(index)
+        queue.view.copy_(view)
+        queue.next_slot.zero_()
+
+
+def _rows(queue: FeatureQueue) -> Tensor:
+    """(M,) row of the data set, 2 * sample + view, in each slot; -1 for nobody's."""
+    return torch.where(queue.owner >= 0, 2 * queue.owner + queue.view, -1)
