@@ -1,5 +1,6 @@
 """What an objective gets to see: rows, who is who, and a way to sum over pairs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -36,6 +37,18 @@ class Pairs(Protocol):
 
     def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
+
+    def on_own_samples(
+        self,
+        function: "Callable[[Pairs, Tensor, Tensor, float | Tensor], Tensor]",
+        x: Tensor,
+        ids: Tensor,
+        scale: float | Tensor,
+    ) -> Tensor:
+        """``function(pairs, x, ids, scale)``, one row per sample, where keys of some samples only are at hand.
+
+        Each process is given its own samples of the batch and a `Pairs` for itself, and gets the results of all.
+        """
 
 
 @dataclass(frozen=True)
@@ -108,13 +121,19 @@ class Batch:
 
     def extra_logsumexp(self, scale: float | Tensor, views: int | None = None) -> Tensor:
         """The same over the extra keys only, for the first ``views`` views, (B, views)."""
+
+        def of_samples(pairs: Pairs, x: Tensor, ids: Tensor, scale: float | Tensor) -> Tensor:
+            anchors = x.view(-1, self.views, x.shape[1])[:, :views]
+            return self._against_extra_keys(pairs, anchors, ids.view(-1, self.views)[:, :views], scale)
+
+        return self.pairs.on_own_samples(of_samples, self.x, self.ids, scale)
+
+    def _against_extra_keys(self, pairs: Pairs, anchors: Tensor, ids: Tensor, scale: float | Tensor) -> Tensor:
         assert self.negatives is not None
         assert self.negatives_ids is not None
-        anchors = self.x.view(self.size, self.views, -1)[:, :views]
-        ids = self.ids.view(self.size, self.views)[:, :views]
         if self.negatives.dim() == 2:
             flat = anchors.flatten(0, 1)
-            sums = self.pairs.logsumexp(flat, self.negatives, scale=scale, ids=ids.flatten(), key_ids=self.negatives_ids)
+            sums = pairs.logsumexp(flat, self.negatives, scale=scale, ids=ids.flatten(), key_ids=self.negatives_ids)
             return sums.view(ids.shape)
         logits = torch.einsum("bvd,bmd->bvm", anchors, self.negatives) * scale
         own = ids.to(logits.device)[:, :, None] == self.negatives_ids.to(logits.device)[:, None, :]

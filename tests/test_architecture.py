@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "operators": set(),
     "datasets": set(),
     "processes": set(),
+    "sharding": {"operators", "processes"},
     "schedules": {"checks", "operators"},
     "tables": {"checks"},
     "batch": {"checks", "logspace"},
@@ -36,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "batch_samplers": {"checks", "registry"},
     "objectives": {"batch", "checks", "logspace", "objective", "pairwise", "registry", "samplers", "schedules", "tables"},
     "metrics": set(),
-    "loss": {"batch", "checks", "features", "objective", "operators", "pairwise", "processes", "registry"},
+    "loss": {"batch", "checks", "features", "objective", "operators", "pairwise", "processes", "registry", "sharding"},
     "functional": {"loss", "objectives"},
 }
 BACKENDS = {"dense", "tiled", "tiled_kernels"}
