@@ -44,6 +44,18 @@ class Pairs(Protocol):
     def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
 
+    def on_own_samples(
+        self,
+        function: "Callable[[Pairs, Tensor, Tensor, Scales], Tensor]",
+        x: Tensor,
+        ids: Tensor,
+        scale: Scales,
+    ) -> Tensor:
+        """``function(pairs, x, ids, scale)``, one row per sample, where keys of some samples only are at hand.
+
+        Each process is given its own samples of the batch and a `Pairs` for itself, and gets the results of all.
+        """
+
     def softplus_sum(
         self,
         x: Tensor,
@@ -146,13 +158,20 @@ class Batch:
 
     def extra_logsumexp(self, scale: Scales, views: int | None = None) -> Tensor:
         """The same over the extra keys only, for the first ``views`` views, (B, views) or (K, B, views)."""
+
+        def of_samples(pairs: Pairs, x: Tensor, ids: Tensor, scale: Scales) -> Tensor:
+            anchors = x.view(-1, self.views, x.shape[1])[:, :views]
+            sums = self._against_extra_keys(pairs, anchors, ids.view(-1, self.views)[:, :views], scale)
+            return sums.movedim(-2, 0)
+
+        return self.pairs.on_own_samples(of_samples, self.x, self.ids, scale).movedim(0, -2)
+
+    def _against_extra_keys(self, pairs: Pairs, anchors: Tensor, ids: Tensor, scale: Scales) -> Tensor:
         assert self.negatives is not None
         assert self.negatives_ids is not None
-        anchors = self.x.view(self.size, self.views, -1)[:, :views]
-        ids = self.ids.view(self.size, self.views)[:, :views]
         if self.negatives.dim() == 2:
             flat = anchors.flatten(0, 1)
-            sums = self.pairs.logsumexp(flat, self.negatives, scale=scale, ids=ids.flatten(), key_ids=self.negatives_ids)
+            sums = pairs.logsumexp(flat, self.negatives, scale=scale, ids=ids.flatten(), key_ids=self.negatives_ids)
             return sums.unflatten(-1, ids.shape)
         similarity = torch.einsum("bvd,bmd->bvm", anchors, self.negatives)
         own = ids.to(similarity.device)[:, :, None] == self.negatives_ids.to(similarity.device)[:, None, :]
@@ -165,15 +184,18 @@ class Batch:
         ids = self.sample_ids
         same = torch.zeros_like(ids).index_add_(0, ids, torch.ones_like(ids))[ids]
         count = (self.size - same) * (views or self.views)
+        count = count.to(self.x.device)
         if self.negatives_ids is not None:
-            count = count + self._extra_count(self.negatives_ids.to(ids.device))
-        return count.to(self.x.device)[:, None]
+            count = count + self.pairs.on_own_samples(self._extra_count, self.x, self.ids, 1.0).long()
+        return count[:, None]
 
-    def _extra_count(self, key_ids: Tensor) -> Tensor:
-        """(B,) number of extra keys that are not of the anchor's own sample."""
+    def _extra_count(self, pairs: Pairs, x: Tensor, ids: Tensor, scale: Scales) -> Tensor:
+        """(B,) number of extra keys that are not of the anchor's own sample, in the dtype of the rows."""
+        assert self.negatives_ids is not None
+        key_ids, samples = self.negatives_ids.to(ids.device), ids.view(-1, self.views)[:, 0]
         if key_ids.dim() == 2:
-            return (key_ids != self.sample_ids[:, None]).sum(1)
+            return (key_ids != samples[:, None]).sum(1).to(x)
         # Keys that are nobody's, -1, count in a place of their own behind all samples.
         place = torch.where(key_ids < 0, self.size, key_ids)
         own = key_ids.new_zeros(self.size + 1).index_add_(0, place, torch.ones_like(place))
-        return key_ids.shape[0] - own[self.sample_ids]
+        return (key_ids.shape[0] - own[samples]).to(x)

@@ -3,7 +3,8 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from contrastive_zoo import pairwise, processes
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch import Batch, Pairs, Scales
 from contrastive_zoo.checks import (
     INTEGERS,
     check_choice,
@@ -26,9 +27,10 @@ from contrastive_zoo.checks import (
 )
 from contrastive_zoo.features import HALF, stack_views
 from contrastive_zoo.objective import FunctionObjective, Objective
-from contrastive_zoo.operators import operator
+from contrastive_zoo.operators import operator, uncompiled
 from contrastive_zoo.pairwise.dispatch import choose_backend
 from contrastive_zoo.registry import Card, losses
+from contrastive_zoo.sharding import ALONE, Share
 
 COMMON = (
     "num_samples",
@@ -45,11 +47,12 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Engine:
-    """`contrastive_zoo.pairwise` with a backend chosen and a bound on the length of rows."""
+    """`contrastive_zoo.pairwise` with a backend chosen, a bound on the length of rows, and work shared among processes."""
 
     backend: str
     unit_rows: bool
     norm_bound: float
+    share: Share = ALONE
 
     def logsumexp(
         self,
@@ -61,9 +64,18 @@ class Engine:
         key_ids: Tensor | None = None,
     ) -> Tensor:
         """See `contrastive_zoo.pairwise.logsumexp`."""
-        return pairwise.logsumexp(
-            x, keys, scale=scale, ids=ids, key_ids=key_ids, norm_bound=self.norm_bound, backend=self.backend
+        x, keys, scale = self.share.enter((x, keys, scale))
+        rows = pairwise.logsumexp(
+            x,
+            keys,
+            scale=scale,
+            ids=ids,
+            key_ids=key_ids,
+            norm_bound=self.norm_bound,
+            backend=self.backend,
+            part=self.share.part,
         )
+        return self.share.leave(rows, log=True)[0]
 
     def logsumexp_both(
         self,
@@ -75,15 +87,38 @@ class Engine:
         key_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `contrastive_zoo.pairwise.logsumexp_both`."""
-        return pairwise.logsumexp_both(
-            x, keys, scale=scale, ids=ids, key_ids=key_ids, norm_bound=self.norm_bound, backend=self.backend
+        x, keys, scale = self.share.enter((x, keys, scale))
+        rows, columns = pairwise.logsumexp_both(
+            x,
+            keys,
+            scale=scale,
+            ids=ids,
+            key_ids=key_ids,
+            norm_bound=self.norm_bound,
+            backend=self.backend,
+            part=self.share.part,
         )
+        rows, columns = self.share.leave(rows, columns, log=True)
+        return rows, columns
 
     def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
-        return pairwise.kernel_sum(
-            x, kernel=kernel, parameter=parameter, ids=ids, unit_rows=self.unit_rows, backend=self.backend
+        sums = pairwise.kernel_sum(
+            self.share.enter(x),
+            kernel=kernel,
+            parameter=parameter,
+            ids=ids,
+            unit_rows=self.unit_rows,
+            backend=self.backend,
+            part=self.share.part,
         )
+        return self.share.leave(sums, log=False)[0]
+
+    def on_own_samples(
+        self, function: Callable[[Pairs, Tensor, Tensor, Scales], Tensor], x: Tensor, ids: Tensor, scale: Scales
+    ) -> Tensor:
+        """See `contrastive_zoo.batch.Pairs`."""
+        return self.share.on_own_samples(partial(function, replace(self, share=ALONE)), x, ids, scale)
 
     def softplus_sum(
         self,
@@ -290,11 +325,10 @@ class Loss(nn.Module):
             RuntimeError: A loss with state is called by a backward pass, as activation checkpointing would do.
         """
         self._refuse_recomputation()
-        self._check(z1, z2, index, labels, negatives, negatives_index)
-        device_type = z1.device.type
-        outside = self._outside(device_type, self._operand_dtype(z1, z2))
-        with torch.autocast(device_type, enabled=False):
-            batch = self._batch(z1, z2, outside, index, labels, negatives, negatives_index)
+        make = partial(self._checked_batch, z1, z2, index, labels, negatives, negatives_index)
+        several = self.training and processes.group_size(self.gather, self.process_group) > 1
+        batch = uncompiled(processes.meet, self.process_group, make) if several else make(None)
+        with torch.autocast(batch.x.device.type, enabled=False):
             reason = self._nothing_to_contrast(batch)
             if reason:
                 return self._empty(batch, reason)
@@ -309,6 +343,21 @@ class Loss(nn.Module):
                 f"{self.card.name!r} keeps state, and a backward pass called it again, as activation checkpointing does: its "
                 "tables would move twice in one step. Checkpoint the encoder only; the loss holds little more than features."
             )
+
+    def _checked_batch(
+        self,
+        z1: Tensor,
+        z2: Tensor | None,
+        index: Tensor | None,
+        labels: Tensor | None,
+        negatives: Tensor | None,
+        negatives_index: Tensor | None,
+        meeting: processes.Meeting | None,
+    ) -> Batch:
+        self._check(z1, z2, index, labels, negatives, negatives_index)
+        outside = self._outside(z1.device.type, self._operand_dtype(z1, z2))
+        with torch.autocast(z1.device.type, enabled=False):
+            return self._batch(z1, z2, outside, index, labels, negatives, negatives_index, meeting)
 
     def _check(
         self,
@@ -384,24 +433,29 @@ class Loss(nn.Module):
         labels: Tensor | None,
         negatives: Tensor | None,
         negatives_index: Tensor | None,
+        meeting: processes.Meeting | None,
     ) -> Batch:
         views, operand = 2 if z2 is not None else z1.shape[0], outside.operand
         x, similarity = self._rows(z1, z2, operand, "z1" if z2 is None else "z1 or z2")
-        x, similarity, index, labels = self._gathered(x, similarity, views, index, labels, negatives)
+        if negatives is not None:
+            rows, _ = self._rows(negatives.flatten(0, -2), None, operand, "negatives")
+            negatives = rows.to(x.dtype).view(negatives.shape)
+        engine = self._engine
+        if meeting is not None:
+            x, similarity, index, labels, share = self._gathered(x, similarity, views, index, labels, negatives, meeting)
+            engine = replace(engine, share=share)
         index = None if index is None else index.to(torch.int64)
         ids = self._sample_ids(index, x.shape[0] // views)
         extra_ids = None
         if negatives is not None:
             extra_ids = self._negatives_ids(negatives, negatives_index, index, ids)
-            rows, _ = self._rows(negatives.flatten(0, -2), None, operand, "negatives")
-            negatives = rows.to(x.dtype).view(negatives.shape)
         return Batch(
             x=x,
             ids=ids.repeat_interleave(views),
             sample_ids=ids,
             views=views,
             pair_similarity=similarity,
-            pairs=self._engine,
+            pairs=engine,
             index=index,
             labels=labels,
             negatives=negatives,
@@ -436,20 +490,25 @@ class Loss(nn.Module):
         index: Tensor | None,
         labels: Tensor | None,
         negatives: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """The batches of all processes as one; nothing to do in eval mode."""
-        if not self.training or processes.group_size(self.gather, self.process_group) == 1:
-            return x, similarity, index, labels
-        if negatives is not None:
-            raise ValueError("negatives stay on their process: pass gather=False to contrast each process's batch by itself.")
-        sizes = processes.gather_sizes(x.shape[0] // views, x.device, self.process_group)
-        x = processes.GatherFeatures.apply(x, [views * size for size in sizes], self.process_group)  # type: ignore[no-untyped-call]
-        similarity = processes.GatherFeatures.apply(similarity, sizes, self.process_group)  # type: ignore[no-untyped-call]
-        gathered = [
-            None if given is None else processes.gather(given.to(x.device), sizes, self.process_group).to(given.device)
-            for given in (index, labels)
-        ]
-        return x, similarity, gathered[0], gathered[1]
+        meeting: processes.Meeting,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Share]:
+        """The batches of all processes as one, and what this process has to do; negatives stay where they are."""
+        group = meeting.group
+        call = {
+            "the name of the loss": self.card.name,
+            "the number of views": views,
+            "the number of features per row": x.shape[1],
+            "the precision of the features": x.dtype,
+            "whether features want a gradient": torch.is_grad_enabled() and x.requires_grad,
+            "whether index is given": index is not None,
+            "whether labels are given": labels is not None,
+            "whether negatives are given": negatives is not None,
+        }
+        sizes = meeting.sizes(x.shape[0] // views, call)
+        share = Share(tuple(sizes), dist.get_rank(group), group.group_name, x, divided=self.backend != "dense")
+        x, similarity = processes.gather_features([x, similarity], sizes, group)
+        index, labels = processes.gather_integers([index, labels], sizes, x.device, group)
+        return x, similarity, index, labels, share
 
     def _nothing_to_contrast(self, batch: Batch) -> str:
         """Why no anchor has a negative, as far as that is known without waiting for an accelerator."""

@@ -5,7 +5,7 @@ is both: an opaque `torch.library.custom_op`, and the plain function with a `tor
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,17 @@ SECOND_DERIVATIVE = (
     "the gradient of this operator was written by hand and has no derivative of its own (create_graph=True, gradient "
     "penalties, Hessians). Use backend='dense', which is plain autograd."
 )
+
+
+T = TypeVar("T")
+
+
+def uncompiled(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function as it is, also in the middle of compiled code, whose graph breaks there."""
+    # The compiler is told here, not by a decorator, because naming it at import time would import it.
+    if torch.compiler.is_compiling():
+        function = torch.compiler.disable(function)
+    return function(*arguments)
 
 
 class Operator:

@@ -1,7 +1,8 @@
-"""One batch from the batches of all processes."""
+"""One batch from the batches of all processes, or one error on all of them."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,40 +18,142 @@ def group_size(gather: str | bool, group: dist.ProcessGroup | None) -> int:
     return dist.get_world_size(group)
 
 
-def gather_sizes(size: int, device: torch.device, group: dist.ProcessGroup | None) -> list[int]:
-    """Number of samples on each process; the last batch of an epoch may differ."""
-    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(sizes, torch.tensor([size], dtype=torch.int64, device=device), group=group)
-    return [int(n) for n in sizes]
+def device_of_group(group: dist.ProcessGroup) -> torch.device:
+    """Where small messages of a group are: on the host if it can send from there, which spares accelerators a wait."""
+    backends = dict(pair.split(":") for pair in dist.get_backend_config(group).split(","))
+    return torch.device("cpu" if "cpu" in backends else next(iter(backends)))
 
 
-def gather(values: Tensor, sizes: list[int], group: dist.ProcessGroup | None) -> Tensor:
-    """Values (size, ...) of all processes in the order of their ranks; padded on the way where sizes differ."""
-    padded = values.new_zeros(max(sizes), *values.shape[1:])
-    padded[: len(values)] = values
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded, group=group)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+class Meeting:
+    """Where processes come together before they exchange features: all of them have batches that fit, or all of them raise.
+
+    Args:
+        group: The processes.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.held = False
+
+    def sizes(self, size: int, call: dict[str, object]) -> list[int]:
+        """Number of samples of each process; the last batch of an epoch may differ.
+
+        Args:
+            size: Of the own batch.
+            call: What must be the same for all processes.
+
+        Raises:
+            ValueError: On all processes, that one of them cannot take part or differs from others.
+        """
+        sizes, prints = self._exchange(size, zlib.crc32(repr(call).encode()))
+        if not all(sizes) or len(set(prints)) > 1:
+            self._refuse(call)
+        return sizes
+
+    def miss(self, error: Exception) -> None:
+        """Tell the others, unless they have met already, that this process raises an error instead of coming."""
+        if not self.held:
+            self._exchange(0, 0)
+            self._said(f"{type(error).__name__}: {error}")
+
+    def _exchange(self, *numbers: int) -> list[list[int]]:
+        """Each of the numbers by process."""
+        self.held = True
+        own = torch.tensor(numbers, dtype=torch.int64, device=device_of_group(self.group))
+        rows = [torch.zeros_like(own) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(rows, own, group=self.group)
+        return torch.stack(rows, 1).tolist()
+
+    def _said(self, words: object) -> dict[int, Any]:
+        """What each process says, by rank."""
+        ranks = dist.get_process_group_ranks(self.group)
+        said: list[Any] = [None] * len(ranks)
+        dist.all_gather_object(said, words, group=self.group)
+        return dict(zip(ranks, said, strict=True))
+
+    def _refuse(self, call: dict[str, object]) -> NoReturn:
+        said = self._said(call)
+        failures = [f"rank {rank} raised {words}" for rank, words in said.items() if isinstance(words, str)]
+        if failures:
+            raise ValueError(f"{'; '.join(failures)} So no other process computes a loss or changes a table either.")
+        for name in call:
+            values = {rank: words[name] for rank, words in said.items()}
+            if len(set(values.values())) > 1:
+                listed = ", ".join(f"{value} on rank {rank}" for rank, value in values.items())
+                raise ValueError(f"all processes of a group must call the loss alike, but {name} is {listed}.")
+        raise AssertionError("the processes agree after all")
 
 
-class GatherFeatures(torch.autograd.Function):
-    """Gathers features; the gradient of the own part carries the number of processes.
+def meet(group: dist.ProcessGroup | None, make: Callable[[Meeting], T]) -> T:
+    """What ``make(meeting)`` returns, in all processes of the group; if it raises before they have met, in all of them."""
+    whole = dist.group.WORLD if group is None else group
+    assert whole is not None
+    meeting = Meeting(whole)
+    try:
+        return make(meeting)
+    except Exception as error:
+        meeting.miss(error)
+        raise
+
+
+def gather(values: Sequence[Tensor], sizes: Sequence[int], group: dist.ProcessGroup) -> list[Tensor]:
+    """Tensors of one dtype and device, each with some rows per sample, of all processes in the order of their ranks.
+
+    They travel in one message, padded where sizes differ.
+    """
+    own = sizes[dist.get_rank(group)]
+    per_sample = [value.numel() // own for value in values]
+    message = values[0].new_zeros(max(sizes) * sum(per_sample))
+    torch.cat([value.flatten() for value in values], out=message[: own * sum(per_sample)])
+    messages = [torch.empty_like(message) for _ in sizes]
+    dist.all_gather(messages, message, group=group)
+    parts = [
+        message[: size * sum(per_sample)].split([size * entries for entries in per_sample])
+        for message, size in zip(messages, sizes, strict=True)
+    ]
+    together = [torch.cat(of_all) for of_all in zip(*parts, strict=True)]
+    return [
+        entries.view(sum(sizes) * (value.shape[0] // own), *value.shape[1:])
+        for entries, value in zip(together, values, strict=True)
+    ]
+
+
+def gather_integers(
+    values: list[Tensor | None], sizes: Sequence[int], device: torch.device, group: dist.ProcessGroup
+) -> list[Tensor | None]:
+    """Integers of all processes, (B,) each, sent from ``device``; what was not given stays so."""
+    given = [value for value in values if value is not None]
+    if not given:
+        return values
+    gathered = iter(gather([value.to(device, torch.int64) for value in given], sizes, group))
+    return [None if value is None else next(gathered).to(value.device) for value in values]
+
+
+def own_rows(gathered: Tensor, sizes: Sequence[int], rank: int) -> Tensor:
+    """Those of one process, of a tensor with some rows per sample."""
+    per_sample = gathered.shape[0] // sum(sizes)
+    return gathered.narrow(0, sum(sizes[:rank]) * per_sample, sizes[rank] * per_sample)
+
+
+class _GatherFeatures(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sizes: Sequence[int], group: dist.ProcessGroup, *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.sizes, ctx.rank = sizes, dist.get_rank(group)
+        return tuple(gather(values, sizes, group))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, None, *(own_rows(grad, ctx.sizes, ctx.rank) * len(ctx.sizes) for grad in grads)
+
+
+def gather_features(values: Sequence[Tensor], sizes: Sequence[int], group: dist.ProcessGroup) -> tuple[Tensor, ...]:
+    """The same as `gather`, with a gradient: that of the own part, times the number of processes.
 
     Every process computes the loss of the whole batch, so the gradient needs no communication; the factor makes the average
     that DistributedDataParallel takes equal to the gradient in one process.
     """
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, sizes: list[int], group: dist.ProcessGroup | None) -> Tensor:
-        """``sizes`` are the rows of each process."""
-        rank = dist.get_rank(group)
-        ctx.start, ctx.size, ctx.world = sum(sizes[:rank]), sizes[rank], len(sizes)
-        return gather(values, sizes, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        """The part of the own rows, times the number of processes."""
-        return grads[0].narrow(0, ctx.start, ctx.size) * ctx.world, None, None
+    gathered: tuple[Tensor, ...] = _GatherFeatures.apply(sizes, group, *values)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 def decided_by_first(decide: Callable[[list[Any]], T], given: Any) -> T:

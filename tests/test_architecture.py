@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "bounded": set(),
     "processes": set(),
     "caching": {"checks"},
+    "sharding": {"operators", "processes"},
     "schedules": {"checks", "operators"},
     "tables": {"checks"},
     "batch": {"checks", "logspace"},
@@ -49,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
         "tables",
     },
     "metrics": set(),
-    "loss": {"batch", "checks", "features", "objective", "operators", "pairwise", "processes", "registry"},
+    "loss": {"batch", "checks", "features", "objective", "operators", "pairwise", "processes", "registry", "sharding"},
     "functional": {"loss", "objectives"},
     "parameters": {"loss"},
 }

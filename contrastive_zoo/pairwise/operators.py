@@ -1,5 +1,6 @@
 """The tiled sweeps as torch operators: opaque to `torch.compile`, differentiable once, deaf to autocast."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,21 +16,22 @@ def _plain(x: Tensor) -> Any:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def _numel(x: Tensor, keys: Tensor | None) -> int:
-    """Entries of all the tiles of a sweep."""
+def _numel(x: Tensor, keys: Tensor | None, part: Sequence[int]) -> int:
+    """Entries of all the tiles of a sweep, of its other parts too."""
     rows = x.shape[0]
     columns = rows if keys is None else keys.shape[0]
-    return tiles_numel(rows, columns, tile_size(rows, columns, x.device), keys is None)
+    return tiles_numel(rows, columns, tile_size(rows, columns, x.device, part[1]), keys is None)
 
 
-def keeps_tiles(x: Tensor, keys: Tensor | None) -> bool:
+def keeps_tiles(x: Tensor, keys: Tensor | None, part: Sequence[int]) -> bool:
     """Whether a sweep is small enough to keep its tiles for the backward pass."""
-    return _numel(x, keys) * x.element_size() <= KEEP_BYTES
+    return _numel(x, keys, part) * x.element_size() <= KEEP_BYTES
 
 
 @operator(
     "contrastive_zoo::logsumexp",
-    "(Tensor x, Tensor? keys, Tensor scale, Tensor? ids, Tensor? key_ids, bool both, float norm_bound, bool keep)"
+    "(Tensor x, Tensor? keys, Tensor scale, Tensor? ids, Tensor? key_ids, bool both, float norm_bound, bool keep,"
+    " int[] part)"
     " -> (Tensor, Tensor, Tensor)",
 )
 def logsumexp(
@@ -41,11 +43,14 @@ def logsumexp(
     both: bool,
     norm_bound: float,
     keep: bool,
+    part: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, columns (empty unless ``both``), and the kept tiles (empty unless ``keep``)."""
-    kept = x.new_empty(_numel(x, keys) if keep else 0)
+    kept = x.new_empty(_numel(x, keys, part) if keep else 0)
     with _plain(x):
-        sums = tiled.logsumexp_forward(x, keys, scale, ids, key_ids, both, norm_bound, kept if keep else None)
+        sums = tiled.logsumexp_forward(
+            x, keys, scale, ids, key_ids, both, norm_bound, kept if keep else None, (part[0], part[1])
+        )
     return *sums, kept
 
 
@@ -59,8 +64,9 @@ def _(
     both: bool,
     norm_bound: float,
     keep: bool,
+    part: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kept = x.new_empty(_numel(x, keys) if keep else 0)
+    kept = x.new_empty(_numel(x, keys, part) if keep else 0)
     columns = x.new_empty(0) if keys is None else x.new_empty(scale.shape[0], keys.shape[0] if both else 0)
     return x.new_empty(scale.shape[0], x.shape[0]), columns, kept
 
@@ -68,7 +74,7 @@ def _(
 @operator(
     "contrastive_zoo::logsumexp_backward",
     "(Tensor grad_rows, Tensor grad_columns, Tensor rows, Tensor columns, Tensor x, Tensor? keys, Tensor scale,"
-    " Tensor? ids, Tensor? key_ids, bool both, float norm_bound, Tensor kept, bool needs_keys, bool needs_scale)"
+    " Tensor? ids, Tensor? key_ids, bool both, float norm_bound, Tensor kept, bool needs_keys, bool needs_scale, int[] part)"
     " -> (Tensor, Tensor, Tensor)",
 )
 def logsumexp_backward(
@@ -86,6 +92,7 @@ def logsumexp_backward(
     kept: Tensor,
     needs_keys: bool,
     needs_scale: bool,
+    part: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, keys (empty unless needed) and scale (zero unless needed)."""
     with _plain(x):
@@ -104,6 +111,7 @@ def logsumexp_backward(
             kept if kept.numel() else None,
             needs_keys,
             needs_scale,
+            (part[0], part[1]),
         )
     return grad_x, grad_keys, grad_scale.to(scale)
 
@@ -124,6 +132,7 @@ def _(
     kept: Tensor,
     needs_keys: bool,
     needs_scale: bool,
+    part: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(x),
@@ -133,9 +142,9 @@ def _(
 
 
 def _logsumexp_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, keys, scale, ids, key_ids, both, norm_bound, _ = inputs
+    x, keys, scale, ids, key_ids, both, norm_bound, _, part = inputs
     ctx.save_for_backward(*output, x, keys, scale, ids, key_ids)
-    ctx.both, ctx.norm_bound = both, norm_bound
+    ctx.both, ctx.norm_bound, ctx.part = both, norm_bound, part
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
 
@@ -158,9 +167,10 @@ def _logsumexp_gradient(ctx: Any, compute: Any, grad_rows: Tensor | None, grad_c
         kept,
         needs_keys,
         needs_scale,
+        ctx.part,
     )
     grads = (grad_x, grad_keys if needs_keys else None, grad_scale if needs_scale else None)
-    return *grads, None, None, None, None, None
+    return *grads, None, None, None, None, None, None
 
 
 logsumexp.differentiate(logsumexp_backward, _logsumexp_setup, _logsumexp_gradient)
@@ -168,47 +178,63 @@ logsumexp.differentiate(logsumexp_backward, _logsumexp_setup, _logsumexp_gradien
 
 @operator(
     "contrastive_zoo::kernel_sum",
-    "(Tensor x, Tensor? squared_norms, Tensor? ids, str kernel, float parameter) -> Tensor",
+    "(Tensor x, Tensor? squared_norms, Tensor? ids, str kernel, float parameter, int[] part) -> Tensor",
 )
-def kernel_sum(x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float) -> Tensor:
+def kernel_sum(
+    x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float, part: Sequence[int]
+) -> Tensor:
     """(N,) sums of a kernel over the rows with another id."""
     with _plain(x):
-        return tiled_kernels.kernel_sum_forward(x, squared_norms, ids, kernel, parameter)
+        return tiled_kernels.kernel_sum_forward(x, squared_norms, ids, kernel, parameter, (part[0], part[1]))
 
 
 @kernel_sum.register_fake
-def _(x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float) -> Tensor:
+def _(
+    x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float, part: Sequence[int]
+) -> Tensor:
     return x.new_empty(x.shape[0])
 
 
 @operator(
     "contrastive_zoo::kernel_sum_backward",
-    "(Tensor grad, Tensor x, Tensor? squared_norms, Tensor? ids, str kernel, float parameter) -> (Tensor, Tensor)",
+    "(Tensor grad, Tensor x, Tensor? squared_norms, Tensor? ids, str kernel, float parameter, int[] part) -> (Tensor, Tensor)",
 )
 def kernel_sum_backward(
-    grad: Tensor, x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float
+    grad: Tensor,
+    x: Tensor,
+    squared_norms: Tensor | None,
+    ids: Tensor | None,
+    kernel: str,
+    parameter: float,
+    part: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and, if given, the squared norms."""
     with _plain(x):
-        return tiled_kernels.kernel_sum_backward(grad, x, squared_norms, ids, kernel, parameter)
+        return tiled_kernels.kernel_sum_backward(grad, x, squared_norms, ids, kernel, parameter, (part[0], part[1]))
 
 
 @kernel_sum_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float
+    grad: Tensor,
+    x: Tensor,
+    squared_norms: Tensor | None,
+    ids: Tensor | None,
+    kernel: str,
+    parameter: float,
+    part: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(0 if squared_norms is None else x.shape[0])
 
 
 def _kernel_sum_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, squared_norms, ids, ctx.kernel, ctx.parameter = inputs
+    x, squared_norms, ids, ctx.kernel, ctx.parameter, ctx.part = inputs
     ctx.save_for_backward(x, squared_norms, ids)
 
 
 def _kernel_sum_gradient(ctx: Any, compute: Any, grad: Tensor) -> Any:
     x, squared_norms, ids = ctx.saved_tensors
-    grad_x, grad_norms = compute(grad, x, squared_norms, ids, ctx.kernel, ctx.parameter)
-    return grad_x, None if squared_norms is None else grad_norms, None, None, None
+    grad_x, grad_norms = compute(grad, x, squared_norms, ids, ctx.kernel, ctx.parameter, ctx.part)
+    return grad_x, None if squared_norms is None else grad_norms, None, None, None, None
 
 
 kernel_sum.differentiate(kernel_sum_backward, _kernel_sum_setup, _kernel_sum_gradient)

@@ -18,6 +18,7 @@ def logsumexp(
     key_ids: Tensor | None = None,
     norm_bound: float = torch.inf,
     backend: str = "auto",
+    part: tuple[int, int] = (0, 1),
 ) -> Tensor:
     r"""Log-sum-exp over the keys with another id, for every row.
 
@@ -32,12 +33,14 @@ def logsumexp(
         key_ids: (M,) integers, given together with ``ids`` where there are keys.
         norm_bound: A known bound on the length of all rows and keys, 1 for unit rows. It saves looking.
         backend: "auto", "dense" (builds the matrix; any number of derivatives) or "tiled".
+        part: (p, P) sums over part p of P, from 0, of the pairs, in about 1/P of the time; the log-sum-exp over all parts is
+            the whole. Of "tiled" only.
 
     Returns:
         (N,), or (K, N) for K scales. A row without keys gives -inf and gets no gradient.
 
     Raises:
-        ValueError: Shapes, devices or an unknown backend.
+        ValueError: Shapes, devices, an unknown backend or one that has no parts.
         TypeError: Dtypes.
 
     Examples:
@@ -47,7 +50,7 @@ def logsumexp(
         tensor([0.6931, 0.6931, 0.6931])
     """
     stacked, single = _check_scale(scale, x)
-    rows, _ = _logsumexp(x, keys, stacked, ids, key_ids, False, norm_bound, backend)
+    rows, _ = _logsumexp(x, keys, stacked, ids, key_ids, False, norm_bound, backend, part)
     return rows.squeeze(0) if single else rows
 
 
@@ -60,6 +63,7 @@ def logsumexp_both(
     key_ids: Tensor | None = None,
     norm_bound: float = torch.inf,
     backend: str = "auto",
+    part: tuple[int, int] = (0, 1),
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of rows over keys and of keys over rows, from one sweep; arguments as for `logsumexp`.
 
@@ -79,7 +83,7 @@ def logsumexp_both(
     stacked, _ = _check_scale(scale, x)
     if stacked.shape != (1, 1):
         raise ValueError(f"scale must be one number for both directions, got shape {shape(torch.as_tensor(scale))}.")
-    rows, columns = _logsumexp(x, keys, stacked, ids, key_ids, True, norm_bound, backend)
+    rows, columns = _logsumexp(x, keys, stacked, ids, key_ids, True, norm_bound, backend, part)
     return rows.squeeze(0), columns.squeeze(0)
 
 
@@ -91,6 +95,7 @@ def kernel_sum(
     ids: Tensor | None = None,
     unit_rows: bool = False,
     backend: str = "auto",
+    part: tuple[int, int] = (0, 1),
 ) -> Tensor:
     r"""Sum of a kernel of the squared distance over the rows with another id, for every row.
 
@@ -106,12 +111,13 @@ def kernel_sum(
         ids: (N,) integers; one id per row by default.
         unit_rows: Whether all rows are known to have length 1, which is faster.
         backend: "auto", "dense" or "tiled".
+        part: (p, P) sums over part p of P of the pairs, as for `logsumexp`; the sum over all parts is the whole.
 
     Returns:
         (N,); 0 for a row without others.
 
     Raises:
-        ValueError: Shapes, an unknown kernel or backend, or a parameter outside the kernel's range.
+        ValueError: Shapes, an unknown kernel or backend, one that has no parts, or a parameter outside the kernel's range.
         TypeError: Dtypes.
 
     Examples:
@@ -121,6 +127,7 @@ def kernel_sum(
         tensor([-4., -4., -4.])
     """
     backend = choose_backend(backend)
+    _check_part(part, backend)
     check_features("x", x, (2,))
     check_choice("kernel", kernel, KERNEL_NAMES)
     check_number("parameter", parameter)
@@ -132,7 +139,15 @@ def kernel_sum(
     squared_norms = None if unit_rows else x.square().sum(1)
     if backend == "dense":
         return dense.kernel_sum(x, squared_norms, ids, kernel, parameter)
-    return operators.kernel_sum(x, squared_norms, ids, kernel, float(parameter))
+    return operators.kernel_sum(x, squared_norms, ids, kernel, float(parameter), part)
+
+
+def _check_part(part: tuple[int, int], backend: str) -> None:
+    number, parts = part
+    if not 0 <= number < parts:
+        raise ValueError(f"part must be (number, parts) with 0 <= number < parts, got {part!r}.")
+    if backend == "dense" and parts > 1:
+        raise ValueError("backend='dense' has no parts: it builds the whole matrix. Use backend='tiled'.")
 
 
 def square_sum(x: Tensor, keys: Tensor, *, ids: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -289,14 +304,16 @@ def _logsumexp(
     both: bool,
     norm_bound: float,
     backend: str,
+    part: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     backend = choose_backend(backend)
+    _check_part(part, backend)
     x, keys = _check_rows(x, keys, ids, key_ids)
     if backend == "dense":
         return dense.logsumexp(x, keys, scale, ids, key_ids, both)
     differentiable = any(t is not None and t.requires_grad for t in (x, keys, scale)) and torch.is_grad_enabled()
-    keep = differentiable and operators.keeps_tiles(x, keys)
-    rows, columns, _ = operators.logsumexp(x, keys, scale, ids, key_ids, both, float(norm_bound), keep)
+    keep = differentiable and operators.keeps_tiles(x, keys, part)
+    rows, columns, _ = operators.logsumexp(x, keys, scale, ids, key_ids, both, float(norm_bound), keep, part)
     return rows, columns
 
 

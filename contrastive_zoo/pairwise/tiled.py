@@ -25,9 +25,10 @@ def logsumexp_forward(
     both: bool,
     norm_bound: float,
     kept: Tensor | None,
+    part: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """Rows (K, N) and, if ``both``, columns (K, M); leaves the tiles in ``kept`` if there is room for them."""
-    tiles = Tiles(x, keys, ids, key_ids)
+    tiles = Tiles(x, keys, ids, key_ids, part)
     if scales := _bounded_scales(tiles, scale, norm_bound):
         return _bounded_forward(tiles, scales, both, kept)
     return _shifted_forward(tiles, scale.to(x), both, kept)
@@ -48,9 +49,10 @@ def logsumexp_backward(
     kept: Tensor | None,
     needs_keys: bool,
     needs_scale: bool,
+    part: tuple[int, int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, keys and scale; the last two are empty where they are not needed."""
-    tiles = Tiles(x, keys, ids, key_ids)
+    tiles = Tiles(x, keys, ids, key_ids, part)
     if tiles.symmetric:
         columns, grad_columns = rows, grad_rows
     grad_x = torch.zeros_like(x)

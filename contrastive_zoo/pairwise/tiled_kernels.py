@@ -10,9 +10,11 @@ from contrastive_zoo.pairwise.kernels import get_kernel
 from contrastive_zoo.pairwise.tiles import Tiles
 
 
-def kernel_sum_forward(x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float) -> Tensor:
+def kernel_sum_forward(
+    x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float, part: tuple[int, int]
+) -> Tensor:
     """(N,) sums of the kernel of the squared distances to all rows with another id."""
-    tiles, value = Tiles(x, None, ids, None), get_kernel(kernel).value
+    tiles, value = Tiles(x, None, ids, None, part), get_kernel(kernel).value
     sums, ones = x.new_zeros(x.shape[0]), x.new_ones(x.shape[0])
     for i, j in tiles:
         values = tiles.exclude(value(_squared_distances(tiles, squared_norms, i, j), parameter), i, j, 0)
@@ -23,10 +25,16 @@ def kernel_sum_forward(x: Tensor, squared_norms: Tensor | None, ids: Tensor | No
 
 
 def kernel_sum_backward(
-    grad: Tensor, x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float
+    grad: Tensor,
+    x: Tensor,
+    squared_norms: Tensor | None,
+    ids: Tensor | None,
+    kernel: str,
+    parameter: float,
+    part: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the squared norms; the latter is empty for rows of unit length."""
-    tiles, derivative = Tiles(x, None, ids, None), get_kernel(kernel).derivative
+    tiles, derivative = Tiles(x, None, ids, None, part), get_kernel(kernel).derivative
     grad_x = torch.zeros_like(x)
     grad_norms = x.new_zeros(0 if squared_norms is None else x.shape[0])
     floor = torch.finfo(x.dtype).eps

@@ -19,11 +19,19 @@ TILE_ACCELERATOR = 4096
 KEEP_BYTES = 16 * 2**20
 
 
-def tile_size(rows: int, columns: int, device: torch.device) -> int:
-    """Rows and columns of a tile of a matrix."""
-    if device.type != "cpu":
-        return TILE_ACCELERATOR
-    return SINGLE_TILE_CPU if max(rows, columns) <= SINGLE_TILE_CPU else TILE_CPU
+# Tiles of a sweep in parts are as wide as a multiple of this.
+GRAIN = 64
+
+
+def tile_size(rows: int, columns: int, device: torch.device, parts: int = 1) -> int:
+    """Rows and columns of a tile of a matrix that is visited in so many parts."""
+    on_host = SINGLE_TILE_CPU if max(rows, columns) <= SINGLE_TILE_CPU else TILE_CPU
+    size = on_host if device.type == "cpu" else TILE_ACCELERATOR
+    if parts == 1:
+        return size
+    # Each part takes two strips of every 2 * parts: small tiles, so that there are as many strips, and full rounds of them.
+    strips = 2 * parts * -(-rows // (2 * parts * size))
+    return GRAIN * -(-rows // (strips * GRAIN))
 
 
 def tiles_numel(rows: int, columns: int, size: int, symmetric: bool) -> int:
@@ -44,13 +52,23 @@ def regular_ids(rows: int, group: int) -> Tensor:
 class Tiles:
     """Visits ``x @ keys.T`` tile by tile; without ``keys`` the symmetric ``x @ x.T``, each pair of tiles once.
 
+    Or visits one of several parts of the tiles, ``part`` = (number, parts), whose work is about equal.
+
     Two rows with equal ids do not count as a pair. Where ids are on the host, tiles whose ranges of ids do not meet need no
     mask; ids that increase along the rows make that nearly all tiles.
     """
 
-    def __init__(self, x: Tensor, keys: Tensor | None, ids: Tensor | None, key_ids: Tensor | None) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        keys: Tensor | None,
+        ids: Tensor | None,
+        key_ids: Tensor | None,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         self.x, self.keys, self.symmetric = x, x if keys is None else keys, keys is None
-        self.size = tile_size(x.shape[0], self.keys.shape[0], x.device)
+        self.part, self.parts = part
+        self.size = tile_size(x.shape[0], self.keys.shape[0], x.device, self.parts)
         if self.symmetric:
             ids = key_ids = regular_ids(x.shape[0], 1) if ids is None else ids
         paired = ids is not None and key_ids is not None
@@ -76,9 +94,20 @@ class Tiles:
             return None
         return [(int(part.min()), int(part.max())) for part in torch.split(ids, self.size)]
 
+    def _strips(self) -> Iterator[int]:
+        """First rows of the strips of tiles to visit.
+
+        Of each 2P strips, P being the number of parts, part p takes the p-th and the p-th from the end: in a symmetric sweep,
+        whose strips grow shorter, all such pairs are of one length.
+        """
+        for number, start in enumerate(range(0, self.x.shape[0], self.size)):
+            place = number % (2 * self.parts)
+            if min(place, 2 * self.parts - 1 - place) == self.part:
+                yield start
+
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
         n, m = self.x.shape[0], self.keys.shape[0]
-        for start in range(0, n, self.size):
+        for start in self._strips():
             for column in range(start if self.symmetric else 0, m, self.size):
                 yield slice(start, min(start + self.size, n)), slice(column, min(column + self.size, m))
 
