@@ -6,14 +6,24 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from cases import DEFAULTS, rows, views
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import contrastive_zoo as zoo
 from contrastive_zoo import pairwise
+from contrastive_zoo.sharding import Share
 
 NAMESPACE = "contrastive_zoo"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _group_of_one() -> Iterator[None]:
+    """Operators that talk to other processes work in a group that has none."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 class Recorder(TorchDispatchMode):
@@ -55,6 +65,10 @@ def every_use() -> Iterator[Callable[[], Any]]:
     yield lambda: torch.cat(pairwise.logsumexp_both(x, keys, scale=scale))
     yield lambda: pairwise.kernel_sum(x, kernel="imq", parameter=1.0)
     yield lambda: pairwise.kernel_sum(x, kernel="riesz", parameter=1.0, ids=ids, unit_rows=True)
+    assert dist.group.WORLD is not None
+    share = Share((3,), 0, dist.group.WORLD.group_name, x, divided=True)
+    for log in (True, False):
+        yield lambda log=log: torch.stack(share.leave(share.enter(x).sum(1), share.enter(scales), log=log))
 
 
 class RecordedUses:
