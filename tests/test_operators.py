@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import contrastive_zoo as zoo
 from contrastive_zoo import pairwise
-from contrastive_zoo.sharding import Share
+from contrastive_zoo.sharding import Share, joint
 
 NAMESPACE = "contrastive_zoo"
 
@@ -67,8 +67,9 @@ def every_use() -> Iterator[Callable[[], Any]]:
     yield lambda: pairwise.kernel_sum(x, kernel="riesz", parameter=1.0, ids=ids, unit_rows=True)
     assert dist.group.WORLD is not None
     share = Share((3,), 0, dist.group.WORLD.group_name, x, divided=True)
-    for log in (True, False):
-        yield lambda log=log: torch.stack(share.leave(share.enter(x).sum(1), share.enter(scales), log=log))
+    yield lambda: torch.cat(share.leave(*(rows.sum(1) for rows in share.enter(x, keys, 2.0)[:2]), log=True))
+    yield lambda: share.leave(share.enter(x.detach(), None, (scale, 2 * scale))[2][1] * x.sum(1), log=False)[0]
+    yield lambda: torch.mul(*joint(x, None, scale, share.group, 2)[::2])
 
 
 class RecordedUses:
