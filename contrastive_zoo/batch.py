@@ -96,7 +96,8 @@ class Batch:
         pairs: Sums over pairs of rows.
         index: (B,) positions in the data set, if given.
         labels: (B,) labels, if given.
-        negatives: (M, D) or (B, M, D) extra keys, normalised like x, if given.
+        negatives: (M, D) or (B, M, D) extra keys, normalised like x, if given; with several processes, for the samples of this
+            one. `extra_logsumexp` minds that.
         negatives_ids: (M,) or (B, M) ids of the extra keys; -1 is nobody's.
         training: Whether the loss is in training mode.
         encode: Rows of samples that are not in the batch, by an encoder that the objective was given.

@@ -64,7 +64,7 @@ class Engine:
         key_ids: Tensor | None = None,
     ) -> Tensor:
         """See `contrastive_zoo.pairwise.logsumexp`."""
-        x, keys, scale = self.share.enter((x, keys, scale))
+        x, keys, scale = self.share.enter(x, keys, scale)
         rows = pairwise.logsumexp(
             x,
             keys,
@@ -87,7 +87,7 @@ class Engine:
         key_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `contrastive_zoo.pairwise.logsumexp_both`."""
-        x, keys, scale = self.share.enter((x, keys, scale))
+        x, keys, scale = self.share.enter(x, keys, scale)
         rows, columns = pairwise.logsumexp_both(
             x,
             keys,
@@ -103,8 +103,9 @@ class Engine:
 
     def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
+        x, _, _ = self.share.enter(x, None, None)
         sums = pairwise.kernel_sum(
-            self.share.enter(x),
+            x,
             kernel=kernel,
             parameter=parameter,
             ids=ids,

@@ -19,7 +19,8 @@ from torch.distributed import distributed_c10d
 from contrastive_zoo.operators import operator, uncompiled
 from contrastive_zoo.processes import device_of_group, gather_features, own_rows
 
-T = TypeVar("T")
+K = TypeVar("K", Tensor, Tensor | None)
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +46,9 @@ class Share:
         """The part of the tiles that this process visits."""
         return (self.rank, len(self.sizes)) if self.divided else (0, 1)
 
-    def enter(self, value: T) -> T:
-        """What all processes hold, at the entry to a shared sum: its gradient is that of all parts of the sum."""
-        return _each(value, lambda tensor: joint(tensor, self.group, 1.0)) if self.divided else value
+    def enter(self, x: Tensor, keys: K, scale: S) -> tuple[Tensor, K, S]:
+        """Rows, keys and scale at the entry to a shared sum: their gradient is that of the parts of all processes."""
+        return _joined(x, keys, scale, self.group, 0) if self.divided else (x, keys, scale)
 
     def leave(self, *sums: Tensor, log: bool) -> tuple[Tensor, ...]:
         """Sums over all pairs, or log-sum-exps if ``log``, from those over the part of each process."""
@@ -55,27 +56,36 @@ class Share:
             return sums
         return merged(torch.cat(sums, -1), log, self.group).split([each.shape[-1] for each in sums], -1)
 
-    def on_own_samples(self, function: Callable[[Tensor, Tensor, T], Tensor], x: Tensor, ids: Tensor, scale: T) -> Tensor:
+    def on_own_samples(self, function: Callable[[Tensor, Tensor, S], Tensor], x: Tensor, ids: Tensor, scale: S) -> Tensor:
         """``function(x, ids, scale)``, one row per sample, of the samples of each process by that process, put together."""
         if self.x is None:
             return function(x, ids, scale)
-        # Each process sees the gradient of its own values, times the number of processes as that of features; so the mean over
-        # processes is the gradient of the scale, which all of them hold.
-        weight = 1 / len(self.sizes)
-        scale = _each(scale, lambda tensor: joint(tensor, self.group, weight))
-        values = function(self.x, own_rows(ids, self.sizes, self.rank), scale)
-        return uncompiled(gather_features, [values], self.sizes, _group(self.group))[0]
+        x, _, scale = _joined(self.x, None, scale, self.group, len(self.sizes))
+        return uncompiled(self._of_all, function(x, own_rows(ids, self.sizes, self.rank), scale))
+
+    def _of_all(self, values: Tensor) -> Tensor:
+        return gather_features([values], self.sizes, _group(self.group))[0]
 
 
 ALONE = Share()
 
 
-def _each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The function of a tensor that wants a gradient, or of all such in a tuple; other values as they are."""
-    if isinstance(value, tuple):
-        return tuple(_each(each, function) for each in value)
-    wanted = isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
-    return function(value) if wanted else value
+def _joined(x: Tensor, keys: Any, scale: Any, group: str, own: int) -> Any:
+    """`joint` of those that want a gradient; the others as they are."""
+    if isinstance(scale, tuple) and any(map(_wants_gradient, scale)):
+        scales = [torch.as_tensor(each, dtype=None if isinstance(each, Tensor) else torch.float64) for each in scale]
+        x, keys, scale = _joined(x, keys, torch.stack(scales), group, own)
+        return x, keys, scale.unbind()
+    given = (x, keys, scale)
+    wanted = [_wants_gradient(each) for each in given]
+    if not any(wanted):
+        return given
+    entered = joint(*(each if want else None for each, want in zip(given, wanted, strict=True)), group, own)
+    return tuple(new if want else old for new, want, old in zip(entered, wanted, given, strict=True))
+
+
+def _wants_gradient(value: object) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
 
 
 def _group(name: str) -> dist.ProcessGroup:
@@ -91,34 +101,59 @@ def _reduced(values: Tensor, group: str, operation: Any) -> Tensor:
     return total.to(values.device)
 
 
-@operator("contrastive_zoo::joint", "(Tensor x, str group, float weight) -> Tensor")
-def joint(x: Tensor, group: str, weight: float) -> Tensor:
-    """The tensor itself, whose gradient is the sum of those that the processes find, times ``weight``."""
-    return x.clone(memory_format=torch.contiguous_format)
+# One operator for all: collectives of one would come from a thread for each device, and in which order, nobody could tell.
+@operator(
+    "contrastive_zoo::joint",
+    "(Tensor? x, Tensor? keys, Tensor? scale, str group, int own) -> (Tensor, Tensor, Tensor)",
+)
+def joint(x: Tensor | None, keys: Tensor | None, scale: Tensor | None, group: str, own: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Copies, whose gradients are the sums of those that the processes find.
+
+    With ``own``, the number of processes, rows and keys are those of one process, and gradients carry that number: then those
+    of rows and keys stay as they are, and that of the scale is the mean.
+    """
+    return _copied(x), _copied(keys), _copied(scale)
+
+
+def _copied(tensor: Tensor | None) -> Tensor:
+    return torch.empty(0) if tensor is None else tensor.clone(memory_format=torch.contiguous_format)
 
 
 @joint.register_fake
-def _(x: Tensor, group: str, weight: float) -> Tensor:
-    return x.new_empty(x.shape)
+def _(x: Tensor | None, keys: Tensor | None, scale: Tensor | None, group: str, own: int) -> tuple[Tensor, Tensor, Tensor]:
+    return _copied(x), _copied(keys), _copied(scale)
 
 
-@operator("contrastive_zoo::joint_backward", "(Tensor grad, str group, float weight) -> Tensor")
-def joint_backward(grad: Tensor, group: str, weight: float) -> Tensor:
-    """Weighted sum of the gradients of all processes."""
-    return _reduced(grad, group, dist.ReduceOp.SUM).mul_(weight)
+@operator(
+    "contrastive_zoo::joint_backward",
+    "(Tensor? grad_x, Tensor? grad_keys, Tensor? grad_scale, str group, int own) -> (Tensor, Tensor, Tensor)",
+)
+def joint_backward(
+    grad_x: Tensor | None, grad_keys: Tensor | None, grad_scale: Tensor | None, group: str, own: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums, or what ``own`` says, over processes."""
+    grad_x, grad_keys = (_copied(g) if g is None or own else _reduced(g, group, dist.ReduceOp.SUM) for g in (grad_x, grad_keys))
+    if grad_scale is not None:
+        grad_scale = _reduced(grad_scale, group, dist.ReduceOp.SUM).div_(own or 1)
+    return grad_x, grad_keys, _copied(grad_scale)
 
 
 @joint_backward.register_fake
-def _(grad: Tensor, group: str, weight: float) -> Tensor:
-    return grad.new_empty(grad.shape)
+def _(
+    grad_x: Tensor | None, grad_keys: Tensor | None, grad_scale: Tensor | None, group: str, own: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _copied(grad_x), _copied(grad_keys), _copied(grad_scale)
 
 
 def _joint_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    _, ctx.group, ctx.weight = inputs
+    *given, ctx.group, ctx.own = inputs
+    ctx.mark_non_differentiable(*(new for new, old in zip(output, given, strict=True) if old is None))
 
 
-def _joint_gradient(ctx: Any, compute: Any, grad: Tensor) -> Any:
-    return compute(grad, ctx.group, ctx.weight), None, None
+def _joint_gradient(ctx: Any, compute: Any, *grads: Tensor) -> Any:
+    wanted = ctx.needs_input_grad[:3]
+    gradients = compute(*(g if want else None for g, want in zip(grads, wanted, strict=True)), ctx.group, ctx.own)
+    return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), None, None
 
 
 joint.differentiate(joint_backward, _joint_setup, _joint_gradient)

@@ -6,14 +6,24 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from cases import DEFAULTS, rows, views
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import contrastive_zoo as zoo
 from contrastive_zoo import pairwise
+from contrastive_zoo.sharding import Share, joint
 
 NAMESPACE = "contrastive_zoo"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _group_of_one() -> Iterator[None]:
+    """Operators that talk to other processes work in a group that has none."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 class Recorder(TorchDispatchMode):
@@ -60,6 +70,11 @@ def every_use() -> Iterator[Callable[[], Any]]:
     yield lambda: pairwise.softplus_sum(x, scale=scale, bias=0.5, uniform=True)
     yield lambda: pairwise.softplus_sum_within(x, ids=ids, scale=scale, bias=scales)
     yield lambda: pairwise.kernel_sum(x, kernel="riesz", parameter=1.0, ids=ids, unit_rows=True)
+    assert dist.group.WORLD is not None
+    share = Share((3,), 0, dist.group.WORLD.group_name, x, divided=True)
+    yield lambda: torch.cat(share.leave(*(rows.sum(1) for rows in share.enter(x, keys, 2.0)[:2]), log=True))
+    yield lambda: share.leave(share.enter(x.detach(), None, (scale, 2 * scale))[2][1] * x.sum(1), log=False)[0]
+    yield lambda: torch.mul(*joint(x, None, scale, share.group, 2)[::2])
 
 
 class RecordedUses:

@@ -20,7 +20,7 @@ KEEP_BYTES = 16 * 2**20
 
 
 # Tiles of a sweep in parts are as wide as a multiple of this.
-GRAIN = 64
+GRAIN = 32
 
 
 def tile_size(rows: int, columns: int, device: torch.device, parts: int = 1) -> int:
