@@ -33,6 +33,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "spectral_contrastive": [{"radius": 2.0}],
     "sogclr": [{"intra_view": False, "gamma": 0.5}, {"gamma": zoo.CosineSchedule(1.0, 0.2, steps=3)}],
+    "isogclr": [{"intra_view": False, "gamma": 0.5, "momentum": 0.5}, {"eta": 0.1, "rho": 0.1}],
     "emc2": [{"out_of_batch": "skip", "burn_in": 0.0}],
 }
 

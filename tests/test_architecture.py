@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "datasets": set(),
     "processes": set(),
     "schedules": {"checks", "operators"},
-    "tables": {"checks"},
+    "tables": {"checks", "operators"},
     "batch": {"checks", "logspace"},
     "features": {"checks", "operators"},
     "objective": {"batch", "checks", "tables"},
@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "loss": {"batch", "checks", "features", "objective", "operators", "pairwise", "processes", "registry"},
     "functional": {"loss", "objectives"},
 }
-BACKENDS = {"dense", "tiled", "tiled_kernels"}
+BACKENDS = {"dense", "softmax_means", "squares", "tiled", "tiled_kernels"}
 
 
 def name_of(path: Path) -> str:

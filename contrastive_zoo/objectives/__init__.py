@@ -7,6 +7,7 @@ from contrastive_zoo.objectives.dhel import dhel
 from contrastive_zoo.objectives.emc2 import EMC2
 from contrastive_zoo.objectives.hcl import debiased, hcl
 from contrastive_zoo.objectives.infonce import infonce
+from contrastive_zoo.objectives.isogclr import ISogCLR
 from contrastive_zoo.objectives.kcl import kcl
 from contrastive_zoo.objectives.ntxent import ntxent
 from contrastive_zoo.objectives.sogclr import SogCLR
@@ -16,6 +17,7 @@ from contrastive_zoo.objectives.supcon import supcon
 __all__ = [
     "CLIP",
     "EMC2",
+    "ISogCLR",
     "SogCLR",
     "alignment_uniformity",
     "dcl",

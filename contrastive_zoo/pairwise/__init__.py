@@ -1,9 +1,10 @@
 """Sums over pairs of rows, never holding the matrix of pairs. Knows nothing of losses.
 
-Four functions, all of feature rows ``x`` (N, D), and of ``keys`` (M, D) or the rows themselves:
+Five functions, all of feature rows ``x`` (N, D), and of ``keys`` (M, D) or the rows themselves:
 
 * `logsumexp`: per row, over the keys with another id; one scale, a scale per row, or several scales in one sweep.
 * `logsumexp_both`: the same for rows over keys and keys over rows, in one sweep.
+* `logsumexp_with_mean`: per row, with a scale for each, and beside it the mean similarity under the softmax.
 * `kernel_sum`: per row, a named kernel of the squared distance.
 * `square_sum`: per row, the squared similarity to the rows of another view.
 
@@ -19,6 +20,6 @@ Contract, the same for all backends:
 The backends and this contract are all that an objective knows about speed and memory; `README.md` has the derivation.
 """
 
-from contrastive_zoo.pairwise.ops import kernel_sum, logsumexp, logsumexp_both, square_sum
+from contrastive_zoo.pairwise.ops import kernel_sum, logsumexp, logsumexp_both, logsumexp_with_mean, square_sum
 
-__all__ = ["kernel_sum", "logsumexp", "logsumexp_both", "square_sum"]
+__all__ = ["kernel_sum", "logsumexp", "logsumexp_both", "logsumexp_with_mean", "square_sum"]
