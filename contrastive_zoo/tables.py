@@ -116,10 +116,11 @@ class Temperatures(PreciseModule):
         self.register_buffer("value", torch.ones(num_samples, sides))
         self.register_buffer("gradient", torch.zeros(num_samples, sides))
 
-    def of(self, index: Tensor, visited: Tensor, start: Tensor) -> Tensor:
+    def of(self, index: Tensor, visited: Tensor, start: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, sides) temperatures of the samples ``index``; ``start``, a 0-dim tensor, where a sample is not visited."""
-        own = rows_of_table(self.value, index).to(start)
-        return torch.where(rows_of_table(visited, index)[:, None], own, start)
+        own = rows_of_table(self.value, index).to(dtype)
+        # A product brings a number from the host to an accelerator without waiting.
+        return torch.where(rows_of_table(visited, index)[:, None], own, torch.ones_like(own) * start)
 
     @torch.no_grad()
     def descend(self, index: Tensor, temperature: Tensor, gradient: Tensor, first: Tensor) -> None:

@@ -3,8 +3,8 @@ r"""iSogCLR: SogCLR with a temperature for each sample, which is learned beside 
     l_a = ( t_i (log u_a + rho) - s_ap ) / t_0,    u_a = (1 - gamma) u[i] + gamma mean_{b : id_b != id_a} exp(s_ab/t_i)
     t_i <- clamp(t_i - eta m_i),    m_i <- momentum m_i + (1 - momentum) G_i,    G_a = log u_a + rho - sum_b q_ab s_ab/t_i
 
-where q_ab = exp(s_ab/t_i) / (n u_a). The gradient G is that of t_i (log u_a + rho): a temperature falls until the negatives of
-its sample are as concentrated as rho says, in nats from an even spread.
+where q_ab = exp(s_ab/t_i) / (n u_a). G is the derivative of t_i (log u_a + rho): a temperature moves until the softmax over the
+negatives of its sample is at the divergence rho from uniform.
 
 Qiu et al., "Not All Semantics are Created Equal: Contrastive Self-supervised Learning with Automatic Temperature
 Individualization", ICML 2023, algorithm 1. arXiv:2305.11965
@@ -113,10 +113,9 @@ class ISogCLR(SogCLR):
         """See `Objective.forward`."""
         if not self.training:
             return super().forward(batch) + self.rho
-        start = self.temperature.to(batch.x)
         assert batch.index is not None
         index = batch.index.to(batch.x.device)
-        temperature = self.temperatures.of(index, self.averages.visited, start)
+        temperature = self.temperatures.of(index, self.averages.visited, self.temperature, batch.x.dtype)
         log_mean, similarity = self._softmax(batch, 1 / temperature)
         log_u = self._move_averages(batch, log_mean)
         found = torch.isfinite(log_u)
@@ -127,7 +126,7 @@ class ISogCLR(SogCLR):
         self.temperatures.descend(index, temperature, moved, batch.first_visit().to(index.device))
         batch.diagnostics["temperature"] = temperature.detach().mean()
         partition = torch.where(found, log_u, 0) + self.rho + (ratio - ratio.detach())
-        return torch.where(found, (temperature * partition - batch.positive_similarity()) / start, -torch.inf)
+        return torch.where(found, (temperature * partition - batch.positive_similarity()) / self.temperature, -torch.inf)
 
     def _softmax(self, batch: Batch, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithm of the mean of exp(scale s) over the negatives of each anchor, and mean of s under it, (B, 2) each."""

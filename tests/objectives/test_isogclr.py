@@ -11,6 +11,8 @@ from tolerances import assert_close
 
 import contrastive_zoo as zoo
 from contrastive_zoo import Loss
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.loss import Engine
 
 NUM_SAMPLES = 15
 PARAMS: dict[str, dict[str, Any]] = {
@@ -127,6 +129,22 @@ def test_temperatures_stay_in_their_interval() -> None:
     temperatures = loss_fn.table()["temperature"]
     assert float(temperatures.min()) == 0.2
     assert float(temperatures.max()) == 0.4
+
+
+@backends
+@forms
+def test_what_is_not_finite_enters_no_table(intra_view: bool, backend: str) -> None:
+    """As on accelerators, where nobody waits to look: a bad row spoils all sums, but not what was learned."""
+    loss_fn, batch = isogclr(intra_view=intra_view, backend=backend), step_batch(0)
+    batch.call(loss_fn)
+    before = snapshot(loss_fn)
+    x = torch.nn.functional.normalize(torch.stack(batch[:2], 1).detach().flatten(0, 1), dim=1)
+    x[3] = math.nan
+    ids = torch.arange(7).repeat_interleave(2)
+    loss_fn.objective(Batch(x=x, ids=ids, views=2, pairs=Engine(backend, True, 1.01), index=batch.index))
+    after = snapshot(loss_fn)
+    for name in ("averages.log_value", "averages.visited", "temperatures.value", "temperatures.gradient"):
+        assert torch.equal(after[f"objective.{name}"], before[f"objective.{name}"]), name
 
 
 def test_mean_temperature_is_reported() -> None:
