@@ -202,6 +202,32 @@ class SogCLR:
         return (u.log() + (g - new) / u - positive).mean()
 
 
+class ISogCLR:
+    """`SogCLR` with a temperature per sample, which follows its gradient with momentum."""
+
+    def __init__(self, num_samples: int, temperature: float = 0.1, gamma: float = 0.9) -> None:
+        self.u, self.gradient = torch.zeros(2, num_samples, dtype=torch.float64)
+        self.temperatures = torch.full((num_samples,), temperature, dtype=torch.float64)
+        self.temperature, self.gamma = temperature, gamma
+
+    def __call__(
+        self, z1: Tensor, z2: Tensor, index: Tensor, rho: float = 0.3, eta: float = 0.01, momentum: float = 0.1
+    ) -> Tensor:
+        """Loss of a batch; moves the tables."""
+        similarities, positive = masked_logits(z1, z2, 1.0)
+        tau = self.temperatures[index].to(z1.dtype).repeat(2)
+        exponentials = (similarities / tau[:, None]).exp()
+        g = exponentials.sum(1) / (2 * len(z1) - 2)
+        old, new = self.u[index].to(g.dtype).repeat(2), g.detach()
+        u = torch.where(old > 0, (1 - self.gamma) * old + self.gamma * new, new)
+        self.u[index] = u.view(2, -1).mean(0).double()
+        pull = (exponentials * similarities.masked_fill(exponentials == 0, 0)).detach().sum(1) / (u * tau * (2 * len(z1) - 2))
+        derivative = (u.log() + rho - pull).view(2, -1).mean(0).double()
+        self.gradient[index] = momentum * self.gradient[index] + (1 - momentum) * derivative
+        self.temperatures[index] = (self.temperatures[index] - eta * self.gradient[index]).clamp(0.05, 0.7)
+        return (tau * (u.log() + rho + (g - new) / u) - positive).mean() / self.temperature
+
+
 def emc2_expected(z1: Tensor, z2: Tensor, temperature: float = 0.1, burn_in: float = 0.5) -> Tensor:
     """What EMC2 with a chain per row estimates on a first batch: the expectation over its draws, enumerated.
 

@@ -150,11 +150,14 @@ def _generalised(name: str) -> tuple[Peer, Peer]:
     return Peer("authors' way", "authors", lambda: loss), compiled
 
 
-def _libauc() -> Loss:
-    from libauc.losses.contrastive import GCLoss_v1
+def _libauc(individual: bool) -> Callable[[], Loss]:
+    def make() -> Loss:
+        from libauc.losses.contrastive import GCLoss_v1
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        return GCLoss_v1(N=NUM_SAMPLES, tau=0.1, gamma=0.9, device=torch.device("cpu"))
+        with contextlib.redirect_stdout(io.StringIO()):
+            return GCLoss_v1(N=NUM_SAMPLES, tau=0.1, gamma=0.9, device=torch.device("cpu"), enable_isogclr=individual)
+
+    return make
 
 
 def _one_direction(z1: Tensor, z2: Tensor) -> Tensor:
@@ -180,7 +183,12 @@ SUPCON = (
 SOGCLR = (
     Peer("bare torch", "bare", _sogclr),
     Peer("compiled torch", "compiled", lambda: torch.compile(_sogclr().__call__, dynamic=False)),
-    Peer("libauc GCLoss_v1", "package", _libauc, gradient_factor=0.2, has_value=False),
+    Peer("libauc GCLoss_v1", "package", _libauc(False), gradient_factor=0.2, has_value=False),
+)
+ISOGCLR = (
+    Peer("bare torch", "bare", lambda: dense.ISogCLR(NUM_SAMPLES)),
+    Peer("compiled torch", "compiled", lambda: torch.compile(dense.ISogCLR(NUM_SAMPLES).__call__, dynamic=False)),
+    Peer("libauc GCLoss_v1", "package", _libauc(True), gradient_factor=0.2, has_value=False),
 )
 OPEN_CLIP = Peer("open_clip ClipLoss", "package", _open_clip)
 CLIP = (
@@ -216,5 +224,6 @@ OBJECTIVES = (
     Objective("supcon", "supcon", SUPCON, sweep="stacked"),
     *(Objective(name, name, _generalised(name), sweep="stacked") for name in ("ucl", "hucl", "scl", "hscl")),
     Objective("sogclr", "sogclr", SOGCLR, sweep="stacked"),
+    Objective("isogclr", "isogclr", ISOGCLR, sweep="stacked"),
     Objective("emc2", "emc2", (EMC2,), expectation=dense.emc2_expected),
 )

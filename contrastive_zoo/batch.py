@@ -41,6 +41,17 @@ class Pairs(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """See `contrastive_zoo.pairwise.logsumexp_both`."""
 
+    def logsumexp_with_mean(
+        self,
+        x: Tensor,
+        keys: Tensor | None = None,
+        *,
+        scale: Tensor,
+        ids: Tensor | None = None,
+        key_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `contrastive_zoo.pairwise.logsumexp_with_mean`."""
+
     def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
 

@@ -101,6 +101,20 @@ class Engine:
         rows, columns = self.share.leave(rows, columns, log=True)
         return rows, columns
 
+    def logsumexp_with_mean(
+        self,
+        x: Tensor,
+        keys: Tensor | None = None,
+        *,
+        scale: Tensor,
+        ids: Tensor | None = None,
+        key_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `contrastive_zoo.pairwise.logsumexp_with_mean`."""
+        return pairwise.logsumexp_with_mean(
+            x, keys, scale=scale, ids=ids, key_ids=key_ids, norm_bound=self.norm_bound, backend=self.backend
+        )
+
     def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
         x, _, _ = self.share.enter(x, None, None)

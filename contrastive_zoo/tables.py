@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.checks import shape
+from contrastive_zoo.operators import operator
 
 
 class PreciseModule(nn.Module):
@@ -20,6 +21,17 @@ class PreciseModule(nn.Module):
             if buffer is not None and kept is not None and buffer.dtype in (torch.float16, torch.bfloat16):
                 self._buffers[name] = kept.to(buffer.device)
         return self
+
+
+@operator("contrastive_zoo::rows_of_table", "(Tensor table, Tensor index) -> Tensor")
+def rows_of_table(table: Tensor, index: Tensor) -> Tensor:
+    """``table[index]``, opaque: else a compiled backward pass may read the table once more, which has moved on since."""
+    return table[index]
+
+
+@rows_of_table.register_fake
+def _(table: Tensor, index: Tensor) -> Tensor:
+    return table.new_empty(index.shape[0], *table.shape[1:])
 
 
 class LogAverage(PreciseModule):
@@ -49,8 +61,9 @@ class LogAverage(PreciseModule):
             weight: Weight of the new value, in (0, 1].
         """
         weight = torch.as_tensor(weight, dtype=torch.float64)
-        blended = torch.logaddexp(self.log_value[index] + torch.log1p(-weight), log_new + torch.log(weight))
-        return torch.where(self.visited[index][:, None] & torch.isfinite(log_new), blended.to(log_new.dtype), log_new)
+        old, visited = rows_of_table(self.log_value, index), rows_of_table(self.visited, index)
+        blended = torch.logaddexp(old + torch.log1p(-weight), log_new + torch.log(weight))
+        return torch.where(visited[:, None] & torch.isfinite(log_new), blended.to(log_new.dtype), log_new)
 
     @torch.no_grad()
     def write(self, index: Tensor, log_value: Tensor, first: Tensor) -> None:
@@ -68,8 +81,7 @@ class LogAverage(PreciseModule):
 
     def natural(self) -> list[Tensor]:
         """The averages of each side, (num_samples,) float64 on the CPU; 0 where unvisited."""
-        values = torch.where(self.visited[:, None], self.log_value.double().exp(), 0)
-        return [side.clone() for side in values.cpu().unbind(1)]
+        return _sides(torch.where(self.visited[:, None], self.log_value.double().exp(), 0))
 
     @torch.no_grad()
     def load_natural(self, visited: Tensor, **sides: Tensor) -> None:
@@ -78,16 +90,97 @@ class LogAverage(PreciseModule):
         Raises:
             ValueError: A size is not that of the table, or a visited sample has an average that is not positive.
         """
-        for name, tensor in {"visited": visited, **sides}.items():
-            if tensor.shape != self.visited.shape:
-                raise ValueError(f"{name} must have shape {shape(self.visited)}, got {shape(tensor)}.")
-        visited = visited.to(self.visited)
-        for side, (name, given) in enumerate(sides.items()):
-            values = given.to(self.log_value.device, torch.float64)
-            if not bool(((values > 0) & torch.isfinite(values))[visited].all()):
-                raise ValueError(f"{name} must be positive and finite for every visited sample.")
-            self.log_value[:, side] = torch.where(visited, values, 1).log()
+        check_natural(visited, sides, len(self.visited), positive=True)
+        self.log_value.copy_(_stacked(visited, sides, self.log_value, 1.0).log())
         self.visited.copy_(visited)
+
+
+class Temperatures(PreciseModule):
+    """Temperatures per sample that descend along a moving average of their gradient.
+
+    Args:
+        num_samples: Size of the data set.
+        sides: Temperatures per sample.
+        rate: Step size.
+        momentum: Share of the old gradient that is kept.
+        lowest: Where temperatures end below.
+        highest: Where temperatures end above.
+    """
+
+    value: Tensor
+    gradient: Tensor
+
+    def __init__(self, num_samples: int, sides: int, *, rate: float, momentum: float, lowest: float, highest: float) -> None:
+        super().__init__()
+        self.rate, self.momentum, self.lowest, self.highest = rate, momentum, lowest, highest
+        self.register_buffer("value", torch.ones(num_samples, sides))
+        self.register_buffer("gradient", torch.zeros(num_samples, sides))
+
+    def of(self, index: Tensor, visited: Tensor, start: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B, sides) temperatures of the samples ``index``; ``start``, a 0-dim tensor, where a sample is not visited."""
+        own = rows_of_table(self.value, index).to(dtype)
+        # A product brings a number from the host to an accelerator without waiting.
+        return torch.where(rows_of_table(visited, index)[:, None], own, torch.ones_like(own) * start)
+
+    @torch.no_grad()
+    def descend(self, index: Tensor, temperature: Tensor, gradient: Tensor, first: Tensor) -> None:
+        """Move the temperatures of a batch; a gradient that is not finite moves nothing, and first rows count as in `write`.
+
+        Args:
+            index: (B,) samples.
+            temperature: (B, sides) temperatures up to now.
+            gradient: (B, sides) gradients in them.
+            first: (B,) position of the first row of each row's sample.
+        """
+        temperature, gradient = temperature.to(self.value)[first], gradient.to(self.value)[first]
+        sound = torch.isfinite(gradient).all(1, keepdim=True)
+        averaged = self.momentum * self.gradient[index] + (1 - self.momentum) * gradient
+        moved = (temperature - self.rate * averaged).clamp(self.lowest, self.highest)
+        self.value[index] = torch.where(sound, moved, self.value[index])
+        self.gradient[index] = torch.where(sound, averaged, self.gradient[index])
+
+    def natural(self, visited: Tensor, start: float) -> tuple[list[Tensor], list[Tensor]]:
+        """Temperatures and gradients of each side, (num_samples,) float64 on the CPU; ``start`` and 0 where unvisited."""
+        return _sides(torch.where(visited[:, None], self.value.double(), start)), _sides(self.gradient)
+
+    @torch.no_grad()
+    def load_natural(self, visited: Tensor, temperatures: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+        """Take over what `natural` returned, by name.
+
+        Raises:
+            ValueError: A size is not that of the table, or a visited sample has a temperature that is not positive or a
+                gradient that is not finite.
+        """
+        check_natural(visited, temperatures, len(self.value), positive=True)
+        check_natural(visited, gradients, len(self.value), positive=False)
+        self.value.copy_(_stacked(visited, temperatures, self.value, 1.0))
+        self.gradient.copy_(_stacked(visited, gradients, self.gradient, 0.0))
+
+
+def check_natural(visited: Tensor, sides: dict[str, Tensor], size: int, *, positive: bool) -> None:
+    """Raise unless all tables have an entry per sample, finite and if so wanted positive where a sample is visited.
+
+    Raises:
+        ValueError: A size or an entry is wrong.
+    """
+    for name, tensor in {"visited": visited, **sides}.items():
+        if tensor.shape != (size,):
+            raise ValueError(f"{name} must have shape ({size},), got {shape(tensor)}.")
+    for name, tensor in sides.items():
+        values = tensor[visited.to(tensor.device, torch.bool)]
+        if not bool((torch.isfinite(values) & ((values > 0) | (not positive))).all()):
+            raise ValueError(f"{name} must be {'positive and ' if positive else ''}finite for every visited sample.")
+
+
+def _stacked(visited: Tensor, sides: dict[str, Tensor], table: Tensor, unvisited: float) -> Tensor:
+    """The sides as one table (num_samples, sides) in float64."""
+    values = torch.stack([tensor.to(table.device, torch.float64) for tensor in sides.values()], 1)
+    return torch.where(visited.to(table.device, torch.bool)[:, None], values, unvisited)
+
+
+def _sides(table: Tensor) -> list[Tensor]:
+    """Each column in float64 on the CPU."""
+    return [side.clone() for side in table.double().cpu().unbind(1)]
 
 
 class EmbeddingTable(PreciseModule):

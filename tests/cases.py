@@ -36,6 +36,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "spectral_contrastive": [{"radius": 2.0}],
     "sogclr": [{"intra_view": False, "gamma": 0.5}, {"gamma": zoo.CosineSchedule(1.0, 0.2, steps=3)}],
+    "isogclr": [{"intra_view": False, "gamma": 0.5, "momentum": 0.5}, {"eta": 0.1, "rho": 0.1}],
     "emc2": [{"out_of_batch": "skip", "burn_in": 0.0}],
     "siglip": [{"init_scale": 3.0, "init_bias": -1.0}],
     "ucl": [{"self_positive": False}, {"num_negatives": 3}],

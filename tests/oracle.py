@@ -67,6 +67,18 @@ def _floored(d2: Tensor, floor: float) -> Tensor:
     return d2 if number(d2) > floor else torch.full_like(d2.detach(), floor)
 
 
+def softmax_mean(x: Tensor, keys: Tensor, scale: Tensor, ids: Ids | None = None, key_ids: Ids | None = None) -> Tensor:
+    """(N,) mean similarity to the keys with another id, weighted by exp(scale * similarity); 0 without keys."""
+    means = []
+    for i, row in enumerate(x.unbind()):
+        counted = [j for j in range(len(keys)) if ids is None or key_ids is None or ids[i] != key_ids[j]]
+        similarities = [number(row @ keys[j]) for j in counted]
+        largest = max((number(scale[i]) * s for s in similarities), default=0.0)
+        weights = [math.exp(number(scale[i]) * s - largest) for s in similarities]
+        means.append(sum(w * s for w, s in zip(weights, similarities, strict=True)) / sum(weights) if weights else 0.0)
+    return torch.tensor(means, dtype=torch.float64)
+
+
 def square_sum(x: Tensor, keys: Tensor, ids: Ids) -> Tensor:
     """(N,) sums of the squared similarity to the keys with another id."""
     sums = []

@@ -48,6 +48,64 @@ class SogCLR:
         return torch.tensor(values, dtype=torch.float64).view(-1, 2), gradient / (2 * len(index))
 
 
+class ISogCLR:
+    """Qiu et al., 2023, algorithm 1: `SogCLR` with dictionaries for a temperature and its gradient, one for each modality."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        gamma: float,
+        intra_view: bool = True,
+        rho: float = 0.3,
+        eta: float = 0.01,
+        temperature_min: float = 0.05,
+        temperature_max: float = 0.7,
+        momentum: float = 0.1,
+    ) -> None:
+        self.start, self.gamma, self.intra_view, self.rho, self.eta = temperature, gamma, intra_view, rho, eta
+        self.lowest, self.highest, self.momentum = temperature_min, temperature_max, momentum
+        self.u: dict[int, list[float]] = {}
+        self.temperature: dict[int, list[float]] = {}
+        self.gradient: dict[int, list[float]] = {}
+
+    def __call__(self, z1: Tensor, z2: Tensor, index: Ids) -> tuple[Tensor, Tensor]:
+        """Value of each anchor (B, 2), and a scalar whose gradient is that of the estimator."""
+        rows = [oracle.unit(z1), oracle.unit(z2)]
+        sides = 1 if self.intra_view else 2
+        values, surrogate, averages, temperatures, gradients = [], torch.zeros((), dtype=torch.float64), {}, {}, {}
+        for i, sample in enumerate(index):
+            own = self.temperature.get(sample, [self.start] * sides)
+            of_views, derivatives = [], []
+            for view in range(2):
+                t = own[view % sides]
+                similarities = oracle.similarities(i, view, rows, index, views=(0, 1) if self.intra_view else (1 - view,))
+                exponentials = [(s / t).exp() for s in similarities]
+                u = oracle.number(sum(exponentials) / len(exponentials))
+                if sample in self.u:
+                    u = (1 - self.gamma) * self.u[sample][view % sides] + self.gamma * u
+                positive = rows[0][i] @ rows[1][i]
+                weights = [oracle.number(e) / (u * len(exponentials)) for e in exponentials]
+                pull = sum(w * s for w, s in zip(weights, similarities, strict=True))
+                values.append((t * (math.log(u) + self.rho) - oracle.number(positive)) / self.start)
+                surrogate = surrogate + (pull - positive) / self.start
+                of_views.append(u)
+                derivatives.append(math.log(u) + self.rho - oracle.number(pull) / t)
+            if sample not in averages:
+                averages[sample] = [sum(of_views) / 2] if self.intra_view else of_views
+                moved = [sum(derivatives) / 2] if self.intra_view else derivatives
+                old = self.gradient.get(sample, [0.0] * sides)
+                gradients[sample] = [self.momentum * m + (1 - self.momentum) * g for m, g in zip(old, moved, strict=True)]
+                temperatures[sample] = [self._moved(t, m) for t, m in zip(own, gradients[sample], strict=True)]
+        self.u |= averages
+        self.temperature |= temperatures
+        self.gradient |= gradients
+        return torch.tensor(values, dtype=torch.float64).view(-1, 2), surrogate / (2 * len(index))
+
+    def _moved(self, temperature: float, gradient: float) -> float:
+        return min(max(temperature - self.eta * gradient, self.lowest), self.highest)
+
+
 class EMC2:
     """Yau et al., 2024, algorithm 1, a chain per sample and view, told by `accepts` whether to move.
 

@@ -29,7 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "caching": {"checks"},
     "sharding": {"operators", "processes"},
     "schedules": {"checks", "operators"},
-    "tables": {"checks"},
+    "tables": {"checks", "operators"},
     "batch": {"checks", "logspace"},
     "features": {"checks", "operators"},
     "objective": {"batch", "checks", "tables"},
@@ -54,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
     "functional": {"loss", "objectives"},
     "parameters": {"loss"},
 }
-BACKENDS = {"dense", "tiled", "tiled_kernels", "tiled_softplus"}
+BACKENDS = {"dense", "softmax_means", "squares", "tiled", "tiled_kernels", "tiled_softplus"}
 
 
 def name_of(path: Path) -> str:

@@ -63,6 +63,8 @@ def every_use() -> Iterator[Callable[[], Any]]:
     yield lambda: pairwise.logsumexp(x, keys, scale=(scale, 2 * scale))
     yield lambda: pairwise.logsumexp(x, scale=scales)
     yield lambda: torch.cat(pairwise.logsumexp_both(x, keys, scale=scale))
+    yield lambda: pairwise.logsumexp_with_mean(x, scale=scales, ids=ids)[0]
+    yield lambda: pairwise.logsumexp_with_mean(x, keys, scale=scales)[0]
     yield lambda: pairwise.square_sum(x, x.flip(1), ids=ids)
     yield lambda: pairwise.square_sum(x[:2], keys[:2])
     yield lambda: pairwise.kernel_sum(x, kernel="imq", parameter=1.0)

@@ -77,8 +77,9 @@ def test_all_rows_equal(size: int, backend: str) -> None:
         for temperature in (0.005, 0.1, 10.0):
             loss = zoo.get_loss(name, temperature=temperature, backend=backend)(z, z)
             assert float(loss) == pytest.approx(math.log(count), abs=1e-11)
-    for name in ("sogclr", "emc2"):
-        loss = zoo.get_loss(name, num_samples=size, temperature=0.1, backend=backend).double()(z, z, index=torch.arange(size))
+    for name, params in {"sogclr": {}, "isogclr": {"rho": 0.0}, "emc2": {}}.items():
+        params = params | {"num_samples": size, "temperature": 0.1, "backend": backend}
+        loss = zoo.get_loss(name, **params).double()(z, z, index=torch.arange(size))
         assert float(loss) == pytest.approx(0, abs=1e-11)
 
 

@@ -8,6 +8,7 @@ from contrastive_zoo.objectives.emc2 import EMC2
 from contrastive_zoo.objectives.generalised import HSCL, HUCL, SCL, UCL
 from contrastive_zoo.objectives.hcl import debiased, hcl
 from contrastive_zoo.objectives.infonce import infonce
+from contrastive_zoo.objectives.isogclr import ISogCLR
 from contrastive_zoo.objectives.kcl import kcl
 from contrastive_zoo.objectives.negative_cache import NegativeCache
 from contrastive_zoo.objectives.ntxent import ntxent
@@ -24,6 +25,7 @@ __all__ = [
     "HUCL",
     "SCL",
     "UCL",
+    "ISogCLR",
     "NegativeCache",
     "Sampled",
     "SigLIP",

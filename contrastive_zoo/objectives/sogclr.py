@@ -93,11 +93,15 @@ class SogCLR(Objective):
             raise ValueError(f"intra_view=False contrasts two modalities, z1 holds {batch.views} views. Give it two.")
         scale = 1 / self.temperature
         negatives = batch.logsumexp(scale) if self.intra_view else self._across_modalities(batch, scale)
-        count = batch.negatives_count(views=batch.views if self.intra_view else 1)
-        log_mean = negatives - count.clamp_min(1).to(negatives.dtype).log()
+        log_mean = negatives - self._log_count(batch)
         if self.training:
             log_mean = self._against_averages(batch, log_mean)
         return log_mean - batch.positive_similarity() * scale
+
+    def _log_count(self, batch: Batch) -> Tensor:
+        """Logarithm of the number of negatives of each sample, (B, 1)."""
+        count = batch.negatives_count(views=batch.views if self.intra_view else 1)
+        return count.clamp_min(1).to(batch.x.dtype).log()
 
     @staticmethod
     def _across_modalities(batch: Batch, scale: Tensor) -> Tensor:
@@ -107,6 +111,13 @@ class SogCLR(Objective):
 
     def _against_averages(self, batch: Batch, log_mean: Tensor) -> Tensor:
         """The value log u, with the gradient of the batch mean over u; moves the averages on."""
+        log_u = self._move_averages(batch, log_mean)
+        # exp(log_mean - log_u) has the gradient of the estimator; subtracted from itself it leaves the value to log_u.
+        ratio = (log_mean - torch.where(torch.isfinite(log_u), log_u, 0)).exp()
+        return log_u + (ratio - ratio.detach())
+
+    def _move_averages(self, batch: Batch, log_mean: Tensor) -> Tensor:
+        """Logarithm of the average u of each anchor with its batch mean blended in, (B, 2), -inf without negatives."""
         assert batch.index is not None
         index = batch.index.to(log_mean.device)
         gamma = (
@@ -118,26 +129,30 @@ class SogCLR(Objective):
         moved = torch.logsumexp(log_u, 1, keepdim=True) - math.log(batch.views) if self.intra_view else log_u
         self.averages.write(index, moved, batch.sample_ids.to(index.device))
         self.step.advance()
-        # exp(log_mean - log_u) has the gradient of the estimator; subtracted from itself it leaves the value to log_u.
-        ratio = (log_mean - torch.where(torch.isfinite(log_u), log_u, 0)).exp()
-        return log_u + (ratio - ratio.detach())
+        return log_u
 
     def table(self) -> dict[str, Tensor]:
         """``u`` (num_samples,) in natural scale and ``visited``; with two modalities ``u1``, ``u2`` and ``visited``."""
-        names = ("u",) if self.intra_view else ("u1", "u2")
-        return dict(zip(names, self.averages.natural(), strict=True)) | {"visited": self.averages.visited.cpu().clone()}
+        return dict(zip(self._names("u"), self.averages.natural(), strict=True)) | {
+            "visited": self.averages.visited.cpu().clone()
+        }
 
-    def load_table(
-        self, *, visited: Tensor, u: Tensor | None = None, u1: Tensor | None = None, u2: Tensor | None = None
-    ) -> None:
+    def load_table(self, *, visited: Tensor, **tables: Tensor) -> None:
         """Take over what `table` returned.
 
         Raises:
             TypeError: The tables of the other form (one or two modalities) were given.
             ValueError: A size does not fit, or an average is not positive.
         """
-        given = {name: value for name, value in (("u", u), ("u1", u1), ("u2", u2)) if value is not None}
-        wanted = ("u",) if self.intra_view else ("u1", "u2")
-        if tuple(given) != wanted:
+        self.averages.load_natural(visited, **self._chosen(tables, "u"))
+
+    def _names(self, name: str) -> list[str]:
+        """Names of a table: one, or one for each modality."""
+        return [name] if self.intra_view else [f"{name}1", f"{name}2"]
+
+    def _chosen(self, given: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+        """The tables given, in order; raises unless they are those of these names."""
+        wanted = [table for name in names for table in self._names(name)]
+        if set(given) != set(wanted):
             raise TypeError(f"load_table wants {' and '.join(wanted)} besides visited, got {', '.join(given) or 'none'}.")
-        self.averages.load_natural(visited, **given)
+        return {table: given[table] for table in wanted}

@@ -1,9 +1,10 @@
 """Sums over pairs of rows, never holding the matrix of pairs. Knows nothing of losses.
 
-Six functions, all of feature rows ``x`` (N, D), and of ``keys`` (M, D) or the rows themselves:
+Seven functions, all of feature rows ``x`` (N, D), and of ``keys`` (M, D) or the rows themselves:
 
 * `logsumexp`: per row, over the keys with another id; one scale, a scale per row, or several scales in one sweep.
 * `logsumexp_both`: the same for rows over keys and keys over rows, in one sweep.
+* `logsumexp_with_mean`: per row, with a scale for each, and beside it the mean similarity under the softmax.
 * `kernel_sum`: per row, a named kernel of the squared distance.
 * `softplus_sum`: per row, softplus of similarity plus bias, over the keys with another id.
 * `softplus_sum_within`: the same over the other rows with the same id.
@@ -25,9 +26,18 @@ from contrastive_zoo.pairwise.ops import (
     kernel_sum,
     logsumexp,
     logsumexp_both,
+    logsumexp_with_mean,
     softplus_sum,
     softplus_sum_within,
     square_sum,
 )
 
-__all__ = ["kernel_sum", "logsumexp", "logsumexp_both", "softplus_sum", "softplus_sum_within", "square_sum"]
+__all__ = [
+    "kernel_sum",
+    "logsumexp",
+    "logsumexp_both",
+    "logsumexp_with_mean",
+    "softplus_sum",
+    "softplus_sum_within",
+    "square_sum",
+]

@@ -64,3 +64,20 @@ def softplus_sum_within(x: Tensor, scale: Tensor, bias: Tensor, ids: Tensor) -> 
     logits = scale.to(x) * (x @ x.T) + bias[:, None]  # (N, N)
     equal = _excluded(x, None, ids, None).fill_diagonal_(False)
     return log1p_exp(logits).masked_fill(~equal, 0).sum(1)
+
+
+def logsumexp_with_mean(
+    x: Tensor, keys: Tensor | None, scale: Tensor, ids: Tensor | None, key_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(N,) log-sum-exps with a scale for each row, and (N,) mean similarities under their softmax, without gradient."""
+    similarity = x @ (x if keys is None else keys).T
+    excluded = _excluded(x, keys, ids, key_ids)
+    logits = scale[:, None] * similarity
+    sums = masked_logsumexp(logits, excluded)
+    weights = (logits - sums[:, None]).exp().masked_fill(excluded, 0)
+    return sums, (weights * similarity).sum(1).detach()
+
+
+def square_sum(x: Tensor, keys: Tensor, ids: Tensor) -> Tensor:
+    """(N,) sums of the squared similarities to all keys with another id."""
+    return (x @ keys.T).masked_fill(_excluded(x, keys, ids, ids), 0).square().sum(1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import check_choice, check_device, check_features, check_integers, check_number, check_same, shape
-from contrastive_zoo.pairwise import dense, operators, softplus_operators, squares
+from contrastive_zoo.pairwise import dense, operators, softmax_means, softplus_operators, squares
 from contrastive_zoo.pairwise.dispatch import choose_backend
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, get_kernel
 
@@ -85,6 +85,55 @@ def logsumexp_both(
         raise ValueError(f"scale must be one number for both directions, got shape {shape(torch.as_tensor(scale))}.")
     rows, columns = _logsumexp(x, keys, stacked, ids, key_ids, True, norm_bound, backend, part)
     return rows.squeeze(0), columns.squeeze(0)
+
+
+def logsumexp_with_mean(
+    x: Tensor,
+    keys: Tensor | None = None,
+    *,
+    scale: Tensor,
+    ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    norm_bound: float = torch.inf,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""Log-sum-exp with a scale for each row, and the mean similarity of the row under the softmax of its logits.
+
+    $$\text{mean}_i = \frac{\sum_{j : \text{id}_j \ne \text{id}_i} \exp(\text{scale}_i \langle x_i, k_j \rangle)
+      \langle x_i, k_j \rangle}{\sum_{j : \text{id}_j \ne \text{id}_i} \exp(\text{scale}_i \langle x_i, k_j \rangle)}$$
+
+    Args:
+        x: (N, D) rows; for all arguments see `logsumexp`.
+        keys: (M, D) keys; the rows themselves if None.
+        scale: (N,) scale of each row; gets a gradient.
+        ids: (N,) integers.
+        key_ids: (M,) integers.
+        norm_bound: A known bound on the length of all rows and keys.
+        backend: "auto", "dense" or "tiled".
+
+    Returns:
+        (N,) log-sum-exps as from `logsumexp`, and (N,) means without gradient, 0 for a row without keys.
+
+    Raises:
+        ValueError: As `logsumexp`; a scale that is not one per row is refused.
+        TypeError: Dtypes.
+
+    Examples:
+        >>> import torch
+        >>> from contrastive_zoo import pairwise
+        >>> keys = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> pairwise.logsumexp_with_mean(torch.eye(2), keys, scale=torch.tensor([100.0, 1.0]))
+        (tensor([100.0000,   0.6931]), tensor([1., 0.]))
+    """
+    backend = choose_backend(backend)
+    x, keys = _check_rows(x, keys, ids, key_ids)
+    if not isinstance(scale, Tensor) or scale.shape != x.shape[:1]:
+        given = shape(scale) if isinstance(scale, Tensor) else type(scale).__name__
+        raise ValueError(f"scale must be a tensor with one scale per row, ({len(x)},), got {given}.")
+    scale = scale.to(x).contiguous()
+    if backend == "dense":
+        return dense.logsumexp_with_mean(x, keys, scale, ids, key_ids)
+    return softmax_means.logsumexp_with_mean(x, keys, scale, ids, key_ids, float(norm_bound))
 
 
 def kernel_sum(
@@ -184,7 +233,7 @@ def square_sum(x: Tensor, keys: Tensor, *, ids: Tensor | None = None, backend: s
         ids = torch.arange(len(x))
     check_integers("ids", ids, len(x))
     dtype = torch.promote_types(_computed(x).dtype, _computed(keys).dtype)
-    sums = squares.square_sum_dense if backend == "dense" else squares.square_sum
+    sums = dense.square_sum if backend == "dense" else squares.square_sum
     return sums(x.to(dtype), keys.to(dtype), ids)
 
 

@@ -17,12 +17,6 @@ from torch import Tensor
 from contrastive_zoo.operators import operator
 
 
-def square_sum_dense(x: Tensor, keys: Tensor, ids: Tensor) -> Tensor:
-    """The readable reference: the whole matrix, any number of derivatives."""
-    ids = ids.to(x.device)
-    return (x @ keys.T).masked_fill(ids[:, None] == ids[None, :], 0).square().sum(1)
-
-
 @operator("contrastive_zoo::square_sum", "(Tensor x, Tensor keys, Tensor ids) -> Tensor")
 def square_sum(x: Tensor, keys: Tensor, ids: Tensor) -> Tensor:
     """(N,) sums over the keys with another id."""

@@ -205,6 +205,58 @@ def test_sogclr_of_two_modalities(case: str, backend: str) -> None:
     assert compared
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", cases("sogclr", "v1_iso"))
+def test_isogclr(case: str, backend: str) -> None:
+    """One step at a time from the authors' tables; their gradient is 2 tau_0 times ours."""
+    arrays, p = load("sogclr", case)
+    names = {"u": "u_after", "temperature": "tau_after", "temperature_gradient": "grad_tau_after"}
+    zeros = torch.zeros(p["N"], dtype=torch.float64)
+    table, compared = {"u": zeros, "temperature": zeros + p["tau"], "temperature_gradient": zeros}, 0
+    for step, index in enumerate(arrays["index"]):
+        gamma, after = arrays["gamma_used"][step], {name: arrays[key][step] for name, key in names.items()}
+        if is_comparable(gamma, table["u"][index] > 0):
+            loss_fn = isogclr(p, float(gamma), backend)
+            loss_fn.load_table(**table, visited=table["u"] > 0)
+            z1, z2 = leaf(arrays["z1"][step]), leaf(arrays["z2"][step])
+            found = torch.autograd.grad(loss_fn(z1, z2, index=index), (z1, z2))
+            for gradient, key in zip(found, ("grad_z1", "grad_z2"), strict=True):
+                assert_close(gradient * 2 * p["tau"], arrays[key][step], f"{key} of step {step}")
+            for name, expected in after.items():
+                assert_close(loss_fn.table()[name], expected, f"{name} after step {step}")
+            compared += 1
+        table = after
+    assert compared > 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", cases("sogclr_bimodal", "v2_individual"))
+def test_isogclr_of_two_modalities(case: str, backend: str) -> None:
+    """Theirs is (B-1) tau_0 times ours. Only steps that forget the past compare, as for SogCLR; temperatures do not forget."""
+    arrays, p = load("sogclr_bimodal", case)
+    loss_fn, compared = isogclr(p, 1.0, backend, intra_view=False), 0
+    for step, index in enumerate(arrays["index"]):
+        if (arrays["gamma_used"][step] < 1).any():
+            break
+        z1, z2 = leaf(arrays["z1"][step]), leaf(arrays["z2"][step])
+        found = torch.autograd.grad(loss_fn(z1, z2, index=index), (z1, z2))
+        for gradient, key in zip(found, ("grad_z1", "grad_z2"), strict=True):
+            assert_close(gradient * (len(index) - 1) * p["tau"], arrays[key][step], f"{key} of step {step}")
+        table = loss_fn.table()
+        for name, key in {"temperature": "tau", "temperature_gradient": "grad_tau"}.items():
+            for side, modality in (("1", "img"), ("2", "txt")):
+                assert_close(table[name + side], arrays[f"{key}_{modality}_after"][step], f"{name + side} after step {step}")
+        compared += 1
+    assert compared > 1
+
+
+def isogclr(p: dict[str, Any], gamma: float, backend: str, **params: bool) -> zoo.Loss:
+    """With the authors' parameters."""
+    params |= {"temperature": p["tau"], "temperature_min": p["tau_min"], "temperature_max": p["tau_max"]}
+    params |= {"num_samples": p["N"], "rho": p["rho"], "eta": p["eta"], "momentum": 1 - p["beta"]}
+    return zoo.get_loss("isogclr", gamma=gamma, backend=backend, **params).double()
+
+
 @pytest.mark.parametrize("case", cases("emc2", "mh"))
 def test_a_scan_of_emc2(case: str) -> None:
     """Scores after the scan, last states, and the states retained after each column."""

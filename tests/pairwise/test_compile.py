@@ -16,6 +16,7 @@ SWEEPS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "two scales": lambda x, keys, scale: pairwise.logsumexp(x, scale=(scale, 2 * scale)).sum(0),
     "scale per row": lambda x, keys, scale: pairwise.logsumexp(x, scale=scale.expand(len(x))),
     "both": lambda x, keys, scale: torch.cat(pairwise.logsumexp_both(x, keys, scale=scale)),
+    "mean": lambda x, keys, scale: pairwise.logsumexp_with_mean(x, keys, scale=scale.expand(len(x)))[0],
     "squares": lambda x, keys, scale: pairwise.square_sum(x, keys[3:]) * scale,
     "kernel": lambda x, keys, scale: pairwise.kernel_sum(x, kernel="log", parameter=2.0) * scale,
     "softplus": lambda x, keys, scale: pairwise.softplus_sum(x, keys, scale=scale, bias=-scale),

@@ -25,6 +25,11 @@ SWEEPS: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], tuple[str, .
         lambda x, k, s, backend: pairwise.logsumexp_both(x, k, scale=s, ids=IDS, key_ids=KEY_IDS, backend=backend),
         ("x", "keys", "scale"),
     ),
+    "mean": (lambda x, s, backend: pairwise.logsumexp_with_mean(x, scale=s, ids=IDS, backend=backend)[0], ("x", "scales")),
+    "mean of keys": (
+        lambda x, k, s, backend: pairwise.logsumexp_with_mean(x, k, scale=s, ids=IDS, key_ids=KEY_IDS, backend=backend)[0],
+        ("x", "keys", "scales"),
+    ),
     "squares": (lambda x, y, backend: pairwise.square_sum(x, y, ids=IDS, backend=backend), ("x", "other view")),
     "squares of few rows": (lambda x, y, backend: pairwise.square_sum(x, y, ids=WIDE_IDS, backend=backend), ("wide", "wide 2")),
     "kernel": (lambda x, backend: pairwise.kernel_sum(x, kernel="log", parameter=2.0, ids=IDS, backend=backend), ("x",)),

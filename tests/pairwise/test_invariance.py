@@ -24,6 +24,8 @@ SWEEPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "two scales": lambda x, keys: pairwise.logsumexp(x, scale=(10.0, 200.0)).sum(0),
     "scale per row": lambda x, keys: pairwise.logsumexp(x, scale=torch.linspace(1, 100, len(x))),
     "both": lambda x, keys: torch.cat(pairwise.logsumexp_both(x, keys, scale=10.0)),
+    "mean": lambda x, keys: torch.cat(pairwise.logsumexp_with_mean(x, scale=torch.linspace(1, 100, len(x)))),
+    "mean of keys": lambda x, keys: torch.cat(pairwise.logsumexp_with_mean(x, keys, scale=torch.linspace(1, 100, len(x)))),
     "squares": lambda x, keys: pairwise.square_sum(x[:45], keys, ids=torch.arange(45) // 2),
     "kernel": lambda x, keys: pairwise.kernel_sum(x, kernel="imq", parameter=1.0),
     "softplus": lambda x, keys: pairwise.softplus_sum(x, keys, scale=10.0, bias=-3.0),

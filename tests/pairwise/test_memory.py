@@ -20,6 +20,7 @@ SWEEPS: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
     "two scales": lambda x, keys, backend: pairwise.logsumexp(x, scale=(1.0, 10.0), backend=backend).sum(0),
     "scale per row": lambda x, keys, backend: pairwise.logsumexp(x, scale=torch.full((ROWS,), 10.0), backend=backend),
     "both": lambda x, keys, backend: sum(pairwise.logsumexp_both(x, keys, scale=10.0, backend=backend)),
+    "mean": lambda x, keys, backend: pairwise.logsumexp_with_mean(x, scale=torch.full((ROWS,), 10.0), backend=backend)[0],
     "squares": lambda x, keys, backend: pairwise.square_sum(x, keys, ids=torch.arange(ROWS) // 2, backend=backend),
     "squares, one id": lambda x, keys, backend: pairwise.square_sum(x, keys, ids=torch.zeros(ROWS).long(), backend=backend),
     "kernel": lambda x, keys, backend: pairwise.kernel_sum(x, kernel="gaussian", parameter=2.0, backend=backend),

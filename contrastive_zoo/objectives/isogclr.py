@@ -1,0 +1,166 @@
+r"""iSogCLR: SogCLR with a temperature for each sample, which is learned beside the features.
+
+    l_a = ( t_i (log u_a + rho) - s_ap ) / t_0,    u_a = (1 - gamma) u[i] + gamma mean_{b : id_b != id_a} exp(s_ab/t_i)
+    t_i <- clamp(t_i - eta m_i),    m_i <- momentum m_i + (1 - momentum) G_i,    G_a = log u_a + rho - sum_b q_ab s_ab/t_i
+
+where q_ab = exp(s_ab/t_i) / (n u_a). G is the derivative of t_i (log u_a + rho): a temperature moves until the softmax over the
+negatives of its sample is at the divergence rho from uniform.
+
+Qiu et al., "Not All Semantics are Created Equal: Contrastive Self-supervised Learning with Automatic Temperature
+Individualization", ICML 2023, algorithm 1. arXiv:2305.11965
+"""
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch import Batch
+from contrastive_zoo.objectives.sogclr import Schedule, SogCLR
+from contrastive_zoo.registry import POSITIVE, Range, losses
+from contrastive_zoo.tables import Temperatures, check_natural
+
+
+def _check(*, temperature_min: float, temperature_max: float, **_: object) -> None:
+    """Raise if no temperature is allowed."""
+    if temperature_min > temperature_max:
+        raise ValueError(f"temperature_min must be at most temperature_max = {temperature_max!r}, got {temperature_min!r}.")
+
+
+@losses.register(
+    "isogclr",
+    title="iSogCLR, SogCLR with individual temperatures",
+    summary="Contrasts with the whole data set, each sample at a temperature of its own.",
+    paper="Qiu et al., ICML 2023, algorithm 1. arXiv:2305.11965",
+    equation=r"\frac{\tau_i (\log u_a + \rho) - s_{ap}}{\tau_0},\quad "
+    r"u_a = (1-\gamma)\,u[i] + \gamma\,\frac{1}{n}\sum_{b:\,\mathrm{id}_b\ne\mathrm{id}_a} e^{s_{ab}/\tau_i}",
+    needs={"index"},
+    stateful=True,
+    ranges={
+        "gamma": Range(0, 1, open_low=True),
+        "rho": Range(0),
+        "eta": Range(0),
+        "temperature_min": POSITIVE,
+        "temperature_max": POSITIVE,
+        "momentum": Range(0, 1, open_high=True),
+    },
+    check=_check,
+    scale="Authors' gradient (LibAUC) = 2 tau_0 times ours; with two modalities (B - 1) tau_0 times ours.",
+    differences=(
+        "A sample visited for the first time takes its batch average as u, whatever gamma and whoever else is in the batch.",
+        "u is kept in log space, without the authors' floors.",
+        "The value is that of the objective over tau_0; the authors return a surrogate for the gradient alone.",
+        "With two modalities u averages exp(s/tau); the authors average exp((s_ij - s_ii)/tau).",
+        "momentum is the share of the old gradient that is kept, 1 minus the authors' beta.",
+    ),
+)
+class ISogCLR(SogCLR):
+    r"""Loss of each anchor, (B, 2); value and gradient are different estimates, joined.
+
+    $$\ell_a = \frac{\tau_i (\log u_a + \rho) - s_{ap}}{\tau_0}, \qquad
+      \nabla \ell_a = \frac{\tau_i}{\tau_0} \Big({-\frac{\nabla s_{ap}}{\tau_i}}
+      + \frac{1}{n u_a} \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau_i}\, \frac{\nabla s_{ab}}{\tau_i}\Big)$$
+
+    After each step the temperatures of its samples follow their own gradient
+    $G_a = \log u_a + \rho - \frac{1}{n u_a} \sum_b e^{s_{ab}/\tau_i} s_{ab}/\tau_i$, averaged over the two views.
+
+    In `eval()` the batch's own mean takes the place of u and $\tau_0$ that of all temperatures; no table is read or written.
+
+    Args:
+        num_samples: Size of the data set.
+        temperature: Temperature $\tau_0$ that every sample starts with; the loss is in units of it.
+        gamma: Weight of the new value in the moving average, in (0, 1], or a schedule, as in `SogCLR`.
+        intra_view: Whether both views are of one modality and a sample has one temperature; if not, each row contrasts with
+            the other modality only, and has its own.
+        rho: How far the softmax over a sample's negatives may be from uniform, as a Kullback-Leibler divergence: the larger,
+            the lower the temperatures.
+        eta: Step size of the temperatures.
+        temperature_min: Lowest temperature.
+        temperature_max: Highest temperature.
+        momentum: Share of the old gradient of a temperature that is kept.
+
+    Raises:
+        ValueError: A parameter is out of range; at a call, what the schedule returned is.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> loss_fn = zoo.get_loss("isogclr", num_samples=100, temperature=0.2)
+        >>> z1, z2 = torch.randn(2, 8, 4)
+        >>> loss = loss_fn(z1, z2, index=torch.arange(8))
+        >>> temperature = loss_fn.table()["temperature"]
+        >>> bool((temperature[:8] != 0.2).all()), bool((temperature[8:] == 0.2).all())
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        temperature: float | Tensor = 0.1,
+        gamma: float | Schedule = 0.9,
+        intra_view: bool = True,
+        rho: float = 0.3,
+        eta: float = 0.01,
+        temperature_min: float = 0.05,
+        temperature_max: float = 0.7,
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__(num_samples=num_samples, temperature=temperature, gamma=gamma, intra_view=intra_view)
+        self.rho = rho
+        limits = {"lowest": temperature_min, "highest": temperature_max}
+        self.temperatures = Temperatures(num_samples, 1 if intra_view else 2, rate=eta, momentum=momentum, **limits)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """See `Objective.forward`."""
+        if not self.training:
+            return super().forward(batch) + self.rho
+        assert batch.index is not None
+        index = batch.index.to(batch.x.device)
+        temperature = self.temperatures.of(index, self.averages.visited, self.temperature, batch.x.dtype)
+        log_mean, similarity = self._softmax(batch, 1 / temperature)
+        log_u = self._move_averages(batch, log_mean)
+        found = torch.isfinite(log_u)
+        # exp(log_mean - log_u) has the gradient of the estimator; subtracted from itself it leaves the value to log_u.
+        ratio = (log_mean - torch.where(found, log_u, 0)).exp()
+        gradient = log_u + self.rho - ratio.detach() * similarity / temperature.detach()
+        moved = gradient.mean(1, keepdim=True) if self.intra_view else gradient
+        self.temperatures.descend(index, temperature, moved, batch.sample_ids.to(index.device))
+        batch.diagnostics["temperature"] = temperature.detach().mean()
+        partition = torch.where(found, log_u, 0) + self.rho + (ratio - ratio.detach())
+        return torch.where(found, (temperature * partition - batch.positive_similarity()) / self.temperature, -torch.inf)
+
+    def _softmax(self, batch: Batch, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithm of the mean of exp(scale s) over the negatives of each anchor, and mean of s under it, (B, 2) each."""
+        if self.intra_view:
+            scales = scale.expand(-1, batch.views).flatten()
+            sums, means = batch.pairs.logsumexp_with_mean(batch.x, scale=scales, ids=batch.ids)
+            return batch.per_view(sums) - self._log_count(batch), batch.per_view(means)
+        ids, (x, y) = batch.sample_ids, batch.each_view()
+        sides = [
+            batch.pairs.logsumexp_with_mean(rows, keys, scale=scale[:, side], ids=ids, key_ids=ids)
+            for side, (rows, keys) in enumerate([(x, y), (y, x)])
+        ]
+        log_sums, means = (torch.stack(parts, 1) for parts in zip(*sides, strict=True))
+        return log_sums - self._log_count(batch), means
+
+    def table(self) -> dict[str, Tensor]:
+        """As `SogCLR.table`, and ``temperature`` and ``temperature_gradient``; with two modalities each with a 1 and a 2."""
+        averages, start = super().table(), float(self.temperature.detach())
+        tables = self.temperatures.natural(self.averages.visited, start)
+        for name, sides in zip(("temperature", "temperature_gradient"), tables, strict=True):
+            averages |= dict(zip(self._names(name), sides, strict=True))
+        return averages
+
+    def load_table(self, *, visited: Tensor, **tables: Tensor) -> None:
+        """Take over what `table` returned.
+
+        Raises:
+            TypeError: The tables of the other form (one or two modalities) were given, or not all.
+            ValueError: A size does not fit, or an average or a temperature is not positive.
+        """
+        chosen = self._chosen(tables, "u", "temperature", "temperature_gradient")
+        averages, temperatures, gradients = (
+            {table: chosen[table] for table in self._names(name)} for name in ("u", "temperature", "temperature_gradient")
+        )
+        check_natural(visited, averages, len(self.averages.visited), positive=True)  # before anything is written
+        self.temperatures.load_natural(visited, temperatures, gradients)
+        self.averages.load_natural(visited, **averages)
