@@ -49,8 +49,9 @@ class EMC2(GlobalObjective):
     chain. The value is $-s_{ap}/\tau + \log u$, u a running mean per sample of the batch's mean of $e^{s/\tau}$.
 
     A chain is offered each row of the batch once, in an order drawn at every step. One such offer leaves softmax as it is; a
-    batch that holds most of the data set offers without replacement, and there the chain stays at some distance from softmax
-    (0.09 in total variation where the batch is a whole data set of four samples; 0.4 in a fixed order).
+    batch that holds most of the data set offers without replacement, and there the chain stays at some distance from softmax.
+    Enumerated for batches that are the whole data set, twelve random sets of four samples at temperatures from 0.1 to 1: at
+    most 0.09 in total variation, against up to 0.50 in a fixed order.
 
     In `eval()` the batch's own mean takes the place of u; no table is read or written and nothing is drawn.
 

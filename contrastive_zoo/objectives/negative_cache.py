@@ -47,6 +47,9 @@ class NegativeCache(GlobalObjective):
     with draws n without replacement from the softmax p over the cache, rows of the own sample and rows that no batch has
     brought yet left out. The value is $-s_{ap}/\tau$ plus the exact logarithm of the mean of $e^{s/\tau}$ over the cache.
 
+    Without `encode`, negatives outside of the batch are constants, and the gradient lacks the push on them: its mean over
+    batches is then not the exact one, however many draws there are. With `encode` and a fresh cache it is.
+
     Each step costs the product of the batch with the whole cache, which is visited in tiles. In `eval()` the batch takes the
     place of the cache; nothing is read, written or drawn.
 
