@@ -5,8 +5,8 @@ Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023, section 4.2 and
 
 import warnings
 from abc import abstractmethod
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -127,14 +127,20 @@ def _own(weight: Matrix, batch: Labels) -> Matrix:
     return np.take_along_axis(weight, batch[:, None], 1)
 
 
-def _one_thread() -> AbstractContextManager[Any]:
+@contextmanager
+def _one_thread() -> Iterator[None]:
     """Blocks are small: threads of PyTorch and of scikit-learn would wait for one another many times longer than they work."""
     try:
         from threadpoolctl import threadpool_limits  # comes with scikit-learn
     except ImportError as error:
         raise _missing() from error
-    limits: AbstractContextManager[Any] = threadpool_limits(1)
-    return limits
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # also for MKL, which the other does not see
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _missing() -> ImportError:
@@ -191,14 +197,14 @@ class BlockBatches(SelectedPartition):
 
     def part(self, z1: Tensor, z2: Tensor, positions: Positions, generator: np.random.Generator) -> Positions:
         """See `SelectedPartition.part`."""
-        parts = []
-        for block in self.blocks(z1, z2, positions, generator):
-            rows, seed = torch.from_numpy(block), int(generator.integers(2**31))
-            batches = spectral_partition(
-                z1[rows], z2[rows], batch_size=self.batch_size, temperature=self.temperature, seed=seed
-            )
-            parts.append(block[batches].reshape(-1))
-        return np.concatenate(parts)
+        blocks = self.blocks(z1, z2, positions, generator)
+        with _one_thread():
+            return np.concatenate([self._batches(z1, z2, block, int(generator.integers(2**31))) for block in blocks])
+
+    def _batches(self, z1: Tensor, z2: Tensor, block: Positions, seed: int) -> Positions:
+        rows = torch.from_numpy(block)
+        batches = spectral_partition(z1[rows], z2[rows], batch_size=self.batch_size, temperature=self.temperature, seed=seed)
+        return block[batches].reshape(-1)
 
 
 @batch_samplers.register(

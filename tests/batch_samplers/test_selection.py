@@ -307,6 +307,28 @@ def test_bisection_finds_rivals_where_random_blocks_lose_them() -> None:
     assert losses["bisection"] > losses["spectral"] + 0.5
 
 
+def test_blocks_are_parted_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of two libraries that wait for one another took thirty times as long."""
+    from contrastive_zoo.batch_samplers import spectral
+
+    threads = []
+
+    def embedding(*args: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return original(*args)
+
+    original = spectral._embedding
+    monkeypatch.setattr(spectral, "_embedding", embedding)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        sampler = zoo.get_batch_sampler("spectral", num_samples=22, batch_size=4)
+        sampler.refresh(*clustered(22, 0.5), torch.arange(22))
+        assert (threads, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", PART)
 def test_mistakes_about_blocks(name: str) -> None:
     for params, message in (
