@@ -98,12 +98,21 @@ def mean_over_batches(loss_fn: zoo.Loss, z1: Tensor, z2: Tensor, size: int) -> f
     return float(torch.stack([loss_fn(z1[batch], z2[batch]) for batch in batches]).mean())
 
 
-@pytest.mark.parametrize("params", [{"kernel": "gaussian"}, {"kernel": "imq"}, {"kernel": "riesz", "t": 1.0}], ids=str)
-def test_expected_kcl_does_not_depend_on_the_size_of_batches(params: dict[str, Any]) -> None:
-    """Koromilas et al., 2024, section 5: mini-batches are unbiased. NT-Xent's are not."""
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("kcl", {"kernel": "gaussian"}),
+        ("kcl", {"kernel": "imq"}),
+        ("kcl", {"kernel": "riesz", "t": 1.0}),
+        ("spectral_contrastive", {"radius": 2.0}),
+    ],
+    ids=str,
+)
+def test_what_is_linear_in_its_pairs_does_not_depend_on_the_size_of_batches(name: str, params: dict[str, Any]) -> None:
+    """Koromilas et al., 2024, section 5; HaoChen et al., 2021, section 4: mini-batches are unbiased. NT-Xent's are not."""
     draws = torch.Generator().manual_seed(0)
     z1, z2 = torch.randn(2, 7, 4, generator=draws, dtype=torch.float64)
-    loss_fn = zoo.get_loss("kcl", **params)
+    loss_fn = zoo.get_loss(name, **params)
     whole = float(loss_fn(z1, z2))
     for size in range(2, 7):
         assert mean_over_batches(loss_fn, z1, z2, size) == pytest.approx(whole, rel=1e-12)
