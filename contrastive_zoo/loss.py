@@ -2,35 +2,35 @@
 
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from contrastive_zoo import pairwise, processes
-from contrastive_zoo.batch import Batch, Pairs, Scales
+from contrastive_zoo import processes
+from contrastive_zoo.batch import Batch
 from contrastive_zoo.checks import (
     INTEGERS,
     check_choice,
     check_count,
     check_device,
     check_features,
-    check_index_range,
     check_integers,
     check_same,
     shape,
 )
+from contrastive_zoo.encoding import Outside
+from contrastive_zoo.engine import Engine
 from contrastive_zoo.features import HALF, stack_views
 from contrastive_zoo.objective import FunctionObjective, Objective
-from contrastive_zoo.operators import operator, uncompiled
+from contrastive_zoo.operators import uncompiled
 from contrastive_zoo.pairwise.dispatch import choose_backend
 from contrastive_zoo.registry import Card, losses
-from contrastive_zoo.sharding import ALONE, Share
+from contrastive_zoo.sample_ids import sample_ids
+from contrastive_zoo.sharding import Share
 
 COMMON = (
     "num_samples",
@@ -43,196 +43,6 @@ COMMON = (
     "validate",
     "on_empty",
 )
-
-
-@dataclass(frozen=True)
-class Engine:
-    """`contrastive_zoo.pairwise` with a backend chosen, a bound on the length of rows, and work shared among processes."""
-
-    backend: str
-    unit_rows: bool
-    norm_bound: float
-    share: Share = ALONE
-
-    def logsumexp(
-        self,
-        x: Tensor,
-        keys: Tensor | None = None,
-        *,
-        scale: float | Tensor | tuple[float | Tensor, ...],
-        ids: Tensor | None = None,
-        key_ids: Tensor | None = None,
-    ) -> Tensor:
-        """See `contrastive_zoo.pairwise.logsumexp`."""
-        x, keys, scale = self.share.enter(x, keys, scale)
-        rows = pairwise.logsumexp(
-            x,
-            keys,
-            scale=scale,
-            ids=ids,
-            key_ids=key_ids,
-            norm_bound=self.norm_bound,
-            backend=self.backend,
-            part=self.share.part,
-        )
-        return self.share.leave(rows, log=True)[0]
-
-    def logsumexp_both(
-        self,
-        x: Tensor,
-        keys: Tensor,
-        *,
-        scale: float | Tensor,
-        ids: Tensor | None = None,
-        key_ids: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """See `contrastive_zoo.pairwise.logsumexp_both`."""
-        x, keys, scale = self.share.enter(x, keys, scale)
-        rows, columns = pairwise.logsumexp_both(
-            x,
-            keys,
-            scale=scale,
-            ids=ids,
-            key_ids=key_ids,
-            norm_bound=self.norm_bound,
-            backend=self.backend,
-            part=self.share.part,
-        )
-        rows, columns = self.share.leave(rows, columns, log=True)
-        return rows, columns
-
-    def logsumexp_with_mean(
-        self,
-        x: Tensor,
-        keys: Tensor | None = None,
-        *,
-        scale: Tensor,
-        ids: Tensor | None = None,
-        key_ids: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """See `contrastive_zoo.pairwise.logsumexp_with_mean`."""
-        return pairwise.logsumexp_with_mean(
-            x, keys, scale=scale, ids=ids, key_ids=key_ids, norm_bound=self.norm_bound, backend=self.backend
-        )
-
-    def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
-        """See `contrastive_zoo.pairwise.kernel_sum`."""
-        x, _, _ = self.share.enter(x, None, None)
-        sums = pairwise.kernel_sum(
-            x,
-            kernel=kernel,
-            parameter=parameter,
-            ids=ids,
-            unit_rows=self.unit_rows,
-            backend=self.backend,
-            part=self.share.part,
-        )
-        return self.share.leave(sums, log=False)[0]
-
-    def on_own_samples(
-        self, function: Callable[[Pairs, Tensor, Tensor, Scales], Tensor], x: Tensor, ids: Tensor, scale: Scales
-    ) -> Tensor:
-        """See `contrastive_zoo.batch.Pairs`."""
-        return self.share.on_own_samples(partial(function, replace(self, share=ALONE)), x, ids, scale)
-
-    def softplus_sum(
-        self,
-        x: Tensor,
-        keys: Tensor | None = None,
-        *,
-        scale: float | Tensor,
-        bias: float | Tensor = 0.0,
-        ids: Tensor | None = None,
-        key_ids: Tensor | None = None,
-        uniform: bool = False,
-    ) -> Tensor:
-        """See `contrastive_zoo.pairwise.softplus_sum`."""
-        return pairwise.softplus_sum(
-            x,
-            keys,
-            scale=scale,
-            bias=bias,
-            ids=ids,
-            key_ids=key_ids,
-            uniform=uniform,
-            norm_bound=self.norm_bound,
-            backend=self.backend,
-        )
-
-    def softplus_sum_within(self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:
-        """See `contrastive_zoo.pairwise.softplus_sum_within`."""
-        return pairwise.softplus_sum_within(
-            x, ids=ids, scale=scale, bias=bias, norm_bound=self.norm_bound, backend=self.backend
-        )
-
-    def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
-        """See `contrastive_zoo.pairwise.square_sum`."""
-        return pairwise.square_sum(x, keys, ids=ids, backend=self.backend)
-
-
-@dataclass(frozen=True)
-class Outside:
-    """What features become rows by, and the autocast state that a user's encoder runs in: see `contrastive_zoo.batch.Encoding`.
-
-    Attributes:
-        device_type: Of the features.
-        autocast: Precision of the caller's autocast; None if it is off.
-        operand: Precision that rows are rounded to.
-        normalize: As for `stack_views`.
-        validate: As for `stack_views`.
-        second_order: As for `stack_views`.
-    """
-
-    device_type: str
-    autocast: torch.dtype | None
-    operand: torch.dtype
-    normalize: str
-    validate: bool
-    second_order: bool
-
-    def __call__(self, encode: Callable[[Tensor, Tensor], Tensor], index: Tensor, view: Tensor) -> Tensor:
-        """Rows (n, D) of what ``encode(index, view)`` returns."""
-        with torch.autocast(self.device_type, dtype=self.autocast, enabled=self.autocast is not None):
-            z = encode(index, view)
-        check_features("what encode returns", z, (2,))
-        if len(z) != len(index):
-            raise ValueError(f"encode must return one row for each of {len(index)} positions, got shape {shape(z)}.")
-        name, second_order = "what encode returns", self.second_order
-        rows, _ = stack_views(
-            z, None, self.normalize, self.operand, name=name, validate=self.validate, second_order=second_order
-        )
-        return rows
-
-
-@operator(
-    "contrastive_zoo::sample_ids",
-    "(Tensor index, SymInt num_samples, bool check) -> Tensor",
-)
-def sample_ids(index: Tensor, num_samples: int, check: bool) -> Tensor:
-    """(B,) batch position of the first row of the same sample: 0, 1, 2, ... where all samples differ."""
-    if index.device.type == "cpu":
-        return _host_sample_ids(index, num_samples, check)
-    if check:
-        check_index_range(int(index.min()), int(index.max()), num_samples)
-    ordered, order = index.sort(stable=True)
-    return order[torch.searchsorted(ordered, index.contiguous())]
-
-
-def _host_sample_ids(index: Tensor, num_samples: int, check: bool) -> Tensor:
-    """The same by NumPy, which takes less time than PyTorch to begin with small arrays."""
-    positions = index.numpy()
-    ordered = np.sort(positions)
-    if check:
-        check_index_range(int(ordered[0]), int(ordered[-1]), num_samples)
-    if (ordered[1:] != ordered[:-1]).all():
-        return torch.arange(index.shape[0])
-    _, first, inverse = np.unique(positions, return_index=True, return_inverse=True)
-    return torch.from_numpy(first[inverse])
-
-
-@sample_ids.register_fake
-def _(index: Tensor, num_samples: int, check: bool) -> Tensor:
-    return torch.empty_like(index)
 
 
 class Loss(nn.Module):

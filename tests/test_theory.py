@@ -109,7 +109,7 @@ def mean_over_batches(loss_fn: zoo.Loss, z1: Tensor, z2: Tensor, size: int) -> f
     ids=str,
 )
 def test_what_is_linear_in_its_pairs_does_not_depend_on_the_size_of_batches(name: str, params: dict[str, Any]) -> None:
-    """Koromilas et al., 2024, section 5; HaoChen et al., 2021, section 4: mini-batches are unbiased. NT-Xent's are not."""
+    """Koromilas et al., 2024, section 5, and likewise HaoChen et al., 2021: mini-batches are unbiased. NT-Xent's are not."""
     draws = torch.Generator().manual_seed(0)
     z1, z2 = torch.randn(2, 7, 4, generator=draws, dtype=torch.float64)
     loss_fn = zoo.get_loss(name, **params)

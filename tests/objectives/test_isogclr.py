@@ -12,7 +12,7 @@ from tolerances import assert_close
 import contrastive_zoo as zoo
 from contrastive_zoo import Loss
 from contrastive_zoo.batch import Batch
-from contrastive_zoo.loss import Engine
+from contrastive_zoo.engine import Engine
 
 NUM_SAMPLES = 15
 PARAMS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import contrastive_zoo as zoo
 from contrastive_zoo.batch import Batch
-from contrastive_zoo.loss import Engine
+from contrastive_zoo.engine import Engine
 from contrastive_zoo.objectives import supcon
 
 LABELS = {
