@@ -26,7 +26,7 @@ from contrastive_zoo.encoding import Outside
 from contrastive_zoo.engine import Engine
 from contrastive_zoo.features import HALF, stack_views
 from contrastive_zoo.objective import FunctionObjective, Objective
-from contrastive_zoo.operators import uncompiled
+from contrastive_zoo.operators import uncompiled, without_autocast
 from contrastive_zoo.pairwise.dispatch import choose_backend
 from contrastive_zoo.registry import Card, losses
 from contrastive_zoo.sample_ids import sample_ids
@@ -153,7 +153,7 @@ class Loss(nn.Module):
         make = partial(self._checked_batch, z1, z2, index, labels, negatives, negatives_index)
         several = self.training and processes.group_size(self.gather, self.process_group) > 1
         batch = uncompiled(processes.meet, self.process_group, make) if several else make(None)
-        with torch.autocast(batch.x.device.type, enabled=False):
+        with without_autocast(batch.x):
             reason = self._nothing_to_contrast(batch)
             if reason:
                 return self._empty(batch, reason)
@@ -181,7 +181,7 @@ class Loss(nn.Module):
     ) -> Batch:
         self._check(z1, z2, index, labels, negatives, negatives_index)
         outside = self._outside(z1.device.type, self._operand_dtype(z1, z2))
-        with torch.autocast(z1.device.type, enabled=False):
+        with without_autocast(z1):
             return self._batch(z1, z2, outside, index, labels, negatives, negatives_index, meeting)
 
     def _check(

@@ -5,6 +5,7 @@ is both: an opaque `torch.library.custom_op`, and the plain function with a `tor
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,12 @@ SECOND_DERIVATIVE = (
 
 
 T = TypeVar("T")
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off for the device of a tensor; where it is off already, nothing, which takes less time than asking for it."""
+    device_type = x.device.type
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
 def uncompiled(function: Callable[..., T], *arguments: Any) -> T:

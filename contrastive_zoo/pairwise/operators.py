@@ -6,14 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastive_zoo.operators import operator
+from contrastive_zoo.operators import operator, without_autocast
 from contrastive_zoo.pairwise import tiled, tiled_kernels
 from contrastive_zoo.pairwise.tiles import KEEP_BYTES, tile_size, tiles_numel
-
-
-def _plain(x: Tensor) -> Any:
-    """Autocast off: the sweep decides its own precision."""
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def _numel(x: Tensor, keys: Tensor | None, part: Sequence[int]) -> int:
@@ -47,7 +42,7 @@ def logsumexp(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, columns (empty unless ``both``), and the kept tiles (empty unless ``keep``)."""
     kept = x.new_empty(_numel(x, keys, part) if keep else 0)
-    with _plain(x):
+    with without_autocast(x):
         sums = tiled.logsumexp_forward(
             x, keys, scale, ids, key_ids, both, norm_bound, kept if keep else None, (part[0], part[1])
         )
@@ -95,7 +90,7 @@ def logsumexp_backward(
     part: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, keys (empty unless needed) and scale (zero unless needed)."""
-    with _plain(x):
+    with without_autocast(x):
         grad_x, grad_keys, grad_scale = tiled.logsumexp_backward(
             grad_rows,
             grad_columns,
@@ -184,7 +179,7 @@ def kernel_sum(
     x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float, part: Sequence[int]
 ) -> Tensor:
     """(N,) sums of a kernel over the rows with another id."""
-    with _plain(x):
+    with without_autocast(x):
         return tiled_kernels.kernel_sum_forward(x, squared_norms, ids, kernel, parameter, (part[0], part[1]))
 
 
@@ -209,7 +204,7 @@ def kernel_sum_backward(
     part: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and, if given, the squared norms."""
-    with _plain(x):
+    with without_autocast(x):
         return tiled_kernels.kernel_sum_backward(grad, x, squared_norms, ids, kernel, parameter, (part[0], part[1]))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastive_zoo.operators import operator
+from contrastive_zoo.operators import operator, without_autocast
 from contrastive_zoo.pairwise.tiles import Tiles
 
 # Logits up to this size, their sums and the inverses of these are normal numbers.
@@ -27,7 +27,7 @@ def logsumexp_with_mean(
     x: Tensor, keys: Tensor | None, scale: Tensor, ids: Tensor | None, key_ids: Tensor | None, norm_bound: float
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exps (N,), -inf for a row without keys, and means (N,), 0 for such a row."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         tiles = Tiles(x, keys, ids, key_ids)
         shift = torch.zeros_like(scale) if _is_bounded(scale, norm_bound, x.dtype) else _largest_logits(tiles, scale)
         total, weighted, ones = torch.zeros_like(scale), torch.zeros_like(scale), scale.new_ones(tiles.size)
@@ -63,7 +63,7 @@ def logsumexp_with_mean_backward(
     key_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and keys; the latter is empty where rows are their own keys."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         tiles = Tiles(x, keys, ids, key_ids)
         shift = torch.where(sums == -torch.inf, -torch.inf, -sums)  # a row without keys has no probabilities
         grad_x, grad_keys = torch.zeros_like(x), x.new_zeros((0,) if keys is None else keys.shape)

@@ -5,16 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastive_zoo.operators import operator
+from contrastive_zoo.operators import operator, without_autocast
 from contrastive_zoo.pairwise.tiled_softplus import ClassTiles, Gradient, softplus_sweep
 from contrastive_zoo.pairwise.tiles import Tiles
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def _plain(x: Tensor) -> Any:
-    """Autocast off: the sweep decides its own precision."""
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def _empty_gradients(x: Tensor, keys: Tensor | None, needs_keys: bool) -> Gradients:
@@ -40,7 +35,7 @@ def softplus_sum(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(N,) sums over the keys with another id; gradients of x, keys, scale and bias of their sum, empty unless ``prepare``."""
     sums, scale = x.new_zeros(x.shape[0]), scale.to(x)
-    with _plain(x):
+    with without_autocast(x):
         tiles = Tiles(x, keys, ids, key_ids)
         gradient = Gradient(tiles, torch.ones_like(sums), keys is not None) if prepare else None
         softplus_sweep(tiles, scale, bias, norm_bound, sums=sums, gradient=gradient)
@@ -85,7 +80,7 @@ def softplus_sum_backward(
         factor = _uniform(grad)
         of_x, of_keys, of_scale, of_bias = (gradient * factor for gradient in prepared)
         return of_x, of_keys if needs_keys else x.new_empty(0), of_scale, of_bias
-    with _plain(x):
+    with without_autocast(x):
         tiles = Tiles(x, keys, ids, key_ids)
         gradient = Gradient(tiles, grad, needs_keys)
         softplus_sweep(tiles, scale.to(x), bias, norm_bound, sums=None, gradient=gradient)
@@ -149,7 +144,7 @@ def softplus_sum_within(x: Tensor, scale: Tensor, bias: Tensor, ids: Tensor, nor
     ids, order = ids.sort(stable=True)
     order = order.to(x.device)
     sums = x.new_zeros(x.shape[0])
-    with _plain(x):
+    with without_autocast(x):
         softplus_sweep(ClassTiles(x[order], ids), scale.to(x), bias[order], norm_bound, sums=sums, gradient=None)
     return torch.empty_like(sums).index_copy_(0, order, sums)
 
@@ -169,7 +164,7 @@ def softplus_sum_within_backward(
     """Gradients of x, scale and bias."""
     ids, order = ids.sort(stable=True)
     order = order.to(x.device)
-    with _plain(x):
+    with without_autocast(x):
         tiles = ClassTiles(x[order], ids)
         gradient = Gradient(tiles, grad[order], needs_keys=False)
         softplus_sweep(tiles, scale.to(x), bias[order], norm_bound, sums=None, gradient=gradient)

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastive_zoo.operators import operator
+from contrastive_zoo.operators import operator, without_autocast
 
 
 @operator("contrastive_zoo::square_sum", "(Tensor x, Tensor keys, Tensor ids) -> Tensor")
 def square_sum(x: Tensor, keys: Tensor, ids: Tensor) -> Tensor:
     """(N,) sums over the keys with another id."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         sums = _sums(x, keys)
         for places in _groups(ids, x.device):
             sums[places] -= _sums(x[places], keys[places])
@@ -35,7 +35,7 @@ def _(x: Tensor, keys: Tensor, ids: Tensor) -> Tensor:
 @operator("contrastive_zoo::square_sum_backward", "(Tensor grad, Tensor x, Tensor keys, Tensor ids) -> (Tensor, Tensor)")
 def square_sum_backward(grad: Tensor, x: Tensor, keys: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and keys."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         grad_x, grad_keys = _gradients(grad, x, keys)
         for places in _groups(ids, x.device):
             of_rows, of_keys = _gradients(grad[places], x[places], keys[places])
