@@ -16,7 +16,7 @@ import contrastive_zoo as zoo
 from contrastive_zoo.objective import FunctionObjective
 from contrastive_zoo.pairwise import tiles
 
-STEPS, WIDTH, KEYS = 3, 5, 4
+WIDTH, KEYS = 5, 4
 # Sizes of the local batches in each step: equal, unequal, and one sample on a process.
 SIZES = {2: [(4, 4), (5, 3), (1, 6)], 3: [(3, 3, 3), (1, 5, 2), (4, 1, 1)]}
 ENCODED = {"emc2": {"out_of_batch": "encode"}, "negative_cache": {"num_negatives": 4}}
