@@ -8,9 +8,11 @@ from contrastive_zoo.registry import Card
 from contrastive_zoo.registry import samplers as registry
 from contrastive_zoo.samplers.base import Negatives, NegativeSampler, WeightedNegatives
 from contrastive_zoo.samplers.chain import ChainSampler
+from contrastive_zoo.samplers.gumbel import GumbelSampler, des_raj_weights
 from contrastive_zoo.samplers.metropolis_hastings import metropolis_hastings
 from contrastive_zoo.samplers.queue_ import FeatureQueue, QueueSampler
-from contrastive_zoo.samplers.table import GumbelSampler, TopKSampler, UniformSampler, des_raj_weights
+from contrastive_zoo.samplers.topk import TopKSampler
+from contrastive_zoo.samplers.uniform import UniformSampler
 
 __all__ = [
     "ChainSampler",

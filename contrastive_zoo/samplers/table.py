@@ -1,6 +1,5 @@
-"""Samplers over a table of the last embeddings of all samples: "uniform", "topk" and "gumbel"."""
+"""What the samplers over a table of the last embeddings of all samples share."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,6 @@ from torch.nn.functional import embedding_bag
 from contrastive_zoo.batch import Batch
 from contrastive_zoo.checks import check_count, shape
 from contrastive_zoo.objective import StepCounter
-from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import (
     Encode,
     Negatives,
@@ -21,7 +19,6 @@ from contrastive_zoo.samplers.base import (
     encode_rows,
     has_negatives,
 )
-from contrastive_zoo.samplers.memory import memory_largest, memory_uniform
 from contrastive_zoo.tables import EmbeddingTable
 
 
@@ -159,175 +156,14 @@ def _places(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
     return 2 * order[place] + rows % 2, ordered[place] == sample
 
 
-def _log_count(x: Tensor, own: Tensor, owners: Tensor) -> Tensor:
+def log_count(x: Tensor, own: Tensor, owners: Tensor) -> Tensor:
     """(N,) logarithm of the number of rows that count for each anchor, of 1 if none does."""
     counted = (owners >= 0).view(-1, 2).sum(1)
     return (counted.sum() - counted[own]).clamp_min(1).to(x).log()
 
 
-def _softmax(log_scores: Tensor) -> Tensor:
+def softmax(log_scores: Tensor) -> Tensor:
     """Softmax over the last axis; zeros where all is -inf."""
     largest = log_scores.amax(1, keepdim=True)
     terms = (log_scores - torch.where(largest == -torch.inf, 0, largest)).exp()
     return terms / terms.sum(1, keepdim=True).clamp_min(1)
-
-
-@samplers.register(
-    "uniform",
-    title="Uniform draws from the table",
-    summary="Negatives drawn uniformly from all samples, weighed by the softmax of their scores.",
-    paper="Bengio and Senecal, IEEE Transactions on Neural Networks 2008 (self-normalised importance sampling)",
-    equation=r"n_k \sim U(\mathcal{N}_a), \quad w_k = \frac{e^{s_{an_k}/\tau}}{\sum_l e^{s_{an_l}/\tau}}",
-    needs={"index"},
-    stateful=True,
-    draws=True,
-    ranges={"num_negatives": Range(1)},
-)
-class UniformSampler(TableSampler):
-    r"""K rows drawn uniformly, with replacement, from the table of last embeddings; softmax weights among them.
-
-    $$n_k \sim U(\mathcal{N}_a), \qquad w_k = \frac{e^{s_{an_k}/\tau}}{\sum_l e^{s_{an_l}/\tau}}$$
-
-    The draws are uniform; with these weights they stand for softmax(s / temperature) as K grows, with a bias of order 1 / K.
-    `log_mean` is the logarithm of the mean of $e^{s/\tau}$ over the draws, whose gradient is exactly the weighted one.
-
-    Args:
-        num_samples: Size of the data set.
-        num_negatives: K.
-        encode: See `TableSampler`.
-        seed: Seed of the draws.
-
-    Examples:
-        >>> import contrastive_zoo as zoo
-        >>> zoo.get_sampler("uniform", num_samples=100, num_negatives=8).law
-        'uniform over all rows of other samples, weighed towards softmax(s / temperature)'
-    """
-
-    law = "uniform over all rows of other samples, weighed towards softmax(s / temperature)"
-
-    def __init__(self, *, num_samples: int, num_negatives: int = 64, encode: Encode | None = None, seed: int = 0) -> None:
-        super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode, seed=seed)
-
-    def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
-        """See `TableSampler.draw`."""
-        step = self.step.value.clone()
-        rows, log_scores = memory_uniform(x, scale, own, keys, owners, self.num_negatives, self.seed, step)
-        return Draws(rows, _softmax(log_scores), log_scores.logsumexp(1) - math.log(self.num_negatives))
-
-
-@samplers.register(
-    "topk",
-    title="The k hardest of the table",
-    summary="The k nearest rows of other samples in the whole data set, weighed by the softmax of their scores.",
-    paper="Xiong et al., ICLR 2021, section 4 (negatives from an index of stale embeddings). arXiv:2007.00808",
-    equation=r"\{n_1, \ldots, n_k\} = \operatorname{arg\,top}_k s_{an}, \quad "
-    r"w_j = \frac{e^{s_{an_j}/\tau}}{\sum_l e^{s_{an_l}/\tau}}",
-    needs={"index"},
-    stateful=True,
-    ranges={"num_negatives": Range(1)},
-)
-class TopKSampler(TableSampler):
-    r"""The k rows of largest similarity in the table of last embeddings; softmax weights among them.
-
-    $$\{n_1, \ldots, n_k\} = \operatorname{arg\,top}_k s_{an}, \qquad w_j = \frac{e^{s_{an_j}/\tau}}{\sum_l e^{s_{an_l}/\tau}}$$
-
-    Nothing is drawn. The law is softmax(s / temperature) cut off after the k hardest rows; the mass cut off is the bias, which
-    falls with the temperature. `log_mean` counts the k rows only, over the number of all: a lower bound of the exact one.
-
-    Args:
-        num_samples: Size of the data set.
-        num_negatives: k.
-        encode: See `TableSampler`.
-
-    Examples:
-        >>> import contrastive_zoo as zoo
-        >>> zoo.get_sampler("topk", num_samples=100, num_negatives=8).law
-        'softmax(s / temperature) over the k hardest rows of other samples'
-    """
-
-    law = "softmax(s / temperature) over the k hardest rows of other samples"
-
-    def __init__(self, *, num_samples: int, num_negatives: int = 16, encode: Encode | None = None) -> None:
-        super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode)
-
-    def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
-        """See `TableSampler.draw`."""
-        step = self.step.value.clone()
-        rows, log_scores, _ = memory_largest(x, scale, own, keys, owners, self.num_negatives, False, 0, step)
-        log_mean = log_scores.logsumexp(1) - _log_count(x, own, owners)
-        return Draws(rows, _softmax(log_scores), log_mean)
-
-
-@samplers.register(
-    "gumbel",
-    title="Gumbel-max draws from the table",
-    summary="Draws without replacement from softmax(s / temperature) over the whole data set, weighed to be unbiased.",
-    paper="Lindgren et al., NeurIPS 2021, sections 3 and 4; Des Raj, JASA 1956 (weights). arXiv:2110.15738",
-    equation=r"n_1, \ldots, n_K = \operatorname{arg\,top}_K \left(s_{an}/\tau + g_{an}\right), \quad"
-    r"w_l = \frac{1 - \sum_{m<l} p_{n_m} + (K - l)\,p_{n_l}}{K}",
-    needs={"index"},
-    stateful=True,
-    draws=True,
-    ranges={"num_negatives": Range(1)},
-)
-class GumbelSampler(TableSampler):
-    r"""K draws without replacement from softmax(s / temperature) over the table of last embeddings, in an unbiased mean.
-
-    $$n_1, \ldots, n_K = \operatorname{arg\,top}_K \left(s_{an}/\tau + g_{an}\right), \qquad
-      w_l = \frac{1 - \sum_{m<l} p_{n_m} + (K - l)\,p_{n_l}}{K}$$
-
-    with independent Gumbel noise g and p the exact softmax over the table; see `des_raj_weights`. Over the draws, the weighted
-    mean of anything is exactly its mean under p, for every K. `log_mean` is exact over the table.
-
-    Args:
-        num_samples: Size of the data set.
-        num_negatives: K.
-        encode: See `TableSampler`.
-        seed: Seed of the draws.
-
-    Examples:
-        >>> import contrastive_zoo as zoo
-        >>> zoo.get_sampler("gumbel", num_samples=100, num_negatives=8).law
-        'softmax(s / temperature) over all rows of other samples'
-    """
-
-    law = "softmax(s / temperature) over all rows of other samples"
-
-    def __init__(self, *, num_samples: int, num_negatives: int = 16, encode: Encode | None = None, seed: int = 0) -> None:
-        super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode, seed=seed)
-
-    def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
-        """See `TableSampler.draw`."""
-        step = self.step.value.clone()
-        rows, log_scores, log_sum = memory_largest(x, scale, own, keys, owners, self.num_negatives, True, self.seed, step)
-        shift = torch.where(log_sum == -torch.inf, 0, log_sum)
-        weights = des_raj_weights(log_scores - shift[:, None])
-        return Draws(rows, weights, log_sum - _log_count(x, own, owners))
-
-
-def des_raj_weights(log_probabilities: Tensor) -> Tensor:
-    r"""Weights of draws without replacement that make their weighted mean unbiased.
-
-    Term j of Des Raj's estimator takes the draws before it as they are, and draw j for all the rest,
-    $t_j = \sum_{l<j} p_l f_l + (1 - C_j) f_j$ with $C_j = \sum_{l<j} p_l$; its expectation given those before is the exact
-    mean. The average of K such terms weighs draw l by
-
-    $$w_l = \frac{1 - C_l + (K - l)\,p_l}{K}.$$
-
-    Args:
-        log_probabilities: (N, K) log probability of each draw before any was made, in the order drawn; -inf where nothing was
-            left to draw.
-
-    Returns:
-        (N, K) weights, adding up to 1; 0 where nothing was left to draw.
-
-    Examples:
-        >>> import torch
-        >>> des_raj_weights(torch.tensor([[0.5, 0.25]]).log())
-        tensor([[0.7500, 0.2500]])
-    """
-    probabilities = log_probabilities.exp()
-    left = (1 - (probabilities.cumsum(1) - probabilities)).clamp_min(0)
-    size = log_probabilities.shape[1]
-    after = torch.arange(size - 1, -1, -1, device=probabilities.device)
-    return torch.where(log_probabilities > -torch.inf, (left + after * probabilities) / size, 0)

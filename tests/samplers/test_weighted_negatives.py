@@ -13,6 +13,7 @@ import torch
 from cases import Views, views
 from tolerances import assert_close
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import contrastive_zoo as zoo
 from contrastive_zoo.samplers import Negatives, NegativeSampler, WeightedNegatives, des_raj_weights, memory
@@ -255,6 +256,37 @@ def test_softmax_over_a_memory(tile: int, monkeypatch: pytest.MonkeyPatch) -> No
     log_sum, mean = memory.memory_softmax(x, SCALE, own, keys, owners)
     assert_close(log_sum, logits.logsumexp(1), "log-sum-exp", logit=40)
     assert_close(mean, logits.softmax(1) @ keys, "mean", logit=40)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of entries of the largest tensor that any operation returned."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, Tensor):
+                self.entries = max(self.entries, value.numel())
+        return result
+
+
+@pytest.mark.parametrize("name", ["gumbel", "topk", "queue", "uniform"])
+def test_no_matrix_of_anchors_and_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "TILE", 64)
+    monkeypatch.setattr(memory, "GATHER_NUMEL", 2**12)
+    size, batch_size = 4000, 150
+    settings = {"num_negatives": 2 * size if name == "queue" else 4}
+    loss_fn = zoo.get_loss("sampled", num_samples=size, sampler=name, **settings)
+    for index in torch.arange(size).split(1000):
+        z = torch.randn(2, len(index), 3)
+        with torch.no_grad():
+            loss_fn(z[0], z[1], index=index)
+    z = torch.randn(2, batch_size, 3, requires_grad=True)
+    with LargestTensor() as largest:
+        loss_fn(z[0], z[1], index=torch.arange(batch_size)).backward()
+    held = 2 * size * 3
+    assert held <= largest.entries < 2 * batch_size * 2 * size / 10
 
 
 def test_orders_of_columns_are_all_alike() -> None:

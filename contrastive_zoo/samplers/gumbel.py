@@ -1,0 +1,84 @@
+"""The sampler "gumbel": draws from the softmax over a table of last embeddings, by Gumbel noise."""
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.registry import Range, samplers
+from contrastive_zoo.samplers.base import Encode
+from contrastive_zoo.samplers.memory import memory_largest
+from contrastive_zoo.samplers.table import Draws, TableSampler, log_count
+
+
+@samplers.register(
+    "gumbel",
+    title="Gumbel-max draws from the table",
+    summary="Draws without replacement from softmax(s / temperature) over the whole data set, weighed to be unbiased.",
+    paper="Lindgren et al., NeurIPS 2021, sections 3 and 4; Des Raj, JASA 1956 (weights). arXiv:2110.15738",
+    equation=r"n_1, \ldots, n_K = \operatorname{arg\,top}_K \left(s_{an}/\tau + g_{an}\right), \quad"
+    r"w_l = \frac{1 - \sum_{m<l} p_{n_m} + (K - l)\,p_{n_l}}{K}",
+    needs={"index"},
+    stateful=True,
+    draws=True,
+    ranges={"num_negatives": Range(1)},
+)
+class GumbelSampler(TableSampler):
+    r"""K draws without replacement from softmax(s / temperature) over the table of last embeddings, in an unbiased mean.
+
+    $$n_1, \ldots, n_K = \operatorname{arg\,top}_K \left(s_{an}/\tau + g_{an}\right), \qquad
+      w_l = \frac{1 - \sum_{m<l} p_{n_m} + (K - l)\,p_{n_l}}{K}$$
+
+    with independent Gumbel noise g and p the exact softmax over the table; see `des_raj_weights`. Over the draws, the weighted
+    mean of anything is exactly its mean under p, for every K. `log_mean` is exact over the table.
+
+    Args:
+        num_samples: Size of the data set.
+        num_negatives: K.
+        encode: See `TableSampler`.
+        seed: Seed of the draws.
+
+    Examples:
+        >>> import contrastive_zoo as zoo
+        >>> zoo.get_sampler("gumbel", num_samples=100, num_negatives=8).law
+        'softmax(s / temperature) over all rows of other samples'
+    """
+
+    law = "softmax(s / temperature) over all rows of other samples"
+
+    def __init__(self, *, num_samples: int, num_negatives: int = 16, encode: Encode | None = None, seed: int = 0) -> None:
+        super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode, seed=seed)
+
+    def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
+        """See `TableSampler.draw`."""
+        step = self.step.value.clone()
+        rows, log_scores, log_sum = memory_largest(x, scale, own, keys, owners, self.num_negatives, True, self.seed, step)
+        shift = torch.where(log_sum == -torch.inf, 0, log_sum)
+        weights = des_raj_weights(log_scores - shift[:, None])
+        return Draws(rows, weights, log_sum - log_count(x, own, owners))
+
+
+def des_raj_weights(log_probabilities: Tensor) -> Tensor:
+    r"""Weights of draws without replacement that make their weighted mean unbiased.
+
+    Term j of Des Raj's estimator takes the draws before it as they are, and draw j for all the rest,
+    $t_j = \sum_{l<j} p_l f_l + (1 - C_j) f_j$ with $C_j = \sum_{l<j} p_l$; its expectation given those before is the exact
+    mean. The average of K such terms weighs draw l by
+
+    $$w_l = \frac{1 - C_l + (K - l)\,p_l}{K}.$$
+
+    Args:
+        log_probabilities: (N, K) log probability of each draw before any was made, in the order drawn; -inf where nothing was
+            left to draw.
+
+    Returns:
+        (N, K) weights, adding up to 1; 0 where nothing was left to draw.
+
+    Examples:
+        >>> import torch
+        >>> des_raj_weights(torch.tensor([[0.5, 0.25]]).log())
+        tensor([[0.7500, 0.2500]])
+    """
+    probabilities = log_probabilities.exp()
+    left = (1 - (probabilities.cumsum(1) - probabilities)).clamp_min(0)
+    size = log_probabilities.shape[1]
+    after = torch.arange(size - 1, -1, -1, device=probabilities.device)
+    return torch.where(log_probabilities > -torch.inf, (left + after * probabilities) / size, 0)

@@ -1,0 +1,51 @@
+"""The sampler "topk": the hardest rows of a table of last embeddings."""
+
+from torch import Tensor
+
+from contrastive_zoo.registry import Range, samplers
+from contrastive_zoo.samplers.base import Encode
+from contrastive_zoo.samplers.memory import memory_largest
+from contrastive_zoo.samplers.table import Draws, TableSampler, log_count, softmax
+
+
+@samplers.register(
+    "topk",
+    title="The k hardest of the table",
+    summary="The k nearest rows of other samples in the whole data set, weighed by the softmax of their scores.",
+    paper="Xiong et al., ICLR 2021, section 4 (negatives from an index of stale embeddings). arXiv:2007.00808",
+    equation=r"\{n_1, \ldots, n_k\} = \operatorname{arg\,top}_k s_{an}, \quad "
+    r"w_j = \frac{e^{s_{an_j}/\tau}}{\sum_l e^{s_{an_l}/\tau}}",
+    needs={"index"},
+    stateful=True,
+    ranges={"num_negatives": Range(1)},
+)
+class TopKSampler(TableSampler):
+    r"""The k rows of largest similarity in the table of last embeddings; softmax weights among them.
+
+    $$\{n_1, \ldots, n_k\} = \operatorname{arg\,top}_k s_{an}, \qquad w_j = \frac{e^{s_{an_j}/\tau}}{\sum_l e^{s_{an_l}/\tau}}$$
+
+    Nothing is drawn. The law is softmax(s / temperature) cut off after the k hardest rows; the mass cut off is the bias, which
+    falls with the temperature. `log_mean` counts the k rows only, over the number of all: a lower bound of the exact one.
+
+    Args:
+        num_samples: Size of the data set.
+        num_negatives: k.
+        encode: See `TableSampler`.
+
+    Examples:
+        >>> import contrastive_zoo as zoo
+        >>> zoo.get_sampler("topk", num_samples=100, num_negatives=8).law
+        'softmax(s / temperature) over the k hardest rows of other samples'
+    """
+
+    law = "softmax(s / temperature) over the k hardest rows of other samples"
+
+    def __init__(self, *, num_samples: int, num_negatives: int = 16, encode: Encode | None = None) -> None:
+        super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode)
+
+    def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
+        """See `TableSampler.draw`."""
+        step = self.step.value.clone()
+        rows, log_scores, _ = memory_largest(x, scale, own, keys, owners, self.num_negatives, False, 0, step)
+        log_mean = log_scores.logsumexp(1) - log_count(x, own, owners)
+        return Draws(rows, softmax(log_scores), log_mean)

@@ -1,0 +1,53 @@
+"""The sampler "uniform": draws from a table of last embeddings, all rows alike."""
+
+import math
+
+from torch import Tensor
+
+from contrastive_zoo.registry import Range, samplers
+from contrastive_zoo.samplers.base import Encode
+from contrastive_zoo.samplers.memory import memory_uniform
+from contrastive_zoo.samplers.table import Draws, TableSampler, softmax
+
+
+@samplers.register(
+    "uniform",
+    title="Uniform draws from the table",
+    summary="Negatives drawn uniformly from all samples, weighed by the softmax of their scores.",
+    paper="Bengio and Senecal, IEEE Transactions on Neural Networks 2008 (self-normalised importance sampling)",
+    equation=r"n_k \sim U(\mathcal{N}_a), \quad w_k = \frac{e^{s_{an_k}/\tau}}{\sum_l e^{s_{an_l}/\tau}}",
+    needs={"index"},
+    stateful=True,
+    draws=True,
+    ranges={"num_negatives": Range(1)},
+)
+class UniformSampler(TableSampler):
+    r"""K rows drawn uniformly, with replacement, from the table of last embeddings; softmax weights among them.
+
+    $$n_k \sim U(\mathcal{N}_a), \qquad w_k = \frac{e^{s_{an_k}/\tau}}{\sum_l e^{s_{an_l}/\tau}}$$
+
+    The draws are uniform; with these weights they stand for softmax(s / temperature) as K grows, with a bias of order 1 / K.
+    `log_mean` is the logarithm of the mean of $e^{s/\tau}$ over the draws, whose gradient is exactly the weighted one.
+
+    Args:
+        num_samples: Size of the data set.
+        num_negatives: K.
+        encode: See `TableSampler`.
+        seed: Seed of the draws.
+
+    Examples:
+        >>> import contrastive_zoo as zoo
+        >>> zoo.get_sampler("uniform", num_samples=100, num_negatives=8).law
+        'uniform over all rows of other samples, weighed towards softmax(s / temperature)'
+    """
+
+    law = "uniform over all rows of other samples, weighed towards softmax(s / temperature)"
+
+    def __init__(self, *, num_samples: int, num_negatives: int = 64, encode: Encode | None = None, seed: int = 0) -> None:
+        super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode, seed=seed)
+
+    def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
+        """See `TableSampler.draw`."""
+        step = self.step.value.clone()
+        rows, log_scores = memory_uniform(x, scale, own, keys, owners, self.num_negatives, self.seed, step)
+        return Draws(rows, softmax(log_scores), log_scores.logsumexp(1) - math.log(self.num_negatives))
