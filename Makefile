@@ -24,7 +24,7 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile  # small tensors: processes, not threads
 	$(BIN)/mkdocs build --strict
 
 docs: $(VENV)/.dev

@@ -140,8 +140,18 @@ def test_what_is_not_finite_enters_no_table(intra_view: bool, backend: str) -> N
     before = snapshot(loss_fn)
     x = torch.nn.functional.normalize(torch.stack(batch[:2], 1).detach().flatten(0, 1), dim=1)
     x[3] = math.nan
-    ids = torch.arange(7).repeat_interleave(2)
-    loss_fn.objective(Batch(x=x, ids=ids, views=2, pairs=Engine(backend, True, 1.01), index=batch.index))
+    samples = torch.arange(7)
+    loss_fn.objective(
+        Batch(
+            x=x,
+            ids=samples.repeat_interleave(2),
+            sample_ids=samples,
+            views=2,
+            pair_similarity=torch.linalg.vecdot(x[::2], x[1::2])[:, None],
+            pairs=Engine(backend, True, 1.01),
+            index=batch.index,
+        )
+    )
     after = snapshot(loss_fn)
     for name in ("averages.log_value", "averages.visited", "temperatures.value", "temperatures.gradient"):
         assert torch.equal(after[f"objective.{name}"], before[f"objective.{name}"]), name

@@ -12,5 +12,6 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         return "dense"
     size, budget = TILINGS[request.param]
     monkeypatch.setattr(tiles, "TILE_CPU", size)
+    monkeypatch.setattr(tiles, "SINGLE_TILE_CPU", 0)
     monkeypatch.setattr(operators, "KEEP_BYTES", budget)
     return "tiled"

@@ -58,6 +58,7 @@ def test_size_of_tiles_does_not_matter(
     monkeypatch.setattr(operators, "KEEP_BYTES", budget)
     for size in (2, 6, 14, 32, 62, 64, 126):
         monkeypatch.setattr(tiles, "TILE_CPU", size)
+        monkeypatch.setattr(tiles, "SINGLE_TILE_CPU", 0)
         assert_same(outcome(sweep), expected)
 
 
@@ -169,6 +170,7 @@ def sweeps(draw: st.DrawFn) -> dict[str, object]:
 def test_tiled_equals_dense(arguments: dict[str, object], size: int, budget: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "TILE_CPU", size)
+        patch.setattr(tiles, "SINGLE_TILE_CPU", 0)
         patch.setattr(operators, "KEEP_BYTES", budget)
         outcomes = []
         for backend in ("tiled", "dense"):

@@ -179,6 +179,7 @@ def visited(ids: Tensor) -> Tensor:
 def test_only_tiles_that_hold_pairs_are_visited(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each pair once; the work is that of the classes, and of blocks of a quarter of a tile for small ones."""
     monkeypatch.setattr(tiles, "TILE_CPU", 64)
+    monkeypatch.setattr(tiles, "SINGLE_TILE_CPU", 0)
     ids = torch.repeat_interleave(torch.arange(len(sizes)) * 3, torch.tensor(sizes))
     seen = visited(ids)
     assert int(seen.max()) == 1
