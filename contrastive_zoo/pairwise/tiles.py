@@ -3,6 +3,7 @@
 Shapes: N rows of `x`, M rows of `keys`, D features.
 """
 
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -15,8 +16,12 @@ TILE_CPU = 512
 SINGLE_TILE_CPU = 1024
 TILE_ACCELERATOR = 4096
 
-# Sweeps whose tiles fit into this many bytes keep them for the backward pass instead of computing them again.
-KEEP_BYTES = 16 * 2**20
+# Sweeps whose tiles fit into this many bytes keep them for the backward pass instead of computing them again. More would not
+# stay in the cache, and memory that is new to the process costs more than the products.
+KEEP_BYTES = 4 * 2**20
+
+# Scratch memory on the host stays with its thread: handed back after every sweep, it would be new again in the next.
+_host_scratch = threading.local()
 
 
 # Tiles of a sweep in parts are as wide as a multiple of this.
@@ -76,7 +81,7 @@ class Tiles:
         self._group = self._group_size()
         self._row_ranges = self._ranges(self.ids)
         self._column_ranges = self._row_ranges if self.symmetric else self._ranges(self.key_ids)
-        self._scratch: dict[int, Tensor] = {}
+        self._scratch = _scratch_of(x.device)
 
     def _group_size(self) -> int:
         """How often each id comes if rows and keys have ids 0, 0, ..., 1, 1, ... on the host, as batches do; else 0."""
@@ -147,9 +152,12 @@ class Tiles:
 
     def scratch(self, number: int, height: int, width: int) -> Tensor:
         """Scratch memory for a tile; each ``number`` is one buffer, reused from tile to tile."""
-        if number not in self._scratch:
-            self._scratch[number] = self.x.new_empty(min(self.size, self.x.shape[0]) * min(self.size, self.keys.shape[0]))
-        return self._scratch[number][: height * width].view(height, width)
+        key = number, self.x.dtype
+        if key not in self._scratch or self._scratch[key].numel() < height * width:
+            room = min(self.size, self.x.shape[0]) * min(self.size, self.keys.shape[0])
+            with torch.inference_mode(False):  # such a tensor could not be written to outside of that mode
+                self._scratch[key] = torch.empty(max(room, height * width), dtype=self.x.dtype, device=self.x.device)
+        return self._scratch[key][: height * width].view(height, width)
 
 
 def _fill_block_diagonal(values: Tensor, group: int, fill: float) -> Tensor:
@@ -158,3 +166,13 @@ def _fill_block_diagonal(values: Tensor, group: int, fill: float) -> Tensor:
     blocks = (values.shape[0] // group, group, group), (group * (row + column), row, column)
     values.as_strided(*blocks, values.storage_offset()).fill_(fill)
     return values
+
+
+def _scratch_of(device: torch.device) -> dict[tuple[int, torch.dtype], Tensor]:
+    """Buffers by number and dtype: those of the thread on the host, new ones on accelerators, whose allocator keeps them."""
+    if device.type != "cpu":
+        return {}
+    if not hasattr(_host_scratch, "buffers"):
+        _host_scratch.buffers = {}
+    buffers: dict[tuple[int, torch.dtype], Tensor] = _host_scratch.buffers
+    return buffers
