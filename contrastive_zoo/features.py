@@ -10,6 +10,9 @@ from contrastive_zoo.operators import operator
 NORMALIZE = ("sphere", "ball", "none")
 HALF = (torch.float16, torch.bfloat16)
 
+# Samples whose gradients are normalised together on a CPU: what that needs besides its result stays in the cache.
+CHUNK = 256
+
 
 def stack_views(
     z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, *, name: str, validate: bool, second_order: bool
@@ -157,21 +160,28 @@ def normalized_rows_backward(grad: Tensor, grad_positive: Tensor, rows: Tensor, 
     """Gradient of the features, (V, B, D): what is left of it across the row, over the row's length."""
     size, views, _ = divisor.shape
     rows, grad = rows.view(size, views, -1), grad.view(size, views, -1)
-    total = torch.empty_like(rows)
-    if views == 2:
-        for view in range(2):
-            torch.addcmul(grad[:, view], rows[:, 1 - view], grad_positive, out=total[:, view])
-    else:
-        total.copy_(grad)
     out = grad.new_empty(views, size, grad.shape[-1])
-    if normalize == "none":
-        return out.copy_(total.transpose(0, 1))
-    along = torch.linalg.vecdot(total, rows)[..., None]
-    if normalize == "ball":
-        along = torch.where(divisor > 1, along, 0)
-    total.addcmul_(rows, along, value=-1)
-    torch.div(total, divisor, out=out.transpose(0, 1))
+    step = CHUNK if grad.device.type == "cpu" else size
+    for start in range(0, size, step):
+        part = slice(start, start + step)
+        total = _with_positives(grad[part], grad_positive[part], rows[part])
+        if normalize != "none":
+            along = torch.linalg.vecdot(total, rows[part])[..., None]
+            if normalize == "ball":
+                along = torch.where(divisor[part] > 1, along, 0)
+            total.addcmul_(rows[part], along, value=-1).div_(divisor[part])
+        out[:, part].copy_(total.transpose(0, 1))
     return out
+
+
+def _with_positives(grad: Tensor, grad_positive: Tensor, rows: Tensor) -> Tensor:
+    """Gradient of rows (B, V, D) and, of two views, of the inner products of pairs; new memory."""
+    if rows.shape[1] != 2:
+        return grad.clone()
+    total = torch.empty_like(rows)
+    for view in range(2):
+        torch.addcmul(grad[:, view], rows[:, 1 - view], grad_positive, out=total[:, view])
+    return total
 
 
 @normalized_rows_backward.register_fake
