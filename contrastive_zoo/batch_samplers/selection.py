@@ -28,7 +28,7 @@ class SelectedBatches(CutBatches):
 
     @abstractmethod
     def select(self, z1: Tensor, z2: Tensor, generator: np.random.Generator) -> Positions:
-        """Samples of all batches, batch after batch, given rows of length 1, (num_samples, D), in the order of the data set."""
+        """Samples of all batches, batch after batch, given finite features (num_samples, D) in the order of the data set."""
 
     def refresh(self, z1: Tensor, z2: Tensor, index: Tensor) -> None:
         """Select batches for the passes to come.
@@ -60,7 +60,14 @@ class SelectedBatches(CutBatches):
             check_integers("index", index, len(z1))
             check_index_range(int(index.min()), int(index.max()), self.num_samples)
         z1, z2 = self._in_order(parts)
-        return self.select(unit_rows(z1, "z1"), unit_rows(z2, "z2"), generator)
+        for name, z in (("z1", z1), ("z2", z2)):
+            broken = np.flatnonzero(~z.isfinite().all(1).numpy())
+            if len(broken):
+                raise ValueError(
+                    f"{name} holds NaN or infinite values for {len(broken)} samples, first {broken[0]}. "
+                    "The encoder has diverged or its input is broken: look at the learning rate and the data."
+                )
+        return self.select(z1, z2, generator)
 
     def _in_order(self, parts: list[Given]) -> tuple[Tensor, Tensor]:
         """Features of all samples in the order of the data set; raises if some are missing."""
@@ -115,10 +122,11 @@ class SelectedPartition(SelectedBatches, Partition):
 
     @abstractmethod
     def part(self, z1: Tensor, z2: Tensor, positions: Positions, generator: np.random.Generator) -> Positions:
-        """The given positions, a multiple of batch_size in random order, batch after batch."""
+        """The given positions, a multiple of batch_size in random order, batch after batch; z1 and z2 are rows of length 1."""
 
     def select(self, z1: Tensor, z2: Tensor, generator: np.random.Generator) -> Positions:
         """See `SelectedBatches.select`."""
         positions = generator.permutation(self.num_samples)
         whole = self.num_samples // self.batch_size * self.batch_size
-        return np.concatenate([self.part(z1, z2, positions[:whole], generator), positions[whole:]])
+        parted = self.part(unit_rows(z1, "z1"), unit_rows(z2, "z2"), positions[:whole], generator)
+        return np.concatenate([parted, positions[whole:]])

@@ -1,7 +1,6 @@
 """Which mini-batches lead where the full batch leads: free vectors, every batch sampler, curves and Gram matrices.
 
     python examples/reproduce/minibatch_optimization.py                       # a minute or two on one core
-    python examples/reproduce/minibatch_optimization.py --output docs/images  # the pictures in the documentation
     python examples/reproduce/minibatch_optimization.py --quick
 
 Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023, figures 2 and 3. arXiv:2307.05906
@@ -151,7 +150,7 @@ def plot(found: dict[int, dict[str, Any]], path: Path) -> None:
                 theirs = np.array(results["recorded"].get(name, []))[::5] - results["theory"]
                 axes.plot(EVERY * 5 * np.arange(len(theirs)), np.maximum(theirs, 1e-12), ".", color=colour, markersize=5)
             shape = "simplex" if dim >= SAMPLES - 1 else "cross-polytope"
-            axes.set(title=f"d = {dim}: full-batch loss above that of the {shape}", xlabel="epoch", ylim=(1e-9, 10))
+            axes.set(title=f"d = {dim}: full-batch loss above that of the {shape}", xlabel="epoch", ylim=(1e-6, 10))
             axes.legend(fontsize=8, frameon=False, loc="lower left")
             plot_grams(right, {"theory": theory(dim)[1], **results["grams"]})
         figure.savefig(path, metadata={"Date": None})

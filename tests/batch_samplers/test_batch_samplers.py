@@ -1,6 +1,7 @@
 """Batch samplers: partitions, epochs, seeds, slices of processes, resuming, loaders with workers."""
 
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,12 @@ def test_verbs() -> None:
         zoo.get_batch_sampler("shuffle", num_samples=4, batchsize=2)
     with pytest.raises(TypeError, match="batch_size"):
         zoo.get_batch_sampler("shuffle", num_samples=4)
+
+
+@every_name
+def test_every_sampler_is_on_the_page(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "batches.md").read_text()
+    assert f"| `{name}` |" in page
 
 
 @pytest.mark.parametrize("name", [*PARTITIONS, "full"])

@@ -163,6 +163,19 @@ def test_any_objective_orders_batches_and_stays_as_it_is(name: str) -> None:
     assert all(torch.equal(value, loss_fn.state_dict()[key]) for key, value in before.items())
 
 
+def test_features_are_taken_as_they_are_by_losses_that_do_not_normalise() -> None:
+    z1, z2 = torch.randn(2, 40, 3) * 5 * torch.rand(40, 1)
+    loss_fn = zoo.get_loss("infonce", normalize=False, temperature=1.0)
+    sampler = zoo.get_batch_sampler("ordered", num_samples=40, batch_size=4, k=10, q=1, loss=loss_fn)
+    sampler.refresh(z1, z2, torch.arange(40))
+    (chosen,) = sampler
+    order = np.random.default_rng([0, 0, 1]).permutation(40).reshape(10, 4)
+    losses = [float(loss_fn(z1[batch], z2[batch])) for batch in order]
+    normalised = [float(zoo.functional.infonce(z1[batch], z2[batch], temperature=1.0)) for batch in order]
+    assert np.argmax(losses) != np.argmax(normalised)
+    assert chosen == order[np.argmax(losses)].tolist()
+
+
 def test_size_of_an_epoch_is_known_before_features_are() -> None:
     sampler = zoo.get_batch_sampler("ordered", num_samples=22, batch_size=2, k=4, q=3)
     assert len(sampler) == len(list(sampler)) == 6
@@ -414,7 +427,7 @@ def test_features_that_come_within_an_epoch_are_for_the_next(name: str) -> None:
         (ValueError, r"index must have shape \(22,\)", {"index": torch.arange(21)}),
         (
             ValueError,
-            "z1 holds NaN or infinite values, first in row 7",
+            "z1 holds NaN or infinite values for 1 samples, first 7",
             {"z1": torch.ones(22, 3).index_fill(0, torch.tensor(7), math.nan)},
         ),
         (ValueError, "z2 holds NaN or infinite values", {"z2": torch.full((22, 3), math.inf)}),
