@@ -50,8 +50,9 @@ def inertial_blocks(rows: Tensor, batch_size: int, k: int, generator: np.random.
     "bisection",
     title="Recursive inertial bisection and spectral clustering",
     summary="Blocks of neighbouring samples by cuts across principal axes, each parted by balanced spectral clustering.",
-    paper="Blocks: Simon, 1991, recursive inertial bisection. Within a block: Cho et al., 2023, section 4.2. arXiv:2307.05906",
+    paper="Within a block: Cho et al., 2023. arXiv:2307.05906",
     draws=True,
+    scale="The authors have no such sampler.",
 )
 class BisectionBatches(BlockBatches):
     """Blocks of neighbours, each parted by balanced spectral clustering; see `BlockBatches` for the arguments.

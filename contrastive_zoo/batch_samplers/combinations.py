@@ -2,7 +2,7 @@
 
 Mini-batches minimise what the full batch minimises if all of the N-choose-B are used, and a partition does not.
 
-Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023, theorems 3 and 4. arXiv:2307.05906
+Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.05906
 """
 
 import hashlib
@@ -88,8 +88,9 @@ def _mixed(value: int, bits: int, key: str) -> int:
     "combinations",
     title="All N-choose-B batches",
     summary="Batches out of all N-choose-B ones, in a pseudo-random order, none twice before all were used.",
-    paper="Cho et al., 2023, theorems 3 and 4. arXiv:2307.05906",
+    paper="Cho et al., 2023. arXiv:2307.05906",
     draws=True,
+    scale="The authors average over all batches at once, or draw them one by one with repetition.",
 )
 class CombinationBatches(BatchSampler):
     r"""Batches out of all $\binom{N}{B}$ ones, in a pseudo-random order, none twice before all were used.

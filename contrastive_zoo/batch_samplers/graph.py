@@ -1,6 +1,6 @@
 r"""The graph of how much two samples add to each other's loss when they share a batch.
 
-Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023, section 4.2 and algorithm 3. arXiv:2307.05906
+Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.05906
 """
 
 import math

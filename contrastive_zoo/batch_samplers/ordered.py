@@ -1,7 +1,7 @@
 """Ordered SGD: of k candidate batches the q with the highest loss.
 
 Kawaguchi and Lu, "Ordered SGD: A New Stochastic Optimization Framework", 2020. arXiv:1907.04371
-Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023, section 4.1 and algorithm 1. arXiv:2307.05906
+Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.05906
 """
 
 from collections.abc import Callable
@@ -81,8 +81,9 @@ def _evaluated_by(loss: object) -> LossFunction:
     "ordered",
     title="Ordered SGD",
     summary="Of every k batches of a random partition, the q with the highest loss.",
-    paper="Kawaguchi and Lu, 2020. arXiv:1907.04371; Cho et al., 2023, section 4.1. arXiv:2307.05906",
+    paper="Kawaguchi and Lu, 2020. arXiv:1907.04371; Cho et al., 2023. arXiv:2307.05906",
     draws=True,
+    scale="Equal selections from equal candidates.",
     differences=(
         "Candidates are consecutive batches of one random partition of the data set, so that no sample occurs twice; batches "
         "beyond the last group of k are left out of the epoch.",

@@ -1,6 +1,6 @@
 """Batches that part the data set: shuffled every epoch, fixed, or one.
 
-Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023, section 5. arXiv:2307.05906
+Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.05906
 """
 
 import numpy as np

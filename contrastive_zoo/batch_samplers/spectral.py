@@ -1,6 +1,6 @@
 """Balanced spectral clustering of the loss graph, on blocks of k batches.
 
-Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023, section 4.2 and algorithm 3. arXiv:2307.05906
+Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.05906
 """
 
 import warnings
@@ -211,8 +211,9 @@ class BlockBatches(SelectedPartition):
     "spectral",
     title="Balanced spectral clustering",
     summary="Random blocks of k batches, each parted anew so that the samples of a batch have a high loss together.",
-    paper="Cho et al., 2023, section 4.2. arXiv:2307.05906",
+    paper="Cho et al., 2023. arXiv:2307.05906",
     draws=True,
+    scale="The graph equals the authors'; the batches have at least the loss of theirs.",
     differences=(
         "Points are scaled to length 1 (Ng, Jordan and Weiss, 2002) before they are clustered.",
         "Batches are refined by a round of kernel k-means.",

@@ -3,7 +3,7 @@
     python examples/reproduce/minibatch_digits.py                        # three seeds: half an hour on one core
     python examples/reproduce/minibatch_digits.py --quick
 
-After Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023, section 6.2. arXiv:2307.05906
+After Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.05906
 
 Measured by step and by second of the processor, the selection and the features for it included: the loss of all training images
 as one batch, and how many held-out images find their own augmented view among those of all others, as they are and with noise.

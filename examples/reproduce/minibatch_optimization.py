@@ -3,7 +3,7 @@
     python examples/reproduce/minibatch_optimization.py                       # a minute or two on one core
     python examples/reproduce/minibatch_optimization.py --quick
 
-Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023, figures 2 and 3. arXiv:2307.05906
+Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.05906
 
 Eight pairs of vectors are trained by SGD in batches of two. They start where recorded runs of the authors' code start; its
 curves are the dots, and how far ours are from them is printed.
