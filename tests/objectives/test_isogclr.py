@@ -58,7 +58,8 @@ def test_equals_dictionaries(params: dict[str, Any], intra_view: bool, backend: 
                 numbers = [entries[i][side] if i in entries else unvisited for i in range(NUM_SAMPLES)]
                 expected = torch.tensor(numbers, dtype=torch.float64)
                 what = f"{name} after step {step}"
-                assert_close(table[name + suffix], expected, what, logit=20.0, magnitude=1.0)
+                # Logits reach 20, and a temperature hands its own rounding errors on to the logits of the next step.
+                assert_close(table[name + suffix], expected, what, logit=40.0, magnitude=1.0)
 
 
 @backends
