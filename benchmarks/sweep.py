@@ -22,7 +22,7 @@ def bare_sweep(x: Tensor, keys: Tensor | None, scale: float, tile: int) -> Step:
             for i in range(0, len(x), tile):
                 for j in range(i if symmetric else 0, len(keys), tile):
                     a, b = anchors[i : i + tile], keys[j : j + tile]
-                    e = torch.mm(a, b.T, out=buffer[: len(a) * len(b)].view(len(a), len(b))).exp_()
+                    e = torch.mm(a, b.T, out=buffer[: len(a) * len(b)].view(len(a), len(b))).exp2_()
                     if backward:
                         grad_x[i : i + tile].addmm_(e, b)
                     if backward and not (symmetric and i == j):

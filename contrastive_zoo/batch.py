@@ -113,6 +113,7 @@ class Batch:
         training: Whether the loss is in training mode.
         encode: Rows of samples that are not in the batch, by an encoder that the objective was given.
         uniform: Whether all anchors will get the same weight (they do, unless the reduction is "none").
+        complete: Whether every row is known to have negatives in the batch.
         diagnostics: Figures that the objective leaves for `loss_fn.diagnostics`; detached.
     """
 
@@ -129,6 +130,7 @@ class Batch:
     training: bool = True
     encode: Encoding | None = None
     uniform: bool = True
+    complete: bool = False
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -159,6 +161,10 @@ class Batch:
         """Mean inner product of each row with its other views, (B, V); (B, 1) for two views."""
         positives = self.positives()
         return positives[0] if len(positives) == 1 else torch.stack(positives).mean(0)
+
+    def dropped(self, losses: Tensor, negatives: Tensor) -> Tensor:
+        """Losses of anchors with those marked, by -inf, whose log-sum-exp over the negatives is one over none."""
+        return losses if self.complete else losses.masked_fill(negatives == -torch.inf, -torch.inf)
 
     def logsumexp(self, scale: Scales) -> Tensor:
         r"""$\log \sum \exp(\text{scale} \cdot s)$ over all negatives of each row, all views and extra keys.

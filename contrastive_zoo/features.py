@@ -10,9 +10,6 @@ from contrastive_zoo.operators import operator
 NORMALIZE = ("sphere", "ball", "none")
 HALF = (torch.float16, torch.bfloat16)
 
-# Samples whose gradients are normalised together on a CPU: what that needs besides its result stays in the cache.
-CHUNK = 256
-
 
 def stack_views(
     z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, *, name: str, validate: bool, second_order: bool
@@ -129,7 +126,9 @@ def normalized_rows(
         divisor = lengths if ordinary and normalize == "sphere" else _divisor(lengths, normalize)
         rows.div_(divisor)
     rows = _rounded(rows, operand)
-    return rows.flatten(0, 1), _pair_similarity(rows).clone(), divisor
+    similarity = _pair_similarity(rows)
+    # An operator must not return a part of something else that it returns.
+    return rows.flatten(0, 1), similarity if similarity.shape[1] else similarity.clone(), divisor
 
 
 def _all_ordinary(lengths: Tensor) -> bool:
@@ -159,29 +158,20 @@ def _(
 def normalized_rows_backward(grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str) -> Tensor:
     """Gradient of the features, (V, B, D): what is left of it across the row, over the row's length."""
     size, views, _ = divisor.shape
-    rows, grad = rows.view(size, views, -1), grad.view(size, views, -1)
+    own, upstream = rows.view(size, views, -1).unbind(1), grad.view(size, views, -1).unbind(1)
     out = grad.new_empty(views, size, grad.shape[-1])
-    step = CHUNK if grad.device.type == "cpu" else size
-    for start in range(0, size, step):
-        part = slice(start, start + step)
-        total = _with_positives(grad[part], grad_positive[part], rows[part])
+    # View by view: what that needs besides its result stays in the cache for longer.
+    for view, (total, length) in enumerate(zip(out.unbind(), divisor.unbind(1), strict=True)):
+        if views == 2:
+            torch.addcmul(upstream[view], own[1 - view], grad_positive, out=total)
+        else:
+            total.copy_(upstream[view])
         if normalize != "none":
-            along = torch.linalg.vecdot(total, rows[part])[..., None]
+            along = (total * own[view]).sum(1, keepdim=True)
             if normalize == "ball":
-                along = torch.where(divisor[part] > 1, along, 0)
-            total.addcmul_(rows[part], along, value=-1).div_(divisor[part])
-        out[:, part].copy_(total.transpose(0, 1))
+                along = torch.where(length > 1, along, 0)
+            total.addcmul_(own[view], along, value=-1).div_(length)
     return out
-
-
-def _with_positives(grad: Tensor, grad_positive: Tensor, rows: Tensor) -> Tensor:
-    """Gradient of rows (B, V, D) and, of two views, of the inner products of pairs; new memory."""
-    if rows.shape[1] != 2:
-        return grad.clone()
-    total = torch.empty_like(rows)
-    for view in range(2):
-        torch.addcmul(grad[:, view], rows[:, 1 - view], grad_positive, out=total[:, view])
-    return total
 
 
 @normalized_rows_backward.register_fake

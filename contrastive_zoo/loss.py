@@ -29,7 +29,7 @@ from contrastive_zoo.objective import FunctionObjective, Objective
 from contrastive_zoo.operators import uncompiled, without_autocast
 from contrastive_zoo.pairwise.dispatch import choose_backend
 from contrastive_zoo.registry import Card, losses
-from contrastive_zoo.sample_ids import sample_ids
+from contrastive_zoo.sample_ids import all_differ, regular_ids, sample_ids
 from contrastive_zoo.sharding import Share
 
 COMMON = (
@@ -270,13 +270,15 @@ class Loss(nn.Module):
             x, similarity, index, labels, share = self._gathered(x, similarity, views, index, labels, negatives, meeting)
             engine = replace(engine, share=share)
         index = None if index is None else index.to(torch.int64)
-        ids = self._sample_ids(index, x.shape[0] // views)
+        size = x.shape[0] // views
+        distinct = self._all_differ(index)
+        ids, row_ids = self._ids(index, size, views, distinct)
         extra_ids = None
         if negatives is not None:
             extra_ids = self._negatives_ids(negatives, negatives_index, index, ids)
         return Batch(
             x=x,
-            ids=ids.repeat_interleave(views),
+            ids=row_ids,
             sample_ids=ids,
             views=views,
             pair_similarity=similarity,
@@ -288,14 +290,25 @@ class Loss(nn.Module):
             training=self.training,
             encode=outside,
             uniform=self.reduction != "none",
+            complete=distinct and size > 1,
         )
 
-    def _sample_ids(self, index: Tensor | None, size: int) -> Tensor:
-        """(B,) batch position of the first row of each row's sample."""
-        if index is None:
-            return torch.arange(size)
-        limit = self.num_samples if "index" in self.needs and self.num_samples is not None else -1
-        return sample_ids(index, limit, index.device.type == "cpu" or self.validate)
+    @property
+    def _positions(self) -> int:
+        """What positions in the data set must be less than; -1 if nobody knows."""
+        return self.num_samples if "index" in self.needs and self.num_samples is not None else -1
+
+    def _all_differ(self, index: Tensor | None) -> bool:
+        """Whether all samples of the batch are known to differ, without waiting for an accelerator."""
+        readable = index is not None and index.is_cpu and not torch.compiler.is_compiling()
+        return index is None or (readable and all_differ(index, self._positions))
+
+    def _ids(self, index: Tensor | None, size: int, views: int, distinct: bool) -> tuple[Tensor, Tensor]:
+        """Batch position of the first row of the same sample: of samples (B,) and of rows (B * V,)."""
+        if distinct and not torch.compiler.is_compiling():
+            return regular_ids(size, 1), regular_ids(size * views, views)
+        ids = torch.arange(size) if index is None else sample_ids(index, self._positions, index.is_cpu or self.validate)
+        return ids, ids.repeat_interleave(views)
 
     @staticmethod
     def _negatives_ids(negatives: Tensor, negatives_index: Tensor | None, index: Tensor | None, ids: Tensor) -> Tensor:
@@ -358,11 +371,12 @@ class Loss(nn.Module):
         """Mean over the anchors that have a loss; an anchor without one is marked -inf."""
         if values.dim() == 0:
             return values
-        values = values.view(batch.size, -1)
-        readable = values.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and float(values.detach().min()) > -torch.inf:
-            batch.diagnostics["dropped_anchors"] = values.new_zeros(())
-            return values.mean() if self.reduction == "mean" else self._total(values.mean(1))
+        if values.dim() == 1:
+            values = values[:, None]
+        readable = values.is_cpu and not torch.compiler.is_compiling()
+        mean = values.mean()
+        if readable and float(mean.detach()) > -torch.inf:
+            return mean if self.reduction == "mean" else self._total(values.mean(1))
         kept = values != -torch.inf
         count = kept.sum()
         batch.diagnostics["dropped_anchors"] = 1 - count / kept.numel()
@@ -387,6 +401,7 @@ class Loss(nn.Module):
         pairs = (x.shape[0] ** 2 - counts.square().sum()).clamp_min(1)
         figures = {"negative_similarity": (x.sum(0).square().sum() - samples.square().sum()) / pairs}
         figures["positive_similarity"] = batch.positive_similarity().detach().mean()
+        figures["dropped_anchors"] = x.new_zeros(())
         return figures | batch.diagnostics
 
     def table(self) -> dict[str, Tensor]:

@@ -1,11 +1,31 @@
 """Which rows of a batch are of one sample."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import check_index_range
 from contrastive_zoo.operators import operator
+
+
+@lru_cache(maxsize=64)
+def regular_ids(rows: int, group: int) -> Tensor:
+    """(rows,) ids 0, 0, ..., 1, 1, ..., each ``group`` times, on the host; not to be written to."""
+    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward pass later on
+        return torch.arange(rows) // group
+
+
+def all_differ(index: Tensor, num_samples: int) -> bool:
+    """Whether no sample comes twice in an index on the host; raises if a position is outside the data set.
+
+    Raises:
+        IndexError: A position is outside the data set.
+    """
+    ordered = np.sort(index.numpy())  # takes less time than PyTorch to begin with small arrays
+    check_index_range(int(ordered[0]), int(ordered[-1]), num_samples)
+    return bool((ordered[1:] != ordered[:-1]).all())
 
 
 @operator(
@@ -15,23 +35,14 @@ from contrastive_zoo.operators import operator
 def sample_ids(index: Tensor, num_samples: int, check: bool) -> Tensor:
     """(B,) batch position of the first row of the same sample: 0, 1, 2, ... where all samples differ."""
     if index.device.type == "cpu":
-        return _host_sample_ids(index, num_samples, check)
+        if all_differ(index, num_samples):
+            return torch.arange(index.shape[0])
+        _, first, inverse = np.unique(index.numpy(), return_index=True, return_inverse=True)
+        return torch.from_numpy(first[inverse])
     if check:
         check_index_range(int(index.min()), int(index.max()), num_samples)
     ordered, order = index.sort(stable=True)
     return order[torch.searchsorted(ordered, index.contiguous())]
-
-
-def _host_sample_ids(index: Tensor, num_samples: int, check: bool) -> Tensor:
-    """The same by NumPy, which takes less time than PyTorch to begin with small arrays."""
-    positions = index.numpy()
-    ordered = np.sort(positions)
-    if check:
-        check_index_range(int(ordered[0]), int(ordered[-1]), num_samples)
-    if (ordered[1:] != ordered[:-1]).all():
-        return torch.arange(index.shape[0])
-    _, first, inverse = np.unique(positions, return_index=True, return_inverse=True)
-    return torch.from_numpy(first[inverse])
 
 
 @sample_ids.register_fake

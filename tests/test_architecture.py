@@ -26,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "datasets": set(),
     "bounded": set(),
     "processes": set(),
+    "scratch": set(),
     "caching": {"checks"},
     "sharding": {"operators", "processes"},
     "schedules": {"checks", "operators"},
@@ -34,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "features": {"checks", "operators"},
     "objective": {"batch", "checks", "tables"},
     "registry": {"batch", "checks", "objective"},
-    "pairwise": {"checks", "logspace", "operators"},
+    "pairwise": {"checks", "logspace", "operators", "sample_ids", "scratch"},
     "samplers": {"batch", "checks", "logspace", "objective", "operators", "pairwise", "registry", "tables"},
     "batch_samplers": {"checks", "features", "loss", "processes", "registry"},
     "objectives": {

@@ -60,7 +60,7 @@ def assert_close(
     assert float(difference.max()) <= allowed, f"{what}: worst difference {float(difference.max()):.2e}, allowed {allowed:.2e}"
 
 
-def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], logit: float = 10.0) -> None:
     """`assert_close` of a loss and its gradients in both views."""
     for what, a, e in zip(("loss", "gradient of z1", "gradient of z2"), actual, expected, strict=True):
-        assert_close(a, e, what)
+        assert_close(a, e, what, logit=logit)

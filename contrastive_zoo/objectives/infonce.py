@@ -55,10 +55,10 @@ def infonce(batch: Batch, *, temperature: Tensor | float = 0.1, symmetric: bool 
     positive = batch.positive_similarity() / temperature
     if in_batch:
         negatives = _from_other_view(batch, 1 / temperature, symmetric)
-    elif batch.negatives is None:
+        return batch.dropped(log1p_exp(negatives - positive), negatives)
+    if batch.negatives is None:
         raise ValueError("in_batch=False leaves no keys: call loss_fn(z1, z2, negatives=negatives).")
-    else:
-        negatives = batch.extra_logsumexp(1 / temperature, views=1)
+    negatives = batch.extra_logsumexp(1 / temperature, views=1)
     return log1p_exp(negatives - positive).masked_fill(negatives == -torch.inf, -torch.inf)
 
 

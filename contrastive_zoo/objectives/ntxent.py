@@ -47,4 +47,4 @@ def ntxent(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
     negatives = batch.logsumexp(1 / temperature)
     terms = [log1p_exp(negatives - positive / temperature) for positive in batch.positives()]
     loss = terms[0] if len(terms) == 1 else torch.stack(terms).mean(0)
-    return loss.masked_fill(negatives == -torch.inf, -torch.inf)
+    return batch.dropped(loss, negatives)

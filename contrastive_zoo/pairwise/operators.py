@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contrastive_zoo import scratch
 from contrastive_zoo.operators import operator, without_autocast
 from contrastive_zoo.pairwise import tiled, tiled_kernels
 from contrastive_zoo.pairwise.tiles import KEEP_BYTES, tile_size, tiles_numel
@@ -15,7 +16,7 @@ def _numel(x: Tensor, keys: Tensor | None, part: Sequence[int]) -> int:
     """Entries of all the tiles of a sweep, of its other parts too."""
     rows = x.shape[0]
     columns = rows if keys is None else keys.shape[0]
-    return tiles_numel(rows, columns, tile_size(rows, columns, x.device, part[1]), keys is None)
+    return tiles_numel(rows, columns, tile_size(rows, columns, x.device, keys is None, part[1]), keys is None)
 
 
 def keeps_tiles(x: Tensor, keys: Tensor | None, part: Sequence[int]) -> bool:
@@ -41,7 +42,7 @@ def logsumexp(
     part: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, columns (empty unless ``both``), and the kept tiles (empty unless ``keep``)."""
-    kept = x.new_empty(_numel(x, keys, part) if keep else 0)
+    kept = scratch.empty(x, _numel(x, keys, part) if keep else 0)
     with without_autocast(x):
         sums = tiled.logsumexp_forward(
             x, keys, scale, ids, key_ids, both, norm_bound, kept if keep else None, (part[0], part[1])

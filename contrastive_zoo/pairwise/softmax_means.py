@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.operators import operator, without_autocast
+from contrastive_zoo.pairwise.kernels import LOG2_E
 from contrastive_zoo.pairwise.tiles import Tiles
 
 # Logits up to this size, their sums and the inverses of these are normal numbers.
@@ -34,7 +35,7 @@ def logsumexp_with_mean(
         for i, j in tiles:
             products = tiles.products(i, j, None)
             for rows, by_row in _directions(tiles, i, j):
-                e = _logits(tiles, products, scale, -shift, rows, by_row).exp_()
+                e = _logits(tiles, products, scale * LOG2_E, -shift * LOG2_E, rows, by_row).exp2_()
                 e = _oriented(tiles.exclude(e, i, j, 0), by_row)
                 total[rows].addmv_(e, ones[: e.shape[1]])
                 weighted[rows].addmv_(e.mul_(_oriented(products, by_row)), ones[: e.shape[1]])
@@ -145,4 +146,5 @@ def _derivative(
 ) -> Tensor:
     """A tile of derivatives in the similarities, of the sums of some rows times their upstream gradient."""
     factor = (grad * scale)[rows]
-    return _logits(tiles, products, scale, shift, rows, by_row).exp_().mul_(factor[:, None] if by_row else factor)
+    e = _logits(tiles, products, scale * LOG2_E, shift * LOG2_E, rows, by_row).exp2_()
+    return e.mul_(factor[:, None] if by_row else factor)

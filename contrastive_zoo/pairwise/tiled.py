@@ -10,6 +10,7 @@ Shapes: N rows of `x`, M rows of `keys`, D features, K scales. `README.md` besid
 import torch
 from torch import Tensor
 
+from contrastive_zoo.pairwise.kernels import LOG2_E
 from contrastive_zoo.pairwise.tiles import Tiles
 
 # Largest |logit| for which exponentials, sums of 2^18 of them, and their inverses times 1e-10 are normal numbers.
@@ -85,7 +86,7 @@ def _bounded_forward(tiles: Tiles, scales: list[float], both: bool, kept: Tensor
     columns = rows if tiles.symmetric else rows.new_zeros(len(scales), tiles.keys.shape[0] if both else 0)
     ones = rows.new_ones(max(tiles.x.shape[0], tiles.keys.shape[0]))
     for i, j in tiles:
-        products = tiles.products(i, j, kept, _common(scales))
+        products = tiles.products(i, j, kept, _before_exponential(scales))
         for k in range(len(scales)):
             e = _exponential(tiles, products, scales, k, i, j)
             rows[k, i].addmv_(e, ones[: e.shape[1]])
@@ -94,16 +95,16 @@ def _bounded_forward(tiles: Tiles, scales: list[float], both: bool, kept: Tensor
     return rows.log_(), rows.new_empty(0) if tiles.symmetric else columns.log_()
 
 
-def _common(scales: list[float]) -> float:
-    """What products are multiplied by for all scales: a single scale costs nothing there."""
-    return scales[0] if len(scales) == 1 else 1.0
+def _before_exponential(scales: list[float]) -> float:
+    """What similarities are multiplied by in their product: a single scale costs nothing there."""
+    return scales[0] * LOG2_E if len(scales) == 1 else 1.0
 
 
 def _exponential(tiles: Tiles, products: Tensor, scales: list[float], k: int, i: slice, j: slice) -> Tensor:
     """Exponentials of a tile at scale k, 0 at pairs that do not count; a single scale is already in the products."""
     if len(scales) > 1:
-        products = torch.mul(products, scales[k], out=tiles.scratch(2, *products.shape))
-    return tiles.exclude(products.exp_(), i, j, 0)
+        products = torch.mul(products, scales[k] * LOG2_E, out=tiles.scratch(2, *products.shape))
+    return tiles.exclude(products.exp2_(), i, j, 0)
 
 
 def _bounded_backward(
@@ -123,10 +124,10 @@ def _bounded_backward(
     column_weight = _inverse_sum(*on_columns) if both and not tiles.symmetric else row_weight
     single = len(scales) == 1
     # The sums depend on scale and x through scale * x only: the gradient of the scale follows from the one of scale * x.
-    factor = 1.0 if needs_scale else _common(scales)
+    factor = scales[0] if single and not needs_scale else 1.0
     grad_scale = grad_x.new_zeros(len(scales), 1)
     for i, j in tiles:
-        products = tiles.products(i, j, None, _common(scales)) if kept is None else tiles.room(kept, i, j)
+        products = tiles.products(i, j, None, _before_exponential(scales)) if kept is None else tiles.room(kept, i, j)
         total = tiles.scratch(1, *products.shape)
         for k, scale in enumerate(scales):
             e = products if single and kept is not None else _exponential(tiles, products, scales, k, i, j)

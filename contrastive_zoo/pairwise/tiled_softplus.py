@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from contrastive_zoo.pairwise.kernels import LOG2_E
 from contrastive_zoo.pairwise.tiles import Tiles
 
 # Largest logit of a bounded sweep.
@@ -87,7 +88,10 @@ def softplus_sweep(
     tiles: Tiles, scale: Tensor, bias: Tensor, norm_bound: float, *, sums: Tensor | None, gradient: Gradient | None
 ) -> None:
     """Visits all tiles once and adds to the sums (N,), to the gradient, or to both."""
-    bounded, anchors = _is_bounded(tiles, scale, bias, norm_bound), tiles.x * scale
+    bounded = _is_bounded(tiles, scale, bias, norm_bound)
+    if bounded:
+        scale, bias = scale * LOG2_E, bias * LOG2_E
+    anchors = tiles.x * scale
     for i, j in tiles:
         a, b = anchors[i], tiles.keys[j]
         rows, of_rows, columns, of_columns = (tiles.scratch(number, a.shape[0], b.shape[0]) for number in range(4))
@@ -121,9 +125,9 @@ def _is_bounded(tiles: Tiles, scale: Tensor, bias: Tensor, norm_bound: float) ->
 
 
 def _finish(tiles: Tiles, logits: Tensor, i: slice, j: slice, bounded: bool) -> None:
-    """In place: exponentials of a tile of logits in a bounded sweep, else the logits; pairs that do not count add nothing."""
+    """In place: powers of 2 of a tile in a bounded sweep, else the logits; pairs that do not count add nothing."""
     if bounded:
-        tiles.exclude(logits.exp_(), i, j, 0)
+        tiles.exclude(logits.exp2_(), i, j, 0)
     else:
         tiles.exclude(logits, i, j, -torch.inf)
 

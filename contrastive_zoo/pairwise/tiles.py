@@ -5,20 +5,20 @@ Shapes: N rows of `x`, M rows of `keys`, D features.
 
 import threading
 from collections.abc import Iterator
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from contrastive_zoo.sample_ids import regular_ids
+
 # On a CPU a float32 tile and one buffer beside it (1 MiB each) stay in the cache of two cores; a matrix of few tiles is better
-# off as a single one. Accelerators want more work per launch.
+# off as a single one, unless that forgoes its symmetry. Accelerators want more work per launch.
 TILE_CPU = 512
 SINGLE_TILE_CPU = 1024
 TILE_ACCELERATOR = 4096
 
-# Sweeps whose tiles fit into this many bytes keep them for the backward pass instead of computing them again. More would not
-# stay in the cache, and memory that is new to the process costs more than the products.
-KEEP_BYTES = 4 * 2**20
+# Sweeps whose tiles fit into this many bytes keep them for the backward pass instead of computing them again.
+KEEP_BYTES = 16 * 2**20
 
 # Scratch memory on the host stays with its thread: handed back after every sweep, it would be new again in the next.
 _host_scratch = threading.local()
@@ -28,9 +28,9 @@ _host_scratch = threading.local()
 GRAIN = 32
 
 
-def tile_size(rows: int, columns: int, device: torch.device, parts: int = 1) -> int:
+def tile_size(rows: int, columns: int, device: torch.device, symmetric: bool, parts: int = 1) -> int:
     """Rows and columns of a tile of a matrix that is visited in so many parts."""
-    on_host = SINGLE_TILE_CPU if max(rows, columns) <= SINGLE_TILE_CPU else TILE_CPU
+    on_host = SINGLE_TILE_CPU if max(rows, columns) <= SINGLE_TILE_CPU and not symmetric else TILE_CPU
     size = on_host if device.type == "cpu" else TILE_ACCELERATOR
     if parts == 1:
         return size
@@ -45,13 +45,6 @@ def tiles_numel(rows: int, columns: int, size: int, symmetric: bool) -> int:
         return rows * columns
     strips, rest = rows // size, rows % size
     return size * (strips * rows - size * (strips * (strips - 1) // 2)) + rest * rest
-
-
-@lru_cache(maxsize=64)
-def regular_ids(rows: int, group: int) -> Tensor:
-    """(rows,) ids 0, 0, ..., 1, 1, ..., each ``group`` times, on the host; not to be written to."""
-    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward pass later on
-        return torch.arange(rows) // group
 
 
 class Tiles:
@@ -73,7 +66,7 @@ class Tiles:
     ) -> None:
         self.x, self.keys, self.symmetric = x, x if keys is None else keys, keys is None
         self.part, self.parts = part
-        self.size = tile_size(x.shape[0], self.keys.shape[0], x.device, self.parts)
+        self.size = tile_size(x.shape[0], self.keys.shape[0], x.device, self.symmetric, self.parts)
         if self.symmetric:
             ids = key_ids = regular_ids(x.shape[0], 1) if ids is None else ids
         paired = ids is not None and key_ids is not None
@@ -89,9 +82,10 @@ class Tiles:
             return 0
         rows = self.ids.shape[0]
         group = rows // max(int(self.ids[-1]) + 1, 1)
-        if group == 0 or self.size % group or rows % group or not torch.equal(self.ids, regular_ids(rows, group)):
+        if group == 0 or self.size % group or rows % group:
             return 0
-        return group if self.key_ids is self.ids or torch.equal(self.key_ids, self.ids) else 0
+        regular = regular_ids(rows, group)
+        return group if all(ids is regular or torch.equal(ids, regular) for ids in (self.ids, self.key_ids)) else 0
 
     def _ranges(self, ids: Tensor | None) -> list[tuple[int, int]] | None:
         """Smallest and largest id of each tile; None where the host cannot know them without waiting, or need not."""
@@ -141,14 +135,13 @@ class Tiles:
         return torch.addmm(out, a, b.T, beta=0, alpha=scale, out=out)
 
     def room(self, kept: Tensor, rows: slice, columns: slice) -> Tensor:
-        """The place of a tile in the storage of a sweep that keeps its tiles: strips of rows one after the other."""
+        """The place of a tile in the storage of a sweep that keeps its tiles: one after the other, strip by strip."""
         n, m = self.x.shape[0], self.keys.shape[0]
         first = rows.start if self.symmetric else 0
-        offset = tiles_numel(n, m, self.size, self.symmetric) - tiles_numel(
-            n - rows.start, m - first, self.size, self.symmetric
-        )
-        strip = kept.narrow(0, offset, (rows.stop - rows.start) * (m - first)).view(-1, m - first)
-        return strip[:, columns.start - first : columns.stop - first]
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        offset = height * (columns.start - first) + tiles_numel(n, m, self.size, self.symmetric)
+        offset -= tiles_numel(n - rows.start, m - first, self.size, self.symmetric)
+        return kept[offset : offset + height * width].view(height, width)
 
     def scratch(self, number: int, height: int, width: int) -> Tensor:
         """Scratch memory for a tile; each ``number`` is one buffer, reused from tile to tile."""

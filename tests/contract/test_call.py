@@ -88,7 +88,7 @@ def test_backends_agree(configuration: Configuration, normalize: str | bool, tra
         for _ in range(2):
             loss = batch.call(loss_fn)
         found.append((loss, *gradients(loss, batch)))
-    assert_same(*found)
+    assert_same(*found, logit=200.0 if normalize is False else 10.0)  # squares of lengths reach 19, over a temperature of 0.1
 
 
 @pytest.mark.parametrize("configuration", [c for c in STATELESS if not c.draws], ids=str)
