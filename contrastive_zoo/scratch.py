@@ -6,21 +6,18 @@ matrix products. So blocks whose tensors are gone wait here for the next step.
 
 import weakref
 from collections import defaultdict, deque
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-
-Block = NDArray[np.uint8]
 
 # Smaller blocks stay with the allocator, which does not hand them back either.
 SMALLEST = 2**19
 # Larger ones are in use for much longer than it takes to get them.
 LARGEST = 2**24
 
-# Two blocks of each power of two wait at most, 64 MiB together; of a power that is never asked for there is none.
-_waiting: defaultdict[int, deque[Block]] = defaultdict(lambda: deque(maxlen=2))
+# NumPy arrays of bytes, by size: at most two of each power of two, 63 MiB together, and none of a power nobody asks for.
+_waiting: defaultdict[int, deque[Any]] = defaultdict(lambda: deque(maxlen=2))
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:

@@ -85,7 +85,7 @@ class BatchSampler(Sampler[list[int]], ABC):
     def __len__(self) -> int:
         """Batches in an epoch."""
 
-    def generator(self) -> np.random.Generator:
+    def generator(self) -> "np.random.Generator":
         """Draws of this epoch."""
         return np.random.default_rng([self.seed, self.epoch])
 

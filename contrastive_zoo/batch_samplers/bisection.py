@@ -12,7 +12,7 @@ from contrastive_zoo.registry import batch_samplers
 AXIS_ROWS, AXIS_STEPS = 16_384, 10
 
 
-def principal_axis(rows: Tensor, generator: np.random.Generator) -> Tensor:
+def principal_axis(rows: Tensor, generator: "np.random.Generator") -> Tensor:
     """Direction (D,) of the largest variance, by power iteration on a sample of the rows."""
     if len(rows) > AXIS_ROWS:
         rows = rows[torch.from_numpy(generator.choice(len(rows), AXIS_ROWS, replace=False))]
@@ -23,7 +23,7 @@ def principal_axis(rows: Tensor, generator: np.random.Generator) -> Tensor:
     return axis
 
 
-def inertial_blocks(rows: Tensor, batch_size: int, k: int, generator: np.random.Generator) -> list[Positions]:
+def inertial_blocks(rows: Tensor, batch_size: int, k: int, generator: "np.random.Generator") -> list[Positions]:
     """Rows in blocks of at most k batches, by cutting parts across their principal axis into halves of whole batches.
 
     Args:
@@ -75,7 +75,7 @@ class BisectionBatches(BlockBatches):
         [[0, 2, 4, 6], [1, 3, 5, 7]]
     """
 
-    def blocks(self, z1: Tensor, z2: Tensor, positions: Positions, generator: np.random.Generator) -> list[Positions]:
+    def blocks(self, z1: Tensor, z2: Tensor, positions: Positions, generator: "np.random.Generator") -> list[Positions]:
         """See `BlockBatches.blocks`."""
         rows = torch.from_numpy(positions)
         return [positions[block] for block in inertial_blocks(z1[rows] + z2[rows], self.batch_size, self.k, generator)]

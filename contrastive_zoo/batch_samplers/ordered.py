@@ -146,7 +146,7 @@ class OrderedBatches(SelectedBatches):
     def __len__(self) -> int:
         return self.candidates // self.k * self.q
 
-    def select(self, z1: Tensor, z2: Tensor, generator: np.random.Generator) -> Positions:
+    def select(self, z1: Tensor, z2: Tensor, generator: "np.random.Generator") -> Positions:
         """See `SelectedBatches.select`."""
         order = generator.permutation(self.num_samples)[: self.candidates * self.batch_size]
         candidates = order.reshape(self.candidates, self.batch_size)

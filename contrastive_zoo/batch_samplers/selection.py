@@ -27,7 +27,7 @@ class SelectedBatches(CutBatches):
     _coming: Tensor | None = None
 
     @abstractmethod
-    def select(self, z1: Tensor, z2: Tensor, generator: np.random.Generator) -> Positions:
+    def select(self, z1: Tensor, z2: Tensor, generator: "np.random.Generator") -> Positions:
         """Samples of all batches, batch after batch, given finite features (num_samples, D) in the order of the data set."""
 
     def refresh(self, z1: Tensor, z2: Tensor, index: Tensor) -> None:
@@ -96,7 +96,7 @@ class SelectedBatches(CutBatches):
         visited = generator.permutation(selected[:whole].reshape(-1, self.batch_size)).reshape(-1)
         return np.concatenate([visited, selected[whole:]])
 
-    def _random(self, generator: np.random.Generator) -> Positions:
+    def _random(self, generator: "np.random.Generator") -> Positions:
         if self.epoch > 0:
             raise RuntimeError(
                 f"{type(self).__name__} has had no features before epoch {self.epoch}; only the first epoch can do without. "
@@ -121,10 +121,10 @@ class SelectedPartition(SelectedBatches, Partition):
     """
 
     @abstractmethod
-    def part(self, z1: Tensor, z2: Tensor, positions: Positions, generator: np.random.Generator) -> Positions:
+    def part(self, z1: Tensor, z2: Tensor, positions: Positions, generator: "np.random.Generator") -> Positions:
         """The given positions, a multiple of batch_size in random order, batch after batch; z1 and z2 are rows of length 1."""
 
-    def select(self, z1: Tensor, z2: Tensor, generator: np.random.Generator) -> Positions:
+    def select(self, z1: Tensor, z2: Tensor, generator: "np.random.Generator") -> Positions:
         """See `SelectedBatches.select`."""
         positions = generator.permutation(self.num_samples)
         whole = self.num_samples // self.batch_size * self.batch_size

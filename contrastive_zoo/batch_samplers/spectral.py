@@ -192,10 +192,10 @@ class BlockBatches(SelectedPartition):
         self.temperature = check_number("temperature", temperature, low=0, open_low=True)
 
     @abstractmethod
-    def blocks(self, z1: Tensor, z2: Tensor, positions: Positions, generator: np.random.Generator) -> list[Positions]:
+    def blocks(self, z1: Tensor, z2: Tensor, positions: Positions, generator: "np.random.Generator") -> list[Positions]:
         """The positions in blocks of at most k whole batches."""
 
-    def part(self, z1: Tensor, z2: Tensor, positions: Positions, generator: np.random.Generator) -> Positions:
+    def part(self, z1: Tensor, z2: Tensor, positions: Positions, generator: "np.random.Generator") -> Positions:
         """See `SelectedPartition.part`."""
         blocks = self.blocks(z1, z2, positions, generator)
         with _one_thread():
@@ -236,7 +236,7 @@ class SpectralBatches(BlockBatches):
         [[0, 2, 4, 6], [1, 3, 5, 7]]
     """
 
-    def blocks(self, z1: Tensor, z2: Tensor, positions: Positions, generator: np.random.Generator) -> list[Positions]:
+    def blocks(self, z1: Tensor, z2: Tensor, positions: Positions, generator: "np.random.Generator") -> list[Positions]:
         """See `BlockBatches.blocks`."""
         size = self.k * self.batch_size
         return np.split(positions, list(range(size, len(positions), size)))
