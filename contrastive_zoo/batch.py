@@ -146,6 +146,10 @@ class Batch:
         """(B, D) rows of every view."""
         return self.x.view(self.size, self.views, -1).unbind(1)
 
+    def by_view(self) -> Tensor:
+        """(V, B, D) the rows of each view as a set of their own."""
+        return self.x.view(self.size, self.views, -1).transpose(0, 1)
+
     def per_view(self, values: Tensor) -> Tensor:
         """(B * V,) values per row as (B, V)."""
         return values.view(self.size, self.views)

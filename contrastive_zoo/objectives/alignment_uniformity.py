@@ -53,7 +53,7 @@ def alignment_uniformity(batch: Batch, *, alpha: float = 2.0, t: float = 2.0, we
     """
     alignment = _alignment(batch, alpha)
     pairs = batch.negatives_count(views=1).sum()
-    potentials = torch.stack([_log_potential(batch, rows, t) for rows in batch.each_view()]).mean()
+    potentials = _log_potentials(batch, t).mean()
     uniformity = torch.where(pairs > 0, potentials - pairs.clamp_min(1).to(potentials.dtype).log(), 0)
     batch.diagnostics["alignment"], batch.diagnostics["uniformity"] = alignment.detach(), uniformity.detach()
     return torch.where(pairs > 0, alignment + weight * uniformity, 0)
@@ -61,16 +61,22 @@ def alignment_uniformity(batch: Batch, *, alpha: float = 2.0, t: float = 2.0, we
 
 def _alignment(batch: Batch, alpha: float) -> Tensor:
     """Mean power of the distance between the views of a sample."""
-    squares = (batch.view(0) - batch.view(1)).square().sum(1)
+    a, b = batch.each_view()
+    squares = (a - b).square().sum(1)
     apart = squares > torch.finfo(squares.dtype).eps ** 2
     return torch.where(apart, torch.where(apart, squares, 1).pow(alpha / 2), 0).mean()
 
 
-def _log_potential(batch: Batch, rows: Tensor, t: float) -> Tensor:
-    """Logarithm of the sum of exp(-t d^2) over ordered pairs of samples of a view."""
-    ids = batch.sample_ids
+def _log_potentials(batch: Batch, t: float) -> Tensor:
+    """(2,) logarithm of the sum of exp(-t d^2) over ordered pairs of samples of each view."""
     if batch.pairs.unit_rows:
-        return masked_logsumexp(batch.pairs.logsumexp(rows, scale=2 * t, ids=ids)) - 2 * t
+        return masked_logsumexp(batch.pairs.logsumexp(batch.by_view(), scale=2 * t, ids=batch.sample_ids)) - 2 * t
+    return torch.stack([_log_potential(batch, rows, t) for rows in batch.each_view()])
+
+
+def _log_potential(batch: Batch, rows: Tensor, t: float) -> Tensor:
+    """The same for one view, with rows of any length."""
+    ids = batch.sample_ids
     # -t |x - k|^2 = 4t <(x, 1), (k, -|k|^2/2)> / 2 - t |x|^2; halved, rows in the unit ball stay there.
     squares = rows.square().sum(1, keepdim=True)
     anchors, keys = (torch.cat([rows, extra], 1) / 2**0.5 for extra in (torch.ones_like(squares), -squares / 2))

@@ -38,7 +38,6 @@ def dhel(batch: Batch, *, temperature: Tensor | float = 0.3, both_views: bool = 
         >>> zoo.get_loss("dhel", temperature=1.0)(z, z)
         tensor(0.3863)
     """
-    loss = -batch.positive_similarity()[:, 0] / temperature
-    for rows in batch.each_view()[: 2 if both_views else 1]:
-        loss = loss + batch.pairs.logsumexp(rows, scale=1 / temperature, ids=batch.sample_ids)
-    return loss[:, None]
+    views = batch.by_view() if both_views else batch.by_view()[:1]
+    energies = batch.pairs.logsumexp(views, scale=1 / temperature, ids=batch.sample_ids)  # (2, B) or (1, B)
+    return energies.sum(0)[:, None] - batch.positive_similarity() / temperature

@@ -73,14 +73,14 @@ def kcl(batch: Batch, *, kernel: str = "gaussian", t: float = 2.0, gamma: float 
     alignment_kernel, energy_kernel, factor = FORMS[kernel]
     alignment = _alignment(batch, alignment_kernel, 2.0 if kernel == "gaussian_riesz" else t)
     pairs = batch.negatives_count(views=1).sum()
-    ids, views = batch.sample_ids, batch.each_view()
-    energies = [batch.pairs.kernel_sum(rows, kernel=energy_kernel, parameter=t, ids=ids).sum() for rows in views]
-    energy = torch.stack(energies).sum() / pairs.clamp_min(1)
+    sums = batch.pairs.kernel_sum(batch.by_view(), kernel=energy_kernel, parameter=t, ids=batch.sample_ids)  # (2, B)
+    energy = sums.sum() / pairs.clamp_min(1)
     batch.diagnostics["alignment"], batch.diagnostics["energy"] = alignment.detach(), energy.detach()
     return torch.where(pairs > 0, -2 * alignment + gamma * factor * energy, 0)
 
 
 def _alignment(batch: Batch, kernel: str, t: float) -> Tensor:
     """Mean kernel of the distance between the views of a sample."""
-    distances = (batch.view(0) - batch.view(1)).square().sum(1)
+    a, b = batch.each_view()
+    distances = (a - b).square().sum(1)
     return get_kernel(kernel).value(distances.clamp_min(torch.finfo(distances.dtype).eps), t).mean()

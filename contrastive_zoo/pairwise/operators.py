@@ -13,15 +13,20 @@ from contrastive_zoo.pairwise.tiles import KEEP_BYTES, tile_size, tiles_numel
 
 
 def _numel(x: Tensor, keys: Tensor | None, part: Sequence[int]) -> int:
-    """Entries of all the tiles of a sweep, of its other parts too."""
-    rows = x.shape[0]
+    """Entries of all the tiles of a sweep over one set of rows, of its other parts too."""
+    rows = x.shape[-2]
     columns = rows if keys is None else keys.shape[0]
     return tiles_numel(rows, columns, tile_size(rows, columns, x.device, keys is None, part[1]), keys is None)
 
 
 def keeps_tiles(x: Tensor, keys: Tensor | None, part: Sequence[int]) -> bool:
     """Whether a sweep is small enough to keep its tiles for the backward pass."""
-    return _numel(x, keys, part) * x.element_size() <= KEEP_BYTES
+    return len(sets(x)) * _numel(x, keys, part) * x.element_size() <= KEEP_BYTES
+
+
+def sets(x: Tensor) -> tuple[Tensor, ...]:
+    """The sets of rows that are swept each by itself: of (G, N, D) rows there are G."""
+    return x.unbind() if x.dim() == 3 else (x,)
 
 
 @operator(
@@ -41,13 +46,18 @@ def logsumexp(
     keep: bool,
     part: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, columns (empty unless ``both``), and the kept tiles (empty unless ``keep``)."""
-    kept = scratch.empty(x, _numel(x, keys, part) if keep else 0)
+    """Rows (K, N) or (K, G, N), columns (empty unless ``both``), and the kept tiles of each set (empty unless ``keep``)."""
+    each = sets(x)
+    kept = scratch.empty(x, len(each), _numel(x, keys, part) if keep else 0)
     with without_autocast(x):
-        sums = tiled.logsumexp_forward(
-            x, keys, scale, ids, key_ids, both, norm_bound, kept if keep else None, (part[0], part[1])
-        )
-    return *sums, kept
+        sums = [
+            tiled.logsumexp_forward(
+                rows, keys, scale, ids, key_ids, both, norm_bound, room if keep else None, (part[0], part[1])
+            )
+            for rows, room in zip(each, kept.unbind(), strict=True)
+        ]
+    rows, columns = sums[0]
+    return rows if x.dim() == 2 else torch.stack([rows for rows, _ in sums], 1), columns, kept
 
 
 @logsumexp.register_fake
@@ -62,9 +72,9 @@ def _(
     keep: bool,
     part: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kept = x.new_empty(_numel(x, keys, part) if keep else 0)
+    kept = x.new_empty(len(sets(x)), _numel(x, keys, part) if keep else 0)
     columns = x.new_empty(0) if keys is None else x.new_empty(scale.shape[0], keys.shape[0] if both else 0)
-    return x.new_empty(scale.shape[0], x.shape[0]), columns, kept
+    return x.new_empty(scale.shape[0], *x.shape[:-1]), columns, kept
 
 
 @operator(
@@ -91,25 +101,31 @@ def logsumexp_backward(
     part: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, keys (empty unless needed) and scale (zero unless needed)."""
+    grad_x, grad_scale = torch.zeros_like(x), torch.zeros_like(scale)
+    several = x.dim() == 3
     with without_autocast(x):
-        grad_x, grad_keys, grad_scale = tiled.logsumexp_backward(
-            grad_rows,
-            grad_columns,
-            rows,
-            columns,
-            x,
-            keys,
-            scale,
-            ids,
-            key_ids,
-            both,
-            norm_bound,
-            kept if kept.numel() else None,
-            needs_keys,
-            needs_scale,
-            (part[0], part[1]),
-        )
-    return grad_x, grad_keys, grad_scale.to(scale)
+        for number, (of_set, grad_set) in enumerate(zip(sets(x), sets(grad_x), strict=True)):
+            grad_keys, grad = tiled.logsumexp_backward(
+                grad_rows[:, number] if several else grad_rows,
+                grad_columns,
+                rows[:, number] if several else rows,
+                columns,
+                of_set,
+                keys,
+                scale,
+                ids,
+                key_ids,
+                both,
+                norm_bound,
+                kept[number] if kept.numel() else None,
+                needs_keys,
+                needs_scale,
+                (part[0], part[1]),
+                grad_set,
+            )
+            if needs_scale:
+                grad_scale += grad
+    return grad_x, grad_keys, grad_scale
 
 
 @logsumexp_backward.register_fake

@@ -25,7 +25,8 @@ def logsumexp(
     $$\text{out}_i = \log \sum_{j : \text{id}_j \ne \text{id}_i} \exp(\text{scale}_i \langle x_i, k_j \rangle)$$
 
     Args:
-        x: (N, D) rows, float32 or float64; half precision is computed in float32.
+        x: (N, D) rows, float32 or float64; half precision is computed in float32. Or (G, N, D), without keys: G sets of rows,
+            each by itself, with the same ids and scale.
         keys: (M, D) keys; the rows themselves if None, and then each pair of rows is visited once.
         scale: One number, a 0-dim tensor or a (N,) tensor with a scale per row; or a tuple of K numbers or 0-dim tensors,
             all served by one sweep. Tensors get a gradient.
@@ -37,7 +38,7 @@ def logsumexp(
             the whole. Of "tiled" only.
 
     Returns:
-        (N,), or (K, N) for K scales. A row without keys gives -inf and gets no gradient.
+        (N,), or (K, N) for K scales; (G, N) or (K, G, N) for G sets. A row without keys gives -inf and gets no gradient.
 
     Raises:
         ValueError: Shapes, devices, an unknown backend or one that has no parts.
@@ -151,10 +152,12 @@ def kernel_sum(
     $$\text{out}_i = \sum_{j : \text{id}_j \ne \text{id}_i} k_t(\lVert x_i - x_j \rVert^2)$$
 
     with $k_t(d^2)$ = $e^{-t d^2}$ (gaussian), $-\log(1 + t d^2)$ (log), $t / \sqrt{t^2 + d^2}$ (imq), $d^{-t}$ for $t > 0$ and
-    $-d^{-t}$ for $t < 0$ (riesz). Squared distances are floored at the resolution of the dtype, without gradient below it.
+    $-d^{-t}$ for $t < 0$ (riesz). Squared distances are floored at the resolution of the dtype, without gradient below it;
+    the gaussian of unit rows has no need of that.
 
     Args:
-        x: (N, D) rows, float32 or float64; half precision is computed in float32.
+        x: (N, D) rows, float32 or float64; half precision is computed in float32. Or (G, N, D): G sets of rows, each by itself,
+            with the same ids.
         kernel: "gaussian", "log", "imq" or "riesz".
         parameter: The t of the kernel.
         ids: (N,) integers; one id per row by default.
@@ -163,7 +166,7 @@ def kernel_sum(
         part: (p, P) sums over part p of P of the pairs, as for `logsumexp`; the sum over all parts is the whole.
 
     Returns:
-        (N,); 0 for a row without others.
+        (N,), or (G, N) for G sets; 0 for a row without others.
 
     Raises:
         ValueError: Shapes, an unknown kernel or backend, one that has no parts, or a parameter outside the kernel's range.
@@ -177,18 +180,30 @@ def kernel_sum(
     """
     backend = choose_backend(backend)
     _check_part(part, backend)
-    check_features("x", x, (2,))
+    check_features("x", x, (2, 3))
     check_choice("kernel", kernel, KERNEL_NAMES)
     check_number("parameter", parameter)
     if not get_kernel(kernel).valid(parameter):
         raise ValueError(f"the {kernel} kernel wants {get_kernel(kernel).wanted}, got t = {parameter!r}.")
     if ids is not None:
-        check_integers("ids", ids, len(x))
+        check_integers("ids", ids, x.shape[-2])
     x = _computed(x)
+    if kernel == "gaussian" and unit_rows:
+        # exp(-t d2) of unit rows is exp(2 t s) over exp(2 t), and that sum can keep its tiles.
+        stacked, _ = _check_scale(2.0 * parameter, x)
+        logarithms, _ = _logsumexp(x, None, stacked, ids, None, False, 1.01, backend, part)
+        return (logarithms[0] - 2 * parameter).exp()
+    sums = [_kernel_sum(rows, kernel, float(parameter), ids, unit_rows, backend, part) for rows in operators.sets(x)]
+    return sums[0] if x.dim() == 2 else torch.stack(sums)
+
+
+def _kernel_sum(
+    x: Tensor, kernel: str, parameter: float, ids: Tensor | None, unit_rows: bool, backend: str, part: tuple[int, int]
+) -> Tensor:
     squared_norms = None if unit_rows else x.square().sum(1)
     if backend == "dense":
         return dense.kernel_sum(x, squared_norms, ids, kernel, parameter)
-    return operators.kernel_sum(x, squared_norms, ids, kernel, float(parameter), part)
+    return operators.kernel_sum(x, squared_norms, ids, kernel, parameter, part)
 
 
 def _check_part(part: tuple[int, int], backend: str) -> None:
@@ -339,8 +354,8 @@ def _check_scale(scale: float | Tensor | tuple[float | Tensor, ...], x: Tensor) 
             :, None
         ], False
     tensor = scale if isinstance(scale, Tensor) else torch.tensor(float(scale), dtype=torch.float64)
-    if tensor.dim() > 1 or (tensor.dim() == 1 and len(tensor) != len(x)):
-        raise ValueError(f"scale must be a number or hold one per row, ({len(x)},), got shape {shape(tensor)}.")
+    if tensor.dim() > 1 or (tensor.dim() == 1 and len(tensor) != x.shape[-2]):
+        raise ValueError(f"scale must be a number or hold one per row, ({x.shape[-2]},), got shape {shape(tensor)}.")
     return (tensor[None, :] if tensor.dim() else tensor.reshape(1, 1)), True
 
 
@@ -357,8 +372,10 @@ def _logsumexp(
 ) -> tuple[Tensor, Tensor]:
     backend = choose_backend(backend)
     _check_part(part, backend)
-    x, keys = _check_rows(x, keys, ids, key_ids)
+    x, keys = _check_rows(x, keys, ids, key_ids, (2, 3) if keys is None else (2,))
     if backend == "dense":
+        if x.dim() == 3:
+            return torch.stack([dense.logsumexp(rows, None, scale, ids, None, False)[0] for rows in x.unbind()], 1), x[:0]
         return dense.logsumexp(x, keys, scale, ids, key_ids, both)
     differentiable = any(t is not None and t.requires_grad for t in (x, keys, scale)) and torch.is_grad_enabled()
     keep = differentiable and operators.keeps_tiles(x, keys, part)
@@ -377,11 +394,13 @@ def _check_affine(scale: float | Tensor, bias: float | Tensor, x: Tensor) -> tup
     return scale, bias.to(x).expand(len(x))
 
 
-def _check_rows(x: Tensor, keys: Tensor | None, ids: Tensor | None, key_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _check_rows(
+    x: Tensor, keys: Tensor | None, ids: Tensor | None, key_ids: Tensor | None, dims: tuple[int, ...] = (2,)
+) -> tuple[Tensor, Tensor | None]:
     """Rows and keys in the precision of the computation."""
-    check_features("x", x, (2,))
+    check_features("x", x, dims)
     if ids is not None:
-        check_integers("ids", ids, len(x))
+        check_integers("ids", ids, x.shape[-2])
     if keys is None and key_ids is not None:
         raise ValueError("key_ids was given without keys: rows that are their own keys have ids only.")
     if keys is not None:

@@ -31,14 +31,14 @@ def logsumexp_with_mean(
     with without_autocast(x):
         tiles = Tiles(x, keys, ids, key_ids)
         shift = torch.zeros_like(scale) if _is_bounded(scale, norm_bound, x.dtype) else _largest_logits(tiles, scale)
-        total, weighted, ones = torch.zeros_like(scale), torch.zeros_like(scale), scale.new_ones(tiles.size)
+        total, weighted = torch.zeros_like(scale), torch.zeros_like(scale)
         for i, j in tiles:
             products = tiles.products(i, j, None)
             for rows, by_row in _directions(tiles, i, j):
                 e = _logits(tiles, products, scale * LOG2_E, -shift * LOG2_E, rows, by_row).exp2_()
                 e = _oriented(tiles.exclude(e, i, j, 0), by_row)
-                total[rows].addmv_(e, ones[: e.shape[1]])
-                weighted[rows].addmv_(e.mul_(_oriented(products, by_row)), ones[: e.shape[1]])
+                total[rows] += e.sum(1)
+                weighted[rows] += e.mul_(_oriented(products, by_row)).sum(1)
         empty = total == 0
         return total.log() + shift, torch.where(empty, 0, weighted / torch.where(empty, 1, total))
 

@@ -51,12 +51,12 @@ def logsumexp_backward(
     needs_keys: bool,
     needs_scale: bool,
     part: tuple[int, int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, keys and scale; the last two are empty where they are not needed."""
+    grad_x: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Adds the gradient of x to grad_x; returns those of keys, empty, and scale, zero, where they are not needed."""
     tiles = Tiles(x, keys, ids, key_ids, part)
     if tiles.symmetric:
         columns, grad_columns = rows, grad_rows
-    grad_x = torch.zeros_like(x)
     grad_keys = grad_x if tiles.symmetric else torch.zeros_like(tiles.keys) if needs_keys else None
     on_rows, on_columns = (grad_rows, rows), (grad_columns, columns)
     if scales := _bounded_scales(tiles, scale, norm_bound):
@@ -67,7 +67,7 @@ def logsumexp_backward(
         grad_scale = torch.zeros_like(scale)
     elif scale.shape[1] == 1:
         grad_scale = grad_scale.sum(1, keepdim=True)
-    return grad_x, x.new_empty(0) if tiles.symmetric or grad_keys is None else grad_keys, grad_scale
+    return x.new_empty(0) if tiles.symmetric or grad_keys is None else grad_keys, grad_scale
 
 
 def _bounded_scales(tiles: Tiles, scale: Tensor, norm_bound: float) -> list[float]:
@@ -84,14 +84,13 @@ def _bounded_scales(tiles: Tiles, scale: Tensor, norm_bound: float) -> list[floa
 def _bounded_forward(tiles: Tiles, scales: list[float], both: bool, kept: Tensor | None) -> tuple[Tensor, Tensor]:
     rows = tiles.x.new_zeros(len(scales), tiles.x.shape[0])
     columns = rows if tiles.symmetric else rows.new_zeros(len(scales), tiles.keys.shape[0] if both else 0)
-    ones = rows.new_ones(max(tiles.x.shape[0], tiles.keys.shape[0]))
     for i, j in tiles:
         products = tiles.products(i, j, kept, _before_exponential(scales))
         for k in range(len(scales)):
             e = _exponential(tiles, products, scales, k, i, j)
-            rows[k, i].addmv_(e, ones[: e.shape[1]])
+            rows[k, i] += e.sum(1)
             if both or tiles.mirrored(i, j):
-                columns[k, j].addmv_(e.T, ones[: e.shape[0]])
+                columns[k, j] += e.sum(0)
     return rows.log_(), rows.new_empty(0) if tiles.symmetric else columns.log_()
 
 

@@ -16,7 +16,8 @@ IDS, KEY_IDS = torch.arange(4), torch.arange(3)
     [
         (TypeError, "x must be a tensor", {"x": [[1.0]]}),
         (TypeError, r"x must hold floating-point features, got torch.int64.*\.float\(\)", {"x": X.long()}),
-        (ValueError, r"x must be \(rows, features\), got shape \(4,\)", {"x": X[0]}),
+        (ValueError, r"x must be \(rows, features\) or three-dimensional, got shape \(4,\)", {"x": X[0]}),
+        (ValueError, r"x must be \(rows, features\), got shape \(1, 4, 4\)", {"x": X[None], "keys": KEYS}),
         (ValueError, "x is empty", {"x": X[:0]}),
         (ValueError, "keys is empty", {"keys": KEYS[:0]}),
         (ValueError, r"same width and dtype, got \(4, 4\) torch.float32 and \(3, 2\)", {"keys": KEYS[:, :2]}),

@@ -77,3 +77,18 @@ def test_half_precision_is_computed_in_float32(engine: str, dtype: torch.dtype) 
     x = rows(63, 7, dtype=dtype)
     value, reference = (pairwise.kernel_sum(r, kernel="log", parameter=2.0, backend=engine) for r in (x, x.float()))
     assert torch.equal(value, reference)
+
+
+@pytest.mark.parametrize("unit", [True, False], ids=["unit rows", "any rows"])
+@pytest.mark.parametrize("kernel", ["gaussian", "imq"])
+def test_sets_of_rows_are_by_themselves(kernel: str, unit: bool, engine: str) -> None:
+    x = rows(62, 7, unit=unit).view(31, 2, 7).transpose(0, 1)
+
+    def sums(x: Tensor) -> Tensor:
+        return pairwise.kernel_sum(x, kernel=kernel, parameter=0.5, ids=ids_of_views(31), unit_rows=unit, backend=engine)
+
+    together, each = sums(x), torch.stack([sums(one) for one in x.unbind()])
+    assert_close(together, each, "sums")
+    upstream = weights(2, 31)
+    (found,), (wanted,) = torch.autograd.grad(together, x, upstream), torch.autograd.grad(each, x, upstream)
+    assert_close(found, wanted, "gradient of rows")

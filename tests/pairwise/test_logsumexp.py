@@ -215,3 +215,21 @@ def test_extreme_logits(scale: float, engine: str) -> None:
     assert_close(value, oracle.logsumexp(x.double(), x.double(), scale, range(4), range(4)), "value", logit=scale)
     (gradient,) = torch.autograd.grad(value.sum(), x)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [10.0, 200.0, (10.0, 3.0)], ids=["bounded", "shifted", "two"])
+def test_sets_of_rows_are_by_themselves(engine: str, scale: float | tuple[float, float]) -> None:
+    """Views that lie next to each other in memory, as those of a batch do, against a call for each."""
+    together = rows(62, 7).view(31, 2, 7).transpose(0, 1)
+    ids = torch.arange(31) // 3
+    s = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    scales = s.unbind() if s.dim() else s
+    value = pairwise.logsumexp(together, scale=scales, ids=ids, backend=engine)
+    each = [pairwise.logsumexp(x, scale=scales, ids=ids, backend=engine) for x in together.unbind()]
+    expected = torch.stack(each, -2)
+    upstream = weights(*value.shape)
+    assert_close(value, expected, "value")
+    found = torch.autograd.grad(value, (together, s), upstream)
+    wanted = torch.autograd.grad(expected, (together, s), upstream)
+    assert_close(found[0], wanted[0], "gradient of rows", logit=200.0)
+    assert_close(found[1], wanted[1], "gradient of scale", logit=200.0)
