@@ -1,7 +1,7 @@
 """Features that an objective asks a user's encoder for, while the loss is being computed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +10,7 @@ from contrastive_zoo.checks import check_features, shape
 from contrastive_zoo.features import stack_views
 
 
-@dataclass(frozen=True)
-class Outside:
+class Outside(NamedTuple):
     """What features become rows by, and the autocast state that a user's encoder runs in: see `contrastive_zoo.batch.Encoding`.
 
     Attributes:

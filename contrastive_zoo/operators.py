@@ -19,11 +19,13 @@ SECOND_DERIVATIVE = (
 
 T = TypeVar("T")
 
+_NOTHING = nullcontext()
+
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Autocast off for the device of a tensor; where it is off already, nothing, which takes less time than asking for it."""
     device_type = x.device.type
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else _NOTHING
 
 
 def uncompiled(function: Callable[..., T], *arguments: Any) -> T:

@@ -81,7 +81,7 @@ class Tiles:
         if self.ids is None or self.key_ids is None or not self.ids.is_cpu or not self.key_ids.is_cpu or not self.x.is_cpu:
             return 0
         rows = self.ids.shape[0]
-        group = rows // max(int(self.ids[-1]) + 1, 1)
+        group = 2 if self.ids is regular_ids(rows, 2) else rows // max(int(self.ids[-1]) + 1, 1)
         if group == 0 or self.size % group or rows % group:
             return 0
         regular = regular_ids(rows, group)
