@@ -37,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "registry": {"batch", "checks", "objective"},
     "pairwise": {"checks", "logspace", "operators", "sample_ids", "scratch"},
     "samplers": {"batch", "checks", "logspace", "objective", "operators", "pairwise", "registry", "tables"},
-    "batch_samplers": {"checks", "features", "loss", "processes", "registry"},
+    "batch_samplers": {"checks", "features", "loss", "pairwise", "processes", "registry"},
     "objectives": {
         "batch",
         "bounded",

@@ -11,6 +11,13 @@ from torch.nn.functional import softplus
 
 from contrastive_zoo.checks import check_count, check_features, check_number, check_same
 from contrastive_zoo.features import HALF, stack_views
+from contrastive_zoo.pairwise.kernels import LOG2_E
+
+# Rows that are computed together.
+CHUNK = 128
+
+# Largest logarithm of a product of two exponentials that is a number.
+LOGIT_LIMIT = {torch.float32: 80.0, torch.float64: 700.0}
 
 
 def unit_rows(z: Tensor, name: str) -> Tensor:
@@ -59,11 +66,29 @@ def loss_graph(z1: Tensor, z2: Tensor, *, batch_size: int, temperature: float = 
 
 def affinity(u: Tensor, v: Tensor, batch_size: int, temperature: float) -> Tensor:
     """`loss_graph` of rows that have length 1."""
-    similarity = (u / temperature) @ v.T
-    positive = similarity.diagonal() - (math.log(batch_size - 1) if batch_size > 1 else -math.inf)
-    half = _log1p_exp(similarity - positive[:, None])
-    half += _log1p_exp(similarity - positive)
+    positive = torch.linalg.vecdot(u, v) / temperature
+    positive -= math.log(batch_size - 1) if batch_size > 1 else -math.inf
+    bounded = 2 * (2 / temperature + math.log(max(batch_size - 1, 1))) <= LOGIT_LIMIT[u.dtype]
+    one_direction = _bounded_rows if bounded else _rows
+    half = u.new_empty(len(u), len(u))
+    for rows in torch.arange(len(u)).split(CHUNK):  # what a chunk needs stays in the cache
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        half[part] = one_direction(u[part] / temperature, v, positive[part, None], positive)
     return half + half.T
+
+
+def _rows(anchors: Tensor, v: Tensor, own: Tensor, positive: Tensor) -> Tensor:
+    """log(1 + x) + log(1 + y), where x and y are the exponentials of the logits less the positive of the row or column."""
+    logits = anchors @ v.T
+    return _log1p_exp(logits - own).add_(_log1p_exp(logits - positive))
+
+
+def _bounded_rows(anchors: Tensor, v: Tensor, own: Tensor, positive: Tensor) -> Tensor:
+    """The same as log(1 + x + y + xy), where that cannot overflow: one exponential and one logarithm for both."""
+    e = ((LOG2_E * anchors) @ v.T).exp2_()
+    x = e * (-own).exp()
+    y = e.mul_((-positive).exp())
+    return torch.addcmul(x, x, y).add_(y).log1p_()
 
 
 def _log1p_exp(x: Tensor) -> Tensor:

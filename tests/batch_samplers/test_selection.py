@@ -236,7 +236,7 @@ def test_eigenvectors_span_what_lapack_finds(spread: float) -> None:
     matrix = vectors @ torch.diag(values.double()) @ vectors.T
     found = _leading_eigenvectors(matrix, 6, seed=1)
     assert torch.allclose(found.T @ found, torch.eye(6, dtype=torch.float64), atol=1e-9)
-    assert torch.allclose(found @ found.T, vectors[:, -6:] @ vectors[:, -6:].T, atol=1e-6)
+    assert torch.allclose(found @ found.T, vectors[:, -6:] @ vectors[:, -6:].T, atol=1e-4)
 
 
 @cases("sc_even*")
