@@ -228,14 +228,15 @@ class ISogCLR:
         return (tau * (u.log() + rho + (g - new) / u) - positive).mean() / self.temperature
 
 
-def emc2_expected(z1: Tensor, z2: Tensor, temperature: float = 0.1, burn_in: float = 0.5) -> Tensor:
+def emc2_expected(z1: Tensor, z2: Tensor, order: Tensor, temperature: float = 0.1, burn_in: float = 0.5) -> Tensor:
     """What EMC2 with a chain per row estimates on a first batch: the expectation over its draws, enumerated.
 
-    The rows of a sample are neighbours. Row a's chain has probability p_ab of being at row b; meeting row j it moves there
+    The rows of a sample are neighbours, and are met in the given order. Row a's chain has probability p_ab of being at row b; meeting row j it moves there
     with probability min(1, exp(l_aj - l_ab)). Value and gradient are joined: that of log mean exp, and of the kept pairs.
     """
-    z = F.normalize(torch.stack([z1, z2], 1).flatten(0, 1), dim=1)
-    rows, own = len(z), torch.eye(len(z1), dtype=torch.bool).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    views = F.normalize(torch.stack([z1, z2], 1), dim=2)
+    z, sample = views.flatten(0, 1)[order], order // 2
+    rows, own = len(z), sample[:, None] == sample
     logits = z @ z.T / temperature
     valid, burned = rows - 2, int(burn_in * (rows - 2))
     with torch.no_grad():
@@ -251,7 +252,7 @@ def emc2_expected(z1: Tensor, z2: Tensor, temperature: float = 0.1, burn_in: flo
             shares += at * ((seen > burned) & meets)[:, None] / (valid - burned)
     pairs = (shares * logits).sum(1)
     value = logits.detach().masked_fill(own, -torch.inf).logsumexp(1) - math.log(valid)
-    return (value + pairs - pairs.detach()).mean() - (z[::2] * z[1::2]).sum(1).mean() / temperature
+    return (value + pairs - pairs.detach()).mean() - (views[:, 0] * views[:, 1]).sum(1).mean() / temperature
 
 
 class EMC2:

@@ -77,11 +77,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--names", nargs="+", choices=names, default=names, help="objectives to measure (default: all)")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[256, 1024, 4096])
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each contestant at each size")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, which takes a process per figure")
     parser.add_argument("--quick", action="store_true", help="256 and 1024 pairs, one second each, no memory")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder of the result files")
     options = parser.parse_args()
     if options.quick:
-        options.batch_sizes, options.seconds = [256, 1024], 1.0
+        options.batch_sizes, options.seconds, options.no_memory = [256, 1024], 1.0, True
     return options
 
 
@@ -98,7 +99,7 @@ def main() -> None:
         print(f"\n{objective.title}", flush=True)
         losses = verified(objective)
         for batch_size in options.batch_sizes:
-            new = measure(objective, losses, batch_size, options.seconds, memory=not options.quick)
+            new = measure(objective, losses, batch_size, options.seconds, memory=not options.no_memory)
             rows, found = rows + new, found + bars(new)
             print(render_rows(new), flush=True)
             save(about, rows, found, options.output)

@@ -39,7 +39,7 @@ class Objective:
 
     The first peer in float64 is the reference. `sweep` says which products its bare sweep has: of the stacked views
     with themselves, of each view with itself, or of one view with the other. An objective that draws has an
-    `expectation` instead, the mean over its draws.
+    `expectation` instead, the mean over its draws for an order of rows.
     """
 
     title: str
@@ -47,7 +47,7 @@ class Objective:
     peers: tuple[Peer, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
     sweep: Literal["stacked", "views", "cross"] | None = None
-    expectation: Callable[[Tensor, Tensor], Tensor] | None = None
+    expectation: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     @property
     def contestants(self) -> dict[str, Peer]:

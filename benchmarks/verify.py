@@ -45,20 +45,25 @@ def _relative(value: float, true_value: float) -> float:
 
 
 def sampling_error(objective: Objective) -> tuple[float, float]:
-    """Relative error of the zoo's value, and distance of the mean of its drawn gradients to their expectation.
+    """Relative error of the zoo's value, and distance of the mean of its drawn gradients to their expectations.
 
-    The distance is in standard errors, the root mean square over the entries: about 1 if all is well.
+    A seed decides in which order rows are met; the expectation is over what else it decides. The distance is in standard errors, the root mean square over the entries: about 1 if all is well.
     """
+
+    from contrastive_zoo.samplers.chain import column_order
 
     def drawn(seed: int) -> Loss:
         loss = zoo_loss(objective.name, {**objective.params, "seed": seed}, num_samples=8)
         return lambda z1, z2, _: loss(z1, z2, torch.arange(8))
 
-    true_value, expected = value_and_gradient(lambda z1, z2, _: objective.expectation(z1, z2), 8, 1, torch.float64)
+    def expected(seed: int) -> Loss:
+        return lambda z1, z2, _: objective.expectation(z1, z2, column_order(16, seed, torch.tensor(0)))
+
     draws = [value_and_gradient(drawn(seed), 8, 1, torch.float32) for seed in range(DRAWS)]
-    gradients = torch.stack([gradient for _, gradient in draws])
-    distance = (gradients.mean(0) - expected).square().sum() / (gradients.var(0).sum() / DRAWS)
-    return max(_relative(value, true_value) for value, _ in draws), distance.sqrt().item()
+    truth = [value_and_gradient(expected(seed), 8, 1, torch.float64) for seed in range(DRAWS)]
+    errors = torch.stack([gradient - true for (_, gradient), (_, true) in zip(draws, truth, strict=True)])
+    distance = errors.mean(0).square().sum() / (errors.var(0).sum() / DRAWS)
+    return max(_relative(value, true) for (value, _), (true, _) in zip(draws, truth, strict=True)), distance.sqrt().item()
 
 
 def verify(objective: Objective, peer: Peer) -> None:
