@@ -231,8 +231,9 @@ class ISogCLR:
 def emc2_expected(z1: Tensor, z2: Tensor, order: Tensor, temperature: float = 0.1, burn_in: float = 0.5) -> Tensor:
     """What EMC2 with a chain per row estimates on a first batch: the expectation over its draws, enumerated.
 
-    The rows of a sample are neighbours, and are met in the given order. Row a's chain has probability p_ab of being at row b; meeting row j it moves there
-    with probability min(1, exp(l_aj - l_ab)). Value and gradient are joined: that of log mean exp, and of the kept pairs.
+    The rows of a sample are neighbours, and are met in the given order. Row a's chain has probability p_ab of being at row b;
+    meeting row j it moves there with probability min(1, exp(l_aj - l_ab)). Value and gradient are joined: that of log mean exp,
+    and of the kept pairs.
     """
     views = F.normalize(torch.stack([z1, z2], 1), dim=2)
     z, sample = views.flatten(0, 1)[order], order // 2

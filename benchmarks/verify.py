@@ -47,9 +47,9 @@ def _relative(value: float, true_value: float) -> float:
 def sampling_error(objective: Objective) -> tuple[float, float]:
     """Relative error of the zoo's value, and distance of the mean of its drawn gradients to their expectations.
 
-    A seed decides in which order rows are met; the expectation is over what else it decides. The distance is in standard errors, the root mean square over the entries: about 1 if all is well.
+    A seed decides in which order rows are met; the expectation is over what else it decides. The distance is in standard
+    errors, the root mean square over the entries: about 1 if all is well.
     """
-
     from contrastive_zoo.samplers.chain import column_order
 
     def drawn(seed: int) -> Loss:
