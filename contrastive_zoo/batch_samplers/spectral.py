@@ -28,6 +28,9 @@ KRYLOV_DEPTH = 11
 # Rounds of kernel k-means at most, and the relative gain of one below which there is no other.
 ROUNDS, GAIN = 4, 0.01
 
+# Logarithms of weights whose sums are numbers in float32.
+LOG_WEIGHT_LIMIT = 60.0
+
 
 def spectral_partition(z1: Tensor, z2: Tensor, *, batch_size: int, temperature: float = 0.1, seed: int = 0) -> Positions:
     """Rows in batches that cut few heavy edges of the loss graph.
@@ -60,7 +63,11 @@ def spectral_partition(z1: Tensor, z2: Tensor, *, batch_size: int, temperature: 
 
 
 def _normalised_adjacency(graph: Tensor) -> Tensor:
-    """D^-1/2 W D^-1/2 of the weights W = exp(graph) without self-loops; in log space, for weights may be beyond all floats."""
+    """D^-1/2 W D^-1/2 of the weights W = exp(graph) without self-loops; in log space where weights may be beyond all floats."""
+    if float(graph.max()) < LOG_WEIGHT_LIMIT:
+        weights = graph.mul(LOG2_E).exp2_().fill_diagonal_(0)
+        scale = weights.sum(1).rsqrt_()
+        return weights.mul_(scale[:, None]).mul_(scale)
     log_weights = graph.clone().fill_diagonal_(-torch.inf)
     half = log_weights.logsumexp(1) / 2
     return log_weights.sub_(half[:, None]).sub_(half).mul_(LOG2_E).exp2_()
