@@ -220,3 +220,9 @@ def test_sizes_of_gradients() -> None:
 def test_links_between_root_files_resolve(path: Path) -> None:
     broken = [link for link in RELATIVE_LINK.findall(path.read_text()) if not (path.parent / link).exists()]
     assert not broken
+
+
+def test_no_page_has_a_gap_that_was_to_be_filled_in() -> None:
+    for page in MARKDOWN:
+        gaps = re.findall(r"^(?:[A-Z]{3,}|.*\b(?:TODO|TBD|FIXME)\b.*)$", page.read_text(), re.MULTILINE)
+        assert not gaps, f"{page.name}: {gaps}"
