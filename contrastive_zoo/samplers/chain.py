@@ -169,7 +169,8 @@ class ChainSampler(NegativeSampler):
             uniform=batch.uniform,
         )
         state = torch.where(kept.state >= 0, there[kept.state.clamp_min(0)], -1)
-        return KeptStates(*(field[back] for field in kept._replace(state=state)))
+        similarity, share, _, log_score, log_mean, acceptance = (field[back] for field in kept)
+        return KeptStates(similarity, share, state[back], log_score, log_mean, acceptance)
 
     def _listing(
         self, batch: Batch, scale: Tensor, carried: Tensor, order: Tensor, state: Tensor

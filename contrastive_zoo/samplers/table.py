@@ -87,7 +87,7 @@ class TableSampler(NegativeSampler):
         weights = torch.where(in_batch, drawn.weights, 0)
         mean = embedding_bag(position, batch.x, per_sample_weights=weights, mode="sum")
         try:
-            mean = mean + self._remembered(batch, drawn._replace(weights=drawn.weights - weights))
+            mean = mean + self._remembered(batch, drawn.rows, drawn.weights - weights)
         except BaseException:  # whatever the encoder raised: a call that fails changes nothing
             self._put(batch, *before)
             raise
@@ -97,12 +97,12 @@ class TableSampler(NegativeSampler):
         diagnostics = {"in_batch_share": weights.sum(1).mean()}
         return Negatives(surrogate, log_mean, lambda: WeightedNegatives(drawn.rows, drawn.weights, in_batch), diagnostics)
 
-    def _remembered(self, batch: Batch, drawn: Draws) -> Tensor:
+    def _remembered(self, batch: Batch, rows: Tensor, weights: Tensor) -> Tensor:
         """(N, D) weighted sum of the negatives that are not in the batch; the others have weight 0."""
-        features, place = self.embeddings.rows.flatten(0, 1), drawn.rows.clamp_min(0)
+        features, place = self.embeddings.rows.flatten(0, 1), rows.clamp_min(0)
         if self.encode is not None:
-            features, place = encode_rows(batch, self.encode, torch.where(drawn.weights > 0, drawn.rows, -1))
-        return embedding_bag(place, features, per_sample_weights=drawn.weights.to(features), mode="sum").to(batch.x)
+            features, place = encode_rows(batch, self.encode, torch.where(weights > 0, rows, -1))
+        return embedding_bag(place, features, per_sample_weights=weights.to(features), mode="sum").to(batch.x)
 
     def _owners(self) -> Tensor:
         samples = torch.arange(len(self.visited), device=self.visited.device)
