@@ -101,7 +101,8 @@ class Batch:
     Attributes:
         x: (B * V, D) rows, normalised as asked for, the views of a sample next to each other.
         ids: (B * V,) sample of each row. Rows with equal ids are never negatives of each other.
-        sample_ids: (B,) the same per sample: the position in the batch at which it comes first.
+        sample_ids: (B,) the same per sample: the position in the batch at which it comes first. Both kinds of ids are shared
+            between batches and not to be written to.
         views: V.
         pair_similarity: (B, 1) inner product of the two views of each sample, (B, 0) if there are more.
         pairs: Sums over pairs of rows.

@@ -216,8 +216,9 @@ class Loss(nn.Module):
         check_device("z1", z1, "negatives", negatives)
         if negatives.shape[-1] != width or (negatives.dim() == 3 and len(negatives) != size):
             raise ValueError(f"negatives must have shape (M, {width}) or ({size}, M, {width}), got {shape(negatives)}.")
-        if negatives_index is not None and negatives_index.dtype not in INTEGERS:
-            raise TypeError(f"negatives_index must hold integers (torch.int64), got {negatives_index.dtype}.")
+        if negatives_index is not None and (not isinstance(negatives_index, Tensor) or negatives_index.dtype not in INTEGERS):
+            given = negatives_index.dtype if isinstance(negatives_index, Tensor) else type(negatives_index).__name__
+            raise TypeError(f"negatives_index must hold integers (torch.int64), got {given}.")
         if negatives_index is not None and negatives_index.shape != negatives.shape[:-1]:
             raise ValueError(f"negatives_index must have shape {shape(negatives[..., 0])}, got {shape(negatives_index)}.")
         if negatives_index is not None and index is None:
@@ -365,6 +366,8 @@ class Loss(nn.Module):
         if not torch.compiler.is_compiling():
             warnings.warn(message, stacklevel=5)  # the line that called this module, past forward and torch's own calls
         zero = batch.x.view(batch.size, -1).sum(1) * 0
+        for leaf in (*self.objective.parameters(), *([] if batch.negatives is None else [batch.negatives])):
+            zero = zero + 0 * leaf.sum().to(zero)  # all that learns gets a gradient in every step, as DDP wants it
         return zero if self.reduction == "none" else zero.sum()
 
     def _reduce(self, values: Tensor, batch: Batch) -> Tensor:

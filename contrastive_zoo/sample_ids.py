@@ -10,11 +10,18 @@ from contrastive_zoo.checks import check_index_range
 from contrastive_zoo.operators import operator
 
 
-@lru_cache(maxsize=64)
 def regular_ids(rows: int, group: int) -> Tensor:
     """(rows,) ids 0, 0, ..., 1, 1, ..., each ``group`` times, on the host; not to be written to."""
+    ids = _regular_ids(rows, group)
+    if type(ids) is not Tensor:  # a mode that is on, as that of fake tensors, must not outlive itself
+        _regular_ids.cache_clear()
+    return ids
+
+
+@lru_cache(maxsize=64)
+def _regular_ids(rows: int, group: int) -> Tensor:
     with torch.inference_mode(False):  # an inference tensor could not be saved for a backward pass later on
-        return torch.arange(rows) // group
+        return torch.arange(rows, device="cpu") // group
 
 
 def all_differ(index: Tensor, num_samples: int) -> bool:

@@ -350,10 +350,13 @@ def _computed(x: Tensor) -> Tensor:
 def _check_scale(scale: float | Tensor | tuple[float | Tensor, ...], x: Tensor) -> tuple[Tensor, bool]:
     """Scales as (K, 1) or (1, N), and whether there is one only."""
     if isinstance(scale, tuple):
+        for one in scale:
+            if isinstance(one, Tensor) and one.dim():
+                raise ValueError(f"a tuple of scales holds numbers or 0-dim tensors, got one of shape {shape(one)} as scale.")
         return torch.stack([torch.as_tensor(s, dtype=None if isinstance(s, Tensor) else torch.float64) for s in scale])[
             :, None
         ], False
-    tensor = scale if isinstance(scale, Tensor) else torch.tensor(float(scale), dtype=torch.float64)
+    tensor = scale if isinstance(scale, Tensor) else torch.tensor(check_number("scale", scale), dtype=torch.float64)
     if tensor.dim() > 1 or (tensor.dim() == 1 and len(tensor) != x.shape[-2]):
         raise ValueError(f"scale must be a number or hold one per row, ({x.shape[-2]},), got shape {shape(tensor)}.")
     return (tensor[None, :] if tensor.dim() else tensor.reshape(1, 1)), True

@@ -96,3 +96,14 @@ def test_a_step_after_an_empty_batch_is_as_if_it_had_not_been(configuration: Con
     batch = Views(*(leaf.detach() for leaf in views(6, 4)))
     assert torch.equal(batch.call(first), batch.call(second))
     assert same_state(snapshot(first), snapshot(second))
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_what_learns_gets_a_gradient_of_zero(name: str) -> None:
+    """Wrappers like DistributedDataParallel wait for the gradient of every parameter in every step."""
+    loss_fn, batch = zoo.get_loss(name), views(1, 4, dtype=torch.float32)
+    with pytest.warns(UserWarning, match="nothing to contrast"):
+        batch.call(loss_fn).backward()
+    for parameter in loss_fn.parameters():
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))

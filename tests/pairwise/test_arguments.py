@@ -107,3 +107,16 @@ def test_an_explicit_backend_is_kept_and_auto_is_tiled() -> None:
         else:
             with pytest.raises(RuntimeError, match="Use backend='dense'"):
                 torch.autograd.grad(first.square().sum(), x)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "scale"),
+    [
+        (ValueError, r"a tuple of scales holds numbers or 0-dim tensors, got one of shape \(4,\)", (torch.ones(4), 1.0)),
+        (ValueError, "scale must be a finite number .* got nan", float("nan")),
+        (TypeError, "scale must be a number, got None", None),
+    ],
+)
+def test_scales(error: type[Exception], message: str, scale: Any) -> None:
+    with pytest.raises(error, match=message):
+        pairwise.logsumexp(X, scale=scale)
