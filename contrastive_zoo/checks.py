@@ -1,7 +1,9 @@
 """Every argument check of the package: what was wanted, what came, what to do."""
 
+import dataclasses
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -42,6 +44,21 @@ def check_choice(argument: str, value: object, choices: Sequence[object]) -> Non
         raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
+def as_scalar(argument: str, value: object) -> object:
+    """What a NumPy scalar or a tensor or array without dimensions holds; any other value as it is.
+
+    Raises:
+        TypeError: It is a tensor that wants a gradient, which a constant would never get, or on the meta device.
+    """
+    if type(value) in (int, float) or getattr(value, "ndim", None) != 0:
+        return value
+    if isinstance(value, Tensor) and (value.requires_grad or value.is_meta):
+        state = "wants a gradient" if value.requires_grad else "is on the meta device"
+        raise TypeError(f"{argument} must be a constant number, got a tensor that {state}. Pass a number.")
+    scalar: object = value.item()  # type: ignore[attr-defined]
+    return scalar
+
+
 def check_number(
     argument: str,
     value: object,
@@ -51,32 +68,68 @@ def check_number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> float:
-    """Return ``value`` as a float; raise unless it is a finite number in the interval.
+    """Return ``value``, any real scalar, as a float; raise unless it is a finite number in the interval.
 
     Raises:
         TypeError: ``value`` is not a number.
         ValueError: it is not finite, or outside the interval.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    given = as_scalar(argument, value)
+    if isinstance(given, bool) or not isinstance(given, numbers.Real):
         raise TypeError(f"{argument} must be a number, got {value!r} of type {type(value).__name__}.")
-    below = value <= low if open_low else value < low
-    above = value >= high if open_high else value > high
-    if not math.isfinite(value) or below or above:
+    number = float(given)
+    below = number <= low if open_low else number < low
+    above = number >= high if open_high else number > high
+    if not math.isfinite(number) or below or above:
         left = "(" if open_low or low == -math.inf else "["
         right = ")" if open_high or high == math.inf else "]"
         interval = f"{left}{low:g}, {high:g}{right}"
         raise ValueError(f"{argument} must be a finite number in {interval}, got {value!r}.")
-    return float(value)
+    return number
 
 
-def check_count(argument: str, value: object, low: int = 1) -> int:
-    """Return ``value`` as an int; raise unless it is a whole number of at least ``low``."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+def check_count(argument: str, value: object, low: int = 1, high: int | None = None) -> int:
+    """Return ``value``, any whole scalar, as an int; raise unless it is at least ``low``, and at most ``high`` if given.
+
+    Raises:
+        TypeError: ``value`` is not a whole number.
+        ValueError: it is out of range.
+    """
+    given = as_scalar(argument, value)
+    if isinstance(given, bool) or not isinstance(given, numbers.Integral):
         raise TypeError(f"{argument} must be a whole number, got {value!r} of type {type(value).__name__}.")
-    number = int(value.__index__())
+    number = int(given)
     if number < low:
         raise ValueError(f"{argument} must be at least {low}, got {number}.")
+    if high is not None and number > high:
+        raise ValueError(f"{argument} must be at most {high}, got {number}.")
     return number
+
+
+def check_bool(argument: str, value: object) -> bool:
+    """Return ``value``, True or False of any kind, as a bool.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    given = as_scalar(argument, value)
+    if not isinstance(given, bool):
+        raise TypeError(f"{argument} must be True or False, got {value!r}.")
+    return given
+
+
+def comparable(value: object) -> object:
+    """What a setting is known by to another process: a value, or the name of a function or a class with what it was given."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if dataclasses.is_dataclass(value):
+        return repr(value)
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__
+    attributes = {
+        k: v for k, v in getattr(value, "__dict__", {}).items() if isinstance(v, (int, float, str)) and not k.startswith("_")
+    }
+    return f"{type(value).__qualname__}({', '.join(f'{k}={v!r}' for k, v in sorted(attributes.items()) if k != 'training')})"
 
 
 def check_features(argument: str, tensor: object, dims: tuple[int, ...]) -> None:

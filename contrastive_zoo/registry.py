@@ -6,22 +6,35 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from contrastive_zoo.checks import check_name, check_number, check_parameters
+from torch import Tensor
+
+from contrastive_zoo.checks import as_scalar, check_bool, check_name, check_number, check_parameters
 from contrastive_zoo.objective import keyword_parameters
 
 REQUIRED = inspect.Parameter.empty
+# What a class may take besides the parameters of its card.
+STATE_PARAMETERS = ("num_samples", "embedding_dim", "seed")
 
 T = TypeVar("T", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Range:
-    """The interval that a number must lie in."""
+    """The interval that a number must lie in.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+        open_low: Whether the lower end is excluded.
+        open_high: Whether the upper end is excluded.
+        schedule: Whether a callable of the number of steps may stand for the number.
+    """
 
     low: float = float("-inf")
     high: float = float("inf")
     open_low: bool = False
     open_high: bool = False
+    schedule: bool = False
 
 
 POSITIVE = Range(0, open_low=True)
@@ -98,20 +111,21 @@ class Card:
             raise TypeError(
                 f"{self.name!r} needs {' and '.join(missing)}: pass {', '.join(f'{name}=...' for name in missing)}."
             )
-        self._check_ranges(parameters)
+        parameters = {name: self._checked(name, value) for name, value in parameters.items()}
         if self.check is not None:
             self.check(**parameters)
         return parameters
 
-    def _check_ranges(self, parameters: dict[str, Any]) -> None:
-        for name, value in parameters.items():
-            limits, default = self.ranges.get(name), self.parameters.get(name)
-            if isinstance(default, bool) and not isinstance(value, bool):
-                raise TypeError(f"{name} of {self.name!r} must be True or False, got {value!r}.")
-            if limits is not None and isinstance(value, (int, float, str, type(None))):
-                check_number(
-                    name, value, low=limits.low, high=limits.high, open_low=limits.open_low, open_high=limits.open_high
-                )
+    def _checked(self, name: str, value: object) -> object:
+        """A value as Python's own number or bool where it stands for one; raises if it is out of range."""
+        limits, default = self.ranges.get(name), self.parameters[name]
+        if isinstance(default, bool):
+            return check_bool(f"{name} of {self.name!r}", value)
+        learned = name == "temperature" and isinstance(value, Tensor)
+        if limits is None or learned or (limits.schedule and callable(value)) or (value is None and default is None):
+            return value
+        check_number(name, value, low=limits.low, high=limits.high, open_low=limits.open_low, open_high=limits.open_high)
+        return as_scalar(name, value)
 
 
 class Registry:
@@ -199,7 +213,7 @@ class Registry:
 
         def decorate(build: T) -> T:
             first_line = (build.__doc__ or "").strip().split("\n")[0]
-            parameters = {key: value for key, value in keyword_parameters(build).items() if key not in ("num_samples", "seed")}
+            parameters = {key: value for key, value in keyword_parameters(build).items() if key not in STATE_PARAMETERS}
             self.add(
                 Card(
                     name=name,

@@ -38,9 +38,10 @@ class CosineSchedule:
     steps: int
 
     def __post_init__(self) -> None:
-        check_number("start", self.start)
-        check_number("end", self.end)
-        check_count("steps", self.steps)
+        # Plain numbers, whatever scalars were given.
+        object.__setattr__(self, "start", check_number("start", self.start))
+        object.__setattr__(self, "end", check_number("end", self.end))
+        object.__setattr__(self, "steps", check_count("steps", self.steps))
 
     def __call__(self, step: Tensor) -> Tensor:
         """The value after ``step`` steps, a 0-dim tensor."""

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from contrastive_zoo.checks import check_count, check_number
 from contrastive_zoo.metrics.collapse import class_means
-from contrastive_zoo.metrics.inputs import check_count, check_positive, check_split, number_classes
+from contrastive_zoo.metrics.inputs import check_split, number_classes
 from contrastive_zoo.metrics.tiles import blocks, inner_products, squared_distances, unit_rows
 
 
@@ -75,8 +76,8 @@ def knn_accuracy(
     """
     names = ("train", "train_labels", "test", "test_labels")
     train, train_labels, test, test_labels = check_split(train, train_labels, test, test_labels, names)
-    check_count(k, "k")
-    check_positive(temperature, "temperature")
+    k = check_count("k", k)
+    temperature = check_number("temperature", temperature, low=0, open_low=True)
     if k > len(train):
         raise ValueError(f"k is {k}, but train has only {len(train)} rows: pass k <= {len(train)}.")
     values, classes = number_classes(train_labels)
@@ -122,8 +123,8 @@ def linear_probe(
     """
     names = ("train", "train_labels", "test", "test_labels")
     train, train_labels, test, test_labels = check_split(train, train_labels, test, test_labels, names)
-    check_positive(C, "C")
-    check_count(max_iter, "max_iter")
+    C = check_number("C", C, low=0, open_low=True)
+    max_iter = check_count("max_iter", max_iter)
     if len(number_classes(train_labels)[0]) < 2:
         raise ValueError("train_labels holds one class only; a classifier needs at least two: pass more classes.")
     try:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from contrastive_zoo.metrics.inputs import check_count, check_labels, check_pair, check_positive
+from contrastive_zoo.checks import check_count, check_number
+from contrastive_zoo.metrics.inputs import check_labels, check_pair
 from contrastive_zoo.metrics.tiles import blocks, inner_products, unit_rows
 
 
@@ -37,7 +38,7 @@ def global_contrastive_loss(z1: Tensor, z2: Tensor, temperature: float = 0.1) ->
         -2.0
     """
     x, y = (unit_rows(z) for z in check_pair(z1, z2, min_rows=2))
-    check_positive(temperature, "temperature")
+    temperature = check_number("temperature", temperature, low=0, open_low=True)
     positive = (x.double() * y).sum(dim=1) / temperature
     return float((_log_means(x, y, temperature) - positive).mean())
 
@@ -101,10 +102,8 @@ def gradient_error(
     """
     x, y = check_pair(z1, z2, min_rows=2)
     labels = None if labels is None else check_labels(labels, x, "labels", of="z1")
-    for name, count in (("batch_size", batch_size), ("epochs", epochs), ("warmup + 1", warmup + 1)):
-        check_count(count, name)
-    if not 2 <= batch_size <= len(x):
-        raise ValueError(f"batch_size is {batch_size}; from 2 to the {len(x)} rows of z1 are possible.")
+    batch_size, epochs = check_count("batch_size", batch_size, low=2, high=len(x)), check_count("epochs", epochs)
+    warmup, seed = check_count("warmup", warmup, low=0), check_count("seed", seed, low=0)
     exact = _exact_gradient(x, y, _temperature(loss_fn, temperature))
     leaves = [z if z.requires_grad else z.detach().requires_grad_() for z in (z1, z2)]
     total = _summed_gradient(copy.deepcopy(loss_fn), leaves, labels, batch_size, epochs, warmup, seed)
@@ -119,8 +118,9 @@ def _temperature(loss_fn: Any, given: float | None) -> float:
     temperature = getattr(loss_fn, "temperature", None) if given is None else given
     if temperature is None:
         raise ValueError("temperature is None and loss_fn has none of its own: pass that of the global loss.")
-    check_positive(float(temperature), "temperature")
-    return float(temperature)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.detach().reshape(())
+    return check_number("temperature", temperature, low=0, open_low=True)
 
 
 def _summed_gradient(

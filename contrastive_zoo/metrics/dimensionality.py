@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from contrastive_zoo.metrics.inputs import check_features, check_positive
+from contrastive_zoo.checks import check_number
+from contrastive_zoo.metrics.inputs import check_features
 from contrastive_zoo.metrics.tiles import blocks
 
 
@@ -54,7 +55,7 @@ def rank(z: Tensor, tol: float = 1e-5) -> int:
         >>> rank(torch.eye(3))  # three points span a plane
         2
     """
-    check_positive(tol, "tol")
+    tol = check_number("tol", tol, low=0, open_low=True)
     return int((spectrum(z) > tol).sum())
 
 

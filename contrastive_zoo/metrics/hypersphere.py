@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from contrastive_zoo.metrics.inputs import check_features, check_pair, check_positive
+from contrastive_zoo.checks import check_number
+from contrastive_zoo.metrics.inputs import check_features, check_pair
 from contrastive_zoo.metrics.tiles import blocks, inner_products, pair_values, squared_distances, unit_rows
 
 BINS = 2**16
@@ -33,7 +34,7 @@ def alignment(z1: Tensor, z2: Tensor, alpha: float = 2) -> float:
         2.0
     """
     x, y = check_pair(z1, z2)
-    check_positive(alpha, "alpha")
+    alpha = check_number("alpha", alpha, low=0, open_low=True)
     total = 0.0
     for a, b in zip(blocks(x), blocks(y), strict=True):
         total += float(torch.linalg.vector_norm(a.double() - b.double(), dim=1).pow(alpha).sum())
@@ -63,7 +64,7 @@ def uniformity(z: Tensor, t: float = 2) -> float:
         -4.0
     """
     rows = check_features(z, "z")
-    check_positive(t, "t")
+    t = check_number("t", t, low=0, open_low=True)
     # Distances do not change with the origin; near the mean they lose least to cancellation.
     centred = rows.double() - rows.mean(dim=0, dtype=torch.float64)
     total = centred.new_tensor(-math.inf)

@@ -73,18 +73,6 @@ def check_split(
     )
 
 
-def check_positive(value: float, name: str) -> None:
-    """Refuse what is not a positive finite number."""
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} is {value!r}; a positive finite number is wanted.")
-
-
-def check_count(value: int, name: str) -> None:
-    """Refuse what is not an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; an integer of at least 1 is wanted.")
-
-
 def _in_one_dtype(x: Tensor, y: Tensor, x_name: str, y_name: str) -> tuple[Tensor, Tensor]:
     if x.device != y.device:
         raise ValueError(f"{x_name} is on {x.device} and {y_name} on {y.device}: move one to the device of the other.")

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from contrastive_zoo.metrics.inputs import check_count, check_pair
+from contrastive_zoo.checks import check_count
+from contrastive_zoo.metrics.inputs import check_pair
 from contrastive_zoo.metrics.tiles import blocks, inner_products, unit_rows
 
 
@@ -41,8 +42,7 @@ def retrieval_accuracy(z1: Tensor, z2: Tensor, k: Sequence[int] = (1, 5)) -> Ret
         (0.3333, 1.0)
     """
     x, y = check_pair(z1, z2)
-    for count in k:
-        check_count(count, "each k")
+    k = [check_count("each k", count) for count in k]
     x, y = unit_rows(x), unit_rows(y)
     return RetrievalAccuracy(_top_k(x, y, k), _top_k(y, x, k))
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from contrastive_zoo.batch import Batch
 from contrastive_zoo.checks import check_count
 from contrastive_zoo.logspace import log1p_exp, logaddexp
-from contrastive_zoo.objective import Objective, StepCounter
+from contrastive_zoo.objective import Objective
 from contrastive_zoo.registry import Range, losses
 from contrastive_zoo.samplers.independent import Rules, independent_negatives
+from contrastive_zoo.state import StepCounter
 
 PAPER = "Jiang et al., 2023. arXiv:2311.05139"
 EASY = r"\log\Big(1 + \frac{1}{|N(i)|} \sum_{n \in N(i)} e^{s_{in} - s_{ij}}\Big)"
@@ -42,11 +43,10 @@ class Generalised(Objective):
         super().__init__()
         self.by_label = by_label
         self.beta = beta
-        self.num_negatives = num_negatives
+        self.num_negatives = None if num_negatives is None else check_count("num_negatives", num_negatives)
         self.self_positive = self_positive
-        self.seed = seed
         if num_negatives is not None:
-            self.step = StepCounter()
+            self.seed, self.step = seed, StepCounter()
 
     def forward(self, batch: Batch) -> Tensor:
         """See `Objective.forward`; -inf where an anchor has no positive or no negative."""

@@ -137,7 +137,7 @@ def test_wasserstein_uniformity_ignores_the_length_of_the_rows():
 
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
 def test_exponents_must_be_positive(value):
-    with pytest.raises(ValueError, match="alpha is"):
+    with pytest.raises(ValueError, match="alpha must be a finite number"):
         alignment(torch.eye(2), torch.eye(2), alpha=value)
-    with pytest.raises(ValueError, match="t is"):
+    with pytest.raises(ValueError, match="t must be a finite number"):
         uniformity(torch.eye(2), t=value)

@@ -71,6 +71,6 @@ def test_collapsed_features_are_at_chance(dtype, tile):
 
 
 def test_k_must_be_positive_integers():
-    for k in ((0,), (1, -2), (1.5,)):
-        with pytest.raises(ValueError, match="each k is"):
+    for k, error in (((0,), ValueError), ((1, -2), ValueError), ((1.5,), TypeError)):
+        with pytest.raises(error, match="each k must be"):
             retrieval_accuracy(torch.eye(3), torch.eye(3), k=k)
