@@ -7,15 +7,24 @@ from torch import Tensor
 
 
 def within(parameter: Tensor, low: float, high: float) -> Tensor:
-    """The parameter or the nearer end of the interval; at an end, a gradient step leads back inside but not further out."""
-    return _Within.apply(parameter, low, high)  # type: ignore[no-any-return,no-untyped-call]
+    """A parameter of one entry, or the nearer end of the interval, as a 0-dim tensor.
+
+    At an end the parameter gets only gradients whose descent leads back into the interval.
+    """
+    return _Within.apply(parameter.reshape(()), low, high)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Within(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(parameter <= low, parameter >= high)
+    def forward(parameter: Tensor, low: float, high: float) -> Tensor:  # type: ignore[override]
         return parameter.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        parameter, low, high = inputs
+        ctx.save_for_backward(parameter <= low, parameter >= high)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]

@@ -4,10 +4,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from contrastive_zoo import processes
 from contrastive_zoo.checks import check_features, shape
 from contrastive_zoo.features import stack_views
+from contrastive_zoo.operators import uncompiled
+
+Encode = Callable[[Tensor, Tensor], Tensor]
 
 
 class Outside(NamedTuple):
@@ -20,6 +25,7 @@ class Outside(NamedTuple):
         normalize: As for `stack_views`.
         validate: As for `stack_views`.
         second_order: As for `stack_views`.
+        group: Processes that encode a part of the samples each; None for this one alone.
     """
 
     device_type: str
@@ -28,16 +34,55 @@ class Outside(NamedTuple):
     normalize: str
     validate: bool
     second_order: bool
+    group: dist.ProcessGroup | None = None
 
-    def __call__(self, encode: Callable[[Tensor, Tensor], Tensor], index: Tensor, view: Tensor) -> Tensor:
-        """Rows (n, D) of what ``encode(index, view)`` returns."""
+    def __call__(self, encode: Encode, index: Tensor, view: Tensor, like: Tensor) -> Tensor:
+        """Rows (n, D) of what ``encode(index, view)`` returns, in the precision of the batch.
+
+        With several processes each encodes a part, and gets the rows of all. So a random encoder makes the same rows for all,
+        and an error of one of them is raised on all.
+
+        Args:
+            encode: The encoder.
+            index: (n,) positions in the data set.
+            view: (n,) views.
+            like: (N, D) rows of the batch.
+
+        Raises:
+            ValueError: The encoder returned another shape.
+            TypeError: It returned no floating-point tensor.
+        """
+        if self.group is None:
+            return self._rows(encode, index, view, like)
+        rows: Tensor = uncompiled(self._of_all, self.group, encode, index, view, like)
+        return rows
+
+    def _of_all(self, group: dist.ProcessGroup, encode: Encode, index: Tensor, view: Tensor, like: Tensor) -> Tensor:
+        rank, world = dist.get_rank(group), dist.get_world_size(group)
+        own = slice(len(index) * rank // world, len(index) * (rank + 1) // world)
+
+        def make(meeting: processes.Meeting) -> tuple[Tensor, list[int]]:
+            rows = self._rows(encode, index[own], view[own], like)
+            return rows, meeting.sizes(len(rows), {})
+
+        rows, sizes = processes.meet(group, make)
+        return processes.gather_features([rows], sizes, group)[0]
+
+    def _rows(self, encode: Encode, index: Tensor, view: Tensor, like: Tensor) -> Tensor:
+        if len(index) == 0:
+            return like.new_zeros(0, like.shape[1])
         with torch.autocast(self.device_type, dtype=self.autocast, enabled=self.autocast is not None):
             z = encode(index, view)
         check_features("what encode returns", z, (2,))
         if len(z) != len(index):
             raise ValueError(f"encode must return one row for each of {len(index)} positions, got shape {shape(z)}.")
+        if z.shape[1] != like.shape[1]:
+            raise ValueError(
+                f"encode returned {z.shape[1]} features per row but the batch has {like.shape[1]}. "
+                "Give the encoder that the features of the batch come from."
+            )
         name, second_order = "what encode returns", self.second_order
         rows, _ = stack_views(
             z, None, self.normalize, self.operand, name=name, validate=self.validate, second_order=second_order
         )
-        return rows
+        return rows.to(like)

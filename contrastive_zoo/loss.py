@@ -20,17 +20,20 @@ from contrastive_zoo.checks import (
     check_features,
     check_integers,
     check_same,
+    comparable,
     shape,
 )
 from contrastive_zoo.encoding import Outside
 from contrastive_zoo.engine import Engine
 from contrastive_zoo.features import HALF, stack_views
-from contrastive_zoo.objective import FunctionObjective, Objective
+from contrastive_zoo.objective import FunctionObjective, Objective, keyword_parameters
 from contrastive_zoo.operators import uncompiled, without_autocast
 from contrastive_zoo.pairwise.dispatch import choose_backend
 from contrastive_zoo.registry import Card, losses
-from contrastive_zoo.sample_ids import all_differ, regular_ids, sample_ids
+from contrastive_zoo.sample_ids import all_differ, checksum, regular_ids, sample_ids
 from contrastive_zoo.sharding import Share
+from contrastive_zoo.state import Seed, StepCounter
+from contrastive_zoo.temperature import Temperature
 
 COMMON = (
     "num_samples",
@@ -39,10 +42,13 @@ COMMON = (
     "backend",
     "gather",
     "process_group",
+    "embedding_dim",
     "seed",
     "validate",
     "on_empty",
 )
+# Attributes of the objective that are read and set through the loss.
+OF_OBJECTIVE = ("seed", "logit_scale", "logit_bias")
 
 
 class Loss(nn.Module):
@@ -52,6 +58,7 @@ class Loss(nn.Module):
         card: What `describe_loss` shows.
         needs: What a call must be given, of {"index", "labels"}.
         objective: The mathematics, with its parameters and state.
+        settings: Parameters that the objective was made with.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class Loss(nn.Module):
         card: Card,
         objective: Objective,
         *,
+        settings: dict[str, Any] | None = None,
         num_samples: int | None = None,
         normalize: str | bool = "sphere",
         reduction: str = "mean",
@@ -80,6 +88,7 @@ class Loss(nn.Module):
             )
         self.card = card
         self.objective = objective
+        self.settings = settings or {}
         self.num_samples = num_samples
         self.normalize = normalize if isinstance(normalize, str) else "sphere" if normalize else "none"
         self.reduction = reduction
@@ -91,6 +100,7 @@ class Loss(nn.Module):
         bound = math.inf if self.normalize == "none" else 1.01  # half-precision rows may be a little longer than 1
         self._engine = Engine(self.backend, self.normalize == "sphere", bound)
         self._seen: Batch | None = None
+        self._warned_of_same_samples = False
 
     @property
     def needs(self) -> frozenset[str]:
@@ -99,24 +109,51 @@ class Loss(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """0-dim tensor; assign a number between steps to change it, at no recompilation."""
-        return self.objective.temperature
+        """The temperature as a tensor of one entry, or the parameter that was given.
+
+        Assign a number, a tensor or a parameter between steps to change it; a number compiles nothing anew. A learned
+        temperature is a parameter, ``temperature=torch.nn.Parameter(torch.tensor(0.1))``, and counts as the nearest value in
+        [0.001, 10]. A tensor that carries a graph, such as ``1 / logit_scale.exp()``, serves until the next assignment and is
+        not saved.
+        """
+        return self.objective.held_temperature.value
+
+    @property
+    def seed(self) -> int:
+        """Seed of the draws, of objectives that draw; part of the state."""
+        return self.objective.seed
 
     @property
     def logit_scale(self) -> nn.Parameter:
-        """Logarithm of the learned inverse temperature, of objectives that have one."""
+        """Logarithm of the learned inverse temperature, of objectives that have one; of shape () or (1,)."""
         return self.objective.get_parameter("logit_scale")
 
     @property
     def logit_bias(self) -> nn.Parameter:
-        """Learned bias of the logits, of objectives that have one."""
+        """Learned bias of the logits, of objectives that have one; of shape () or (1,)."""
         return self.objective.get_parameter("logit_bias")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "temperature":
-            self.objective.set_temperature(value)
+            self.objective.held_temperature.set(value)
+        elif name in OF_OBJECTIVE:
+            getattr(self, name)  # an objective without it says so
+            setattr(self.objective, name, value)
         else:
             super().__setattr__(name, value)
+
+    def reset_parameters(self) -> None:
+        """Restore what the constructor made: tables, counters, seed, temperature and learned scales.
+
+        After ``to_empty``, which leaves the memory of a module made on the meta device unwritten, call this, or load a state.
+
+        Raises:
+            RuntimeError: The temperature is a parameter that was made on the meta device, so its first value is not known.
+        """
+        for module in self.objective.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
 
     def forward(
         self,
@@ -157,8 +194,22 @@ class Loss(nn.Module):
             reason = self._nothing_to_contrast(batch)
             if reason:
                 return self._empty(batch, reason)
-            self._seen = batch
-            return self._reduce(self.objective(batch), batch)
+            values = self.objective(batch)
+            self._seen = self._constants(batch)
+            return self._reduce(values, batch)
+
+    def _constants(self, batch: Batch) -> Batch:
+        """What diagnostics need of a batch, without the graph that its features came with."""
+        batch.diagnostics.update({name: figure.detach() for name, figure in batch.diagnostics.items()})
+        return replace(
+            batch,
+            x=batch.x.detach(),
+            pair_similarity=batch.pair_similarity.detach(),
+            pairs=self._engine,
+            negatives=None,
+            negatives_ids=None,
+            encode=None,
+        )
 
     def _refuse_recomputation(self) -> None:
         """A forward pass that checkpointing repeats would move tables and draws on once more."""
@@ -180,7 +231,8 @@ class Loss(nn.Module):
         meeting: processes.Meeting | None,
     ) -> Batch:
         self._check(z1, z2, index, labels, negatives, negatives_index)
-        outside = self._outside(z1.device.type, self._operand_dtype(z1, z2))
+        group = None if meeting is None else meeting.group
+        outside = self._outside(z1.device.type, self._operand_dtype(z1, z2), group)
         with without_autocast(z1):
             return self._batch(z1, z2, outside, index, labels, negatives, negatives_index, meeting)
 
@@ -242,9 +294,9 @@ class Loss(nn.Module):
             return autocast if autocast in HALF else dtype
         return dtype
 
-    def _outside(self, device_type: str, operand: torch.dtype) -> Outside:
+    def _outside(self, device_type: str, operand: torch.dtype, group: dist.ProcessGroup | None) -> Outside:
         autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-        return Outside(device_type, autocast, operand, self.normalize, self.validate, self.backend == "dense")
+        return Outside(device_type, autocast, operand, self.normalize, self.validate, self.backend == "dense", group)
 
     def _rows(self, z1: Tensor, z2: Tensor | None, operand: torch.dtype, name: str) -> tuple[Tensor, Tensor]:
         second_order = self.backend == "dense"
@@ -333,8 +385,7 @@ class Loss(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Share]:
         """The batches of all processes as one, and what this process has to do; negatives stay where they are."""
         group = meeting.group
-        call = {
-            "the name of the loss": self.card.name,
+        call = self._agreement() | {
             "the number of views": views,
             "the number of features per row": x.shape[1],
             "the precision of the features": x.dtype,
@@ -343,11 +394,33 @@ class Loss(nn.Module):
             "whether labels are given": labels is not None,
             "whether negatives are given": negatives is not None,
         }
-        sizes = meeting.sizes(x.shape[0] // views, call)
+        sizes = meeting.sizes(x.shape[0] // views, call, checksum(index))
+        if meeting.same and not self._warned_of_same_samples:
+            self._warned_of_same_samples = True
+            warnings.warn(
+                f"ranks {' and '.join(map(str, meeting.same))} brought the same samples, by index, to {self.card.name!r}, and "
+                "repeat each other's work. Give each rank its own share of the dataset, with a batch sampler of the zoo or a "
+                "DistributedSampler.",
+                stacklevel=2,
+            )
         share = Share(tuple(sizes), dist.get_rank(group), group.group_name, x, divided=self.backend != "dense")
         x, similarity = processes.gather_features([x, similarity], sizes, group)
         index, labels = processes.gather_integers([index, labels], sizes, x.device, group)
         return x, similarity, index, labels, share
+
+    def _agreement(self) -> dict[str, object]:
+        """What all processes must have alike, as far as the host knows it; errors in here are raised on all of them."""
+        parts = list(self.objective.modules())
+        held = [part.agreed() for part in parts if isinstance(part, Temperature)]
+        return {
+            "the name of the loss": self.card.name,
+            **{name: comparable(value) for name, value in self.settings.items() if name != "temperature"},
+            **{name: getattr(self, name) for name in ("num_samples", "normalize", "reduction", "backend", "on_empty")},
+            "temperature": held[0] if held else None,
+            "seed": [part.value for part in parts if isinstance(part, Seed)],
+            "the number of steps so far": [part.value.item() for part in parts if isinstance(part, StepCounter)],
+            **self.objective.agreement(),
+        }
 
     def _nothing_to_contrast(self, batch: Batch) -> str:
         """Why no anchor has a negative, as far as that is known without waiting for an accelerator."""
@@ -452,12 +525,16 @@ def get_loss(name: str, **params: Any) -> Loss:
             backend ("auto", "tiled" or "dense"),
             gather ("auto": contrast with the batches of all processes; False: only with the own),
             process_group (None: the default group),
+            embedding_dim (features of an embedding, for losses that keep embeddings; by default those of the first batch or
+            checkpoint, which is too late for distributed checkpoints and averages of models),
             seed (of methods that draw at random),
             validate (True: look for bad values on accelerators too, which waits for them),
             on_empty ("warn" or "error": what to do if a batch has nothing to contrast).
 
     Returns:
-        A module to call as ``loss_fn(z1, z2, index=..., labels=...)``.
+        A module to call as ``loss_fn(z1, z2, index=..., labels=...)``. What it remembers (tables, draws, temperature) is in its
+        ``state_dict()``. A trainer, such as Lightning's or Hugging Face's, saves that if the loss is a submodule of the model
+        that it trains, and else does not.
 
     Raises:
         ValueError: Unknown name, or a value out of range.
@@ -474,22 +551,25 @@ def get_loss(name: str, **params: Any) -> Loss:
     card = losses.card(name)
     given = losses.parameters(card, params, COMMON)
     common = {key: value for key, value in params.items() if key in COMMON}
-    seed = check_count("seed", common.pop("seed", 0), low=0)
-    if common.get("num_samples") is not None:
-        check_count("num_samples", common["num_samples"])
-    return Loss(card, _build(card, given, common.get("num_samples"), seed), **common)
+    state: dict[str, int | None] = {"seed": check_count("seed", common.pop("seed", 0), low=0, high=2**63 - 1)}
+    for name in ("num_samples", "embedding_dim"):
+        value = common.get(name)
+        state[name] = None if value is None else check_count(name, value)
+    common.pop("embedding_dim", None)
+    return Loss(card, _build(card, given, state), settings=given, **common | {"num_samples": state["num_samples"]})
 
 
-def _build(card: Card, given: dict[str, Any], num_samples: int | None, seed: int) -> Objective:
+def _build(card: Card, given: dict[str, Any], state: dict[str, int | None]) -> Objective:
     if not isinstance(card.build, type):
         return FunctionObjective(card.build, given)
-    if card.stateful:
-        if num_samples is None:
-            raise ValueError(f"{card.name!r} keeps state per sample: pass num_samples=len(dataset).")
-        given = {**given, "num_samples": num_samples}
-    if card.draws:
-        given = {**given, "seed": seed}
-    objective = card.build(**given)
+    wanted = {
+        "num_samples": card.stateful,
+        "seed": card.draws,
+        "embedding_dim": "embedding_dim" in keyword_parameters(card.build),
+    }
+    if card.stateful and state["num_samples"] is None:
+        raise ValueError(f"{card.name!r} keeps state per sample: pass num_samples=len(dataset).")
+    objective = card.build(**given, **{name: state[name] for name, takes in wanted.items() if takes})
     if not isinstance(objective, Objective):
         raise TypeError(f"{card.name!r} is registered with {card.build!r}, which is no contrastive_zoo.Objective.")
     return objective

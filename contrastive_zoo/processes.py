@@ -1,5 +1,6 @@
 """One batch from the batches of all processes, or one error on all of them."""
 
+import weakref
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -19,56 +20,90 @@ def group_size(gather: str | bool, group: dist.ProcessGroup | None) -> int:
 
 
 def device_of_group(group: dist.ProcessGroup) -> torch.device:
-    """Where small messages of a group are: on the host if it can send from there, which spares accelerators a wait."""
+    """A device that a group sends from: the host if it can."""
     backends = dict(pair.split(":") for pair in dist.get_backend_config(group).split(","))
     return torch.device("cpu" if "cpu" in backends else next(iter(backends)))
+
+
+_HOST_GROUPS: "weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup]" = weakref.WeakKeyDictionary()
+
+
+def host_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """A group of the same processes that sends from the host, so that accelerators need not be waited for.
+
+    It is the group itself if that can, else one that is made at the first call, which all processes must make; without Gloo
+    the group itself.
+    """
+    if device_of_group(group).type == "cpu" or not dist.is_gloo_available():
+        return group
+    if group not in _HOST_GROUPS:
+        ranks = dist.get_process_group_ranks(group)
+        made = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+        assert isinstance(made, dist.ProcessGroup)  # this process is one of them
+        _HOST_GROUPS[group] = made
+    return _HOST_GROUPS[group]
+
+
+FAILED = -1
 
 
 class Meeting:
     """Where processes come together before they exchange features: all of them have batches that fit, or all of them raise.
 
+    Nothing here waits for an accelerator.
+
     Args:
         group: The processes.
+
+    Attributes:
+        group: The processes.
+        held: Whether they have come together.
+        same: Ranks that brought the same checksum.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
         self.held = False
+        self.same: list[int] = []
+        self._host_group = host_group(group)
 
-    def sizes(self, size: int, call: dict[str, object]) -> list[int]:
+    def sizes(self, size: int, call: dict[str, object], checksum: int = -1) -> list[int]:
         """Number of samples of each process; the last batch of an epoch may differ.
 
         Args:
             size: Of the own batch.
             call: What must be the same for all processes.
+            checksum: Of the own samples; -1 if it is not known.
 
         Raises:
             ValueError: On all processes, that one of them cannot take part or differs from others.
         """
-        sizes, prints = self._exchange(size, zlib.crc32(repr(call).encode()))
-        if not all(sizes) or len(set(prints)) > 1:
+        sizes, prints, checksums = self._exchange(size, zlib.crc32(repr(call).encode()), checksum)
+        if FAILED in sizes or len(set(prints)) > 1:
             self._refuse(call)
+        ranks = dist.get_process_group_ranks(self.group)
+        self.same = [r for r, known in zip(ranks, checksums, strict=True) if known >= 0 and checksums.count(known) > 1]
         return sizes
 
     def miss(self, error: Exception) -> None:
         """Tell the others, unless they have met already, that this process raises an error instead of coming."""
         if not self.held:
-            self._exchange(0, 0)
+            self._exchange(FAILED, 0, -1)
             self._said(f"{type(error).__name__}: {error}")
 
     def _exchange(self, *numbers: int) -> list[list[int]]:
         """Each of the numbers by process."""
         self.held = True
-        own = torch.tensor(numbers, dtype=torch.int64, device=device_of_group(self.group))
+        own = torch.tensor(numbers, dtype=torch.int64, device=device_of_group(self._host_group))
         rows = [torch.zeros_like(own) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(rows, own, group=self.group)
+        dist.all_gather(rows, own, group=self._host_group)
         return torch.stack(rows, 1).tolist()
 
     def _said(self, words: object) -> dict[int, Any]:
         """What each process says, by rank."""
         ranks = dist.get_process_group_ranks(self.group)
         said: list[Any] = [None] * len(ranks)
-        dist.all_gather_object(said, words, group=self.group)
+        dist.all_gather_object(said, words, group=self._host_group)
         return dict(zip(ranks, said, strict=True))
 
     def _refuse(self, call: dict[str, object]) -> NoReturn:
@@ -76,9 +111,9 @@ class Meeting:
         failures = [f"rank {rank} raised {words}" for rank, words in said.items() if isinstance(words, str)]
         if failures:
             raise ValueError(f"{'; '.join(failures)} So no other process computes a loss or changes a table either.")
-        for name in call:
-            values = {rank: words[name] for rank, words in said.items()}
-            if len(set(values.values())) > 1:
+        for name in {name: None for words in said.values() for name in words}:
+            values = {rank: words.get(name, "missing") for rank, words in said.items()}
+            if len(set(map(repr, values.values()))) > 1:
                 listed = ", ".join(f"{value} on rank {rank}" for rank, value in values.items())
                 raise ValueError(f"all processes of a group must call the loss alike, but {name} is {listed}.")
         raise AssertionError("the processes agree after all")
@@ -102,7 +137,8 @@ def gather(values: Sequence[Tensor], sizes: Sequence[int], group: dist.ProcessGr
     They travel in one message, padded where sizes differ.
     """
     own = sizes[dist.get_rank(group)]
-    per_sample = [value.numel() // own for value in values]
+    rows_per_sample = [len(value) // own if own else 1 for value in values]
+    per_sample = [rows * value.shape[1:].numel() for rows, value in zip(rows_per_sample, values, strict=True)]
     message = values[0].new_zeros(max(sizes) * sum(per_sample))
     torch.cat([value.flatten() for value in values], out=message[: own * sum(per_sample)])
     messages = [torch.empty_like(message) for _ in sizes]
@@ -113,8 +149,8 @@ def gather(values: Sequence[Tensor], sizes: Sequence[int], group: dist.ProcessGr
     ]
     together = [torch.cat(of_all) for of_all in zip(*parts, strict=True)]
     return [
-        entries.view(sum(sizes) * (value.shape[0] // own), *value.shape[1:])
-        for entries, value in zip(together, values, strict=True)
+        entries.view(sum(sizes) * rows, *value.shape[1:])
+        for entries, rows, value in zip(together, rows_per_sample, values, strict=True)
     ]
 
 

@@ -1,5 +1,6 @@
 """Which rows of a batch are of one sample."""
 
+import zlib
 from functools import lru_cache
 
 import numpy as np
@@ -33,6 +34,11 @@ def all_differ(index: Tensor, num_samples: int) -> bool:
     ordered = np.sort(index.numpy())  # takes less time than PyTorch to begin with small arrays
     check_index_range(int(ordered[0]), int(ordered[-1]), num_samples)
     return bool((ordered[1:] != ordered[:-1]).all())
+
+
+def checksum(index: Tensor | None) -> int:
+    """A number that batches of the same samples share, whatever their order; -1 for an index that is not on the host."""
+    return zlib.crc32(np.sort(index.numpy().astype(np.int64)).tobytes()) if index is not None and index.is_cpu else -1
 
 
 @operator(

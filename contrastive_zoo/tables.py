@@ -1,26 +1,13 @@
 """State per sample: logarithms of moving averages, and embeddings."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from contrastive_zoo.checks import shape
+from contrastive_zoo.checks import check_count, shape
 from contrastive_zoo.operators import operator
-
-
-class PreciseModule(nn.Module):
-    """A module whose floating-point buffers stay in float32 or better whatever ``.half()`` or ``.bfloat16()`` say."""
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "PreciseModule":
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in self._buffers.items():
-            kept = before[name]
-            if buffer is not None and kept is not None and buffer.dtype in (torch.float16, torch.bfloat16):
-                self._buffers[name] = kept.to(buffer.device)
-        return self
+from contrastive_zoo.state import PreciseModule
 
 
 @operator("contrastive_zoo::rows_of_table", "(Tensor table, Tensor index) -> Tensor")
@@ -49,8 +36,8 @@ class LogAverage(PreciseModule):
 
     def __init__(self, num_samples: int, sides: int = 1) -> None:
         super().__init__()
-        self.register_buffer("log_value", torch.zeros(num_samples, sides))
-        self.register_buffer("visited", torch.zeros(num_samples, dtype=torch.bool))
+        self.register_table("log_value", num_samples, sides, fill=0.0)
+        self.register_table("visited", num_samples, fill=False)
 
     def blend(self, index: Tensor, log_new: Tensor, weight: float | Tensor) -> Tensor:
         """Logarithm of (1 - weight) old + weight new, (B, anchors); -inf where new is.
@@ -113,8 +100,8 @@ class Temperatures(PreciseModule):
     def __init__(self, num_samples: int, sides: int, *, rate: float, momentum: float, lowest: float, highest: float) -> None:
         super().__init__()
         self.rate, self.momentum, self.lowest, self.highest = rate, momentum, lowest, highest
-        self.register_buffer("value", torch.ones(num_samples, sides))
-        self.register_buffer("gradient", torch.zeros(num_samples, sides))
+        self.register_table("value", num_samples, sides, fill=1.0)
+        self.register_table("gradient", num_samples, sides, fill=0.0)
 
     def of(self, index: Tensor, visited: Tensor, start: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, sides) temperatures of the samples ``index``; ``start``, a 0-dim tensor, where a sample is not visited."""
@@ -184,17 +171,22 @@ def _sides(table: Tensor) -> list[Tensor]:
 
 
 class EmbeddingTable(PreciseModule):
-    """Embeddings whose width is known from the first batch on; until then, and in an untouched state dict, it is 0.
+    """Embeddings of one width: the one given, or else that of the first batch or checkpoint; until then it is 0.
 
     Args:
         *shape: What is held besides the width: (num_samples, 2), or the length of a queue.
+        width: Features of an embedding.
+
+    Raises:
+        TypeError: ``width`` is not whole.
+        ValueError: ``width`` is below 1.
     """
 
     rows: Tensor
 
-    def __init__(self, *shape: int) -> None:
+    def __init__(self, *shape: int, width: int | None = None) -> None:
         super().__init__()
-        self.register_buffer("rows", torch.zeros(*shape, 0))
+        self.register_table("rows", *shape, 0 if width is None else check_count("embedding_dim", width), fill=0.0)
 
     def fit(self, width: int) -> None:
         """Make room for embeddings of a width.
@@ -206,8 +198,8 @@ class EmbeddingTable(PreciseModule):
             self._allocate(width)
         if self.rows.shape[-1] != width:
             raise ValueError(
-                f"z1 has {width} features per row but earlier batches had {self.rows.shape[-1]}. "
-                "One loss serves one encoder: make a new loss for another width."
+                f"z1 has {width} features per row but the table of embeddings has {self.rows.shape[-1]}, as embedding_dim, a "
+                "checkpoint or an earlier batch said. One loss serves one encoder: make a new loss for another width."
             )
 
     def _allocate(self, width: int) -> None:

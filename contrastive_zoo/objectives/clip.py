@@ -66,8 +66,15 @@ class CLIP(Objective):
 
     def __init__(self, *, init_scale: float = 1 / 0.07, max_scale: float = 100.0) -> None:
         super().__init__()
+        self.init_scale = init_scale
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
-        self.largest = float(torch.tensor(math.log(max_scale)))  # as the parameter would hold it
+        self.largest = torch.tensor(math.log(max_scale), device="cpu").item()  # as the parameter would hold it
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Restore the scale that the constructor was given."""
+        super().reset_parameters()
+        self.logit_scale.fill_(math.log(self.init_scale))
 
     def forward(self, batch: Batch) -> Tensor:
         """See `Objective.forward`."""

@@ -66,7 +66,8 @@ class EMC2(GlobalObjective):
         encode: For "encode", and then needed: a callable ``encode(index, view)`` from (n,) positions in the data set and (n,)
             views, 0 or 1, to features (n, D), differentiable. It is called once per step, with each carried state once, in
             the autocast state of the caller; features are normalised as those of the batch are. With many processes, each
-            encodes the states of all: give the encoder itself, not a wrapper that expects one call per step.
+            encodes a part of them, if there are enough: give the encoder itself, not a wrapper that expects one call per step.
+        embedding_dim: Features of an embedding in the cache; by default those of the first batch, or of a checkpoint.
         seed: Seed of the draws.
 
     Raises:
@@ -92,7 +93,15 @@ class EMC2(GlobalObjective):
         burn_in: float = 0.5,
         out_of_batch: str = "cache",
         encode: Encode | None = None,
+        embedding_dim: int | None = None,
         seed: int = 0,
     ) -> None:
-        sampler = ChainSampler(num_samples=num_samples, burn_in=burn_in, out_of_batch=out_of_batch, encode=encode, seed=seed)
+        sampler = ChainSampler(
+            num_samples=num_samples,
+            burn_in=burn_in,
+            out_of_batch=out_of_batch,
+            encode=encode,
+            embedding_dim=embedding_dim,
+            seed=seed,
+        )
         super().__init__(sampler, temperature)

@@ -35,7 +35,7 @@ def _check(*, temperature_min: float, temperature_max: float, **_: object) -> No
     needs={"index"},
     stateful=True,
     ranges={
-        "gamma": Range(0, 1, open_low=True),
+        "gamma": Range(0, 1, open_low=True, schedule=True),
         "rho": Range(0),
         "eta": Range(0),
         "temperature_min": POSITIVE,

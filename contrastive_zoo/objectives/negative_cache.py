@@ -60,6 +60,7 @@ class NegativeCache(GlobalObjective):
         encode: A callable ``encode(index, view)`` from (n,) positions in the data set and (n,) views, 0 or 1, to features
             (n, D), differentiable: called once per step for all draws outside of the batch, each once, in the autocast state of
             the caller. They then get gradient, as the anchors do; without it they are constants.
+        embedding_dim: Features of an embedding in the cache; by default those of the first batch, or of a checkpoint.
         seed: Seed of the draws.
 
     Raises:
@@ -83,7 +84,10 @@ class NegativeCache(GlobalObjective):
         temperature: float | Tensor = 0.1,
         num_negatives: int = 16,
         encode: Encode | None = None,
+        embedding_dim: int | None = None,
         seed: int = 0,
     ) -> None:
-        sampler = GumbelSampler(num_samples=num_samples, num_negatives=num_negatives, encode=encode, seed=seed)
+        sampler = GumbelSampler(
+            num_samples=num_samples, num_negatives=num_negatives, encode=encode, embedding_dim=embedding_dim, seed=seed
+        )
         super().__init__(sampler, temperature)

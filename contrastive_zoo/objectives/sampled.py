@@ -46,6 +46,15 @@ class GlobalObjective(Objective):
         value = negatives.log_mean + (negatives.surrogate - negatives.surrogate.detach())
         return batch.per_view(value) - positive
 
+    @property
+    def seed(self) -> int:
+        """Seed of the sampler's draws."""
+        return self.sampler.seed
+
+    @seed.setter
+    def seed(self, value: int) -> None:
+        self.sampler.seed = value
+
     def table(self) -> dict[str, Tensor]:
         """The sampler's table."""
         tables: dict[str, Tensor] = self._of_sampler("table")()
@@ -89,6 +98,8 @@ class Sampled(GlobalObjective):
         temperature: Divides the similarities.
         sampler: One of `list_samplers()`; or a sampler that was made before, which has its own settings, seed included.
         num_negatives: Negatives of each anchor, for a sampler named here; by default what the sampler takes by itself.
+        embedding_dim: Features of an embedding, for a sampler named here that keeps some; by default those of the first batch,
+            or of a checkpoint.
         seed: Seed of the draws, for a sampler named here.
 
     Raises:
@@ -111,13 +122,16 @@ class Sampled(GlobalObjective):
         temperature: float | Tensor = 0.1,
         sampler: str | NegativeSampler = "uniform",
         num_negatives: int | None = None,
+        embedding_dim: int | None = None,
         seed: int = 0,
     ) -> None:
         if isinstance(sampler, str):
             given = {} if num_negatives is None else {"num_negatives": num_negatives}
-            sampler = get_sampler(sampler, num_samples=num_samples, seed=seed, **given)
-        elif num_negatives is not None:
-            raise ValueError("num_negatives goes with the name of a sampler: one that was made before has its own.")
+            sampler = get_sampler(sampler, num_samples=num_samples, embedding_dim=embedding_dim, seed=seed, **given)
+        elif num_negatives is not None or embedding_dim is not None:
+            raise ValueError(
+                "num_negatives and embedding_dim go with the name of a sampler: pass them where the sampler is made."
+            )
         if not isinstance(sampler, NegativeSampler):
             names = ", ".join(registry.names())
             raise TypeError(f"sampler must be a NegativeSampler or one of {names}, got {type(sampler).__name__}.")

@@ -69,16 +69,23 @@ class SigLIP(Objective):
 
     def __init__(self, *, init_scale: float = 10.0, init_bias: float = -10.0, max_scale: float = 100.0) -> None:
         super().__init__()
+        self.init_scale, self.init_bias = init_scale, float(init_bias)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
-        self.logit_bias = nn.Parameter(torch.tensor(float(init_bias)))
-        self.largest = float(torch.tensor(math.log(max_scale)))  # as the parameter would hold it
+        self.logit_bias = nn.Parameter(torch.tensor(self.init_bias))
+        self.largest = torch.tensor(math.log(max_scale), device="cpu").item()  # as the parameter would hold it
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Restore the scale and the bias that the constructor was given."""
+        super().reset_parameters()
+        self.logit_scale.fill_(math.log(self.init_scale))
+        self.logit_bias.fill_(self.init_bias)
 
     def forward(self, batch: Batch) -> Tensor:
         """See `Objective.forward`."""
-        scale = within(self.logit_scale, -math.inf, self.largest).exp()
+        bias = self.logit_bias.reshape(()).to(batch.x.dtype)
+        scale = within(self.logit_scale, -math.inf, self.largest).to(batch.x.dtype).exp()
         (x, y), ids = batch.each_view(), batch.sample_ids
-        negatives = batch.pairs.softplus_sum(
-            x, y, scale=scale, bias=self.logit_bias, ids=ids, key_ids=ids, uniform=batch.uniform
-        )
-        positives = log1p_exp(-scale * batch.positive_similarity() - self.logit_bias)
+        negatives = batch.pairs.softplus_sum(x, y, scale=scale, bias=bias, ids=ids, key_ids=ids, uniform=batch.uniform)
+        positives = log1p_exp(-scale * batch.positive_similarity() - bias)
         return torch.where(batch.negatives_count(views=1) > 0, positives + negatives[:, None], -torch.inf)

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.batch import Batch
-from contrastive_zoo.objective import Objective, StepCounter
+from contrastive_zoo.objective import Objective
 from contrastive_zoo.registry import Range, losses
 from contrastive_zoo.schedules import scheduled_weight
+from contrastive_zoo.state import StepCounter
 from contrastive_zoo.tables import LogAverage
 
 Schedule = Callable[[Tensor], "Tensor | float"]
@@ -34,7 +35,7 @@ Schedule = Callable[[Tensor], "Tensor | float"]
     needs={"index"},
     uses={"views"},
     stateful=True,
-    ranges={"gamma": Range(0, 1, open_low=True)},
+    ranges={"gamma": Range(0, 1, open_low=True, schedule=True)},
     scale="Authors' gradient (LibAUC) = 2 tau times ours; with two modalities (B - 1) tau times ours.",
     differences=(
         "A sample visited for the first time takes its batch average as u, whatever gamma and whoever else is in the batch.",
@@ -120,16 +121,22 @@ class SogCLR(Objective):
         """Logarithm of the average u of each anchor with its batch mean blended in, (B, 2), -inf without negatives."""
         assert batch.index is not None
         index = batch.index.to(log_mean.device)
-        gamma = (
-            scheduled_weight(torch.as_tensor(self.gamma(self.step.value), dtype=torch.float64))
-            if callable(self.gamma)
-            else self.gamma
-        )
-        log_u = self.averages.blend(index, log_mean.detach(), gamma)
+        log_u = self.averages.blend(index, log_mean.detach(), self._weight())
         moved = torch.logsumexp(log_u, 1, keepdim=True) - math.log(batch.views) if self.intra_view else log_u
         self.averages.write(index, moved, batch.sample_ids.to(index.device))
         self.step.advance()
         return log_u
+
+    def _weight(self) -> float | Tensor:
+        """Weight of the new value in this step."""
+        if not callable(self.gamma):
+            return self.gamma
+        return scheduled_weight(torch.as_tensor(self.gamma(self.step.value), dtype=torch.float64))
+
+    def agreement(self) -> dict[str, object]:
+        """See `Objective.agreement`."""
+        weight = self._weight()
+        return {"gamma in this step": weight.item() if isinstance(weight, Tensor) and weight.is_cpu else "not compared"}
 
     def table(self) -> dict[str, Tensor]:
         """``u`` (num_samples,) in natural scale and ``visited``; with two modalities ``u1``, ``u2`` and ``visited``."""

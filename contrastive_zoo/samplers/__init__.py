@@ -4,7 +4,7 @@ from typing import Any
 
 from contrastive_zoo.checks import check_count
 from contrastive_zoo.objective import keyword_parameters
-from contrastive_zoo.registry import Card
+from contrastive_zoo.registry import STATE_PARAMETERS, Card
 from contrastive_zoo.registry import samplers as registry
 from contrastive_zoo.samplers.base import Negatives, NegativeSampler, WeightedNegatives
 from contrastive_zoo.samplers.chain import ChainSampler
@@ -33,12 +33,16 @@ __all__ = [
 ]
 
 
-def get_sampler(name: str, *, num_samples: int | None = None, seed: int = 0, **params: Any) -> Any:
+def get_sampler(
+    name: str, *, num_samples: int | None = None, embedding_dim: int | None = None, seed: int = 0, **params: Any
+) -> Any:
     """Make the negative sampler behind a name.
 
     Args:
         name: One of `list_samplers()`.
         num_samples: Size of the data set; ignored by samplers that keep nothing for each sample.
+        embedding_dim: Features of an embedding, for samplers that keep some; by default those of the first batch, or of a
+            checkpoint.
         seed: Seed of its draws; ignored by samplers that draw nothing.
         **params: Its parameters, see `describe_sampler(name)`.
 
@@ -53,14 +57,16 @@ def get_sampler(name: str, *, num_samples: int | None = None, seed: int = 0, **p
     """
     card = registry.card(name)
     taken = keyword_parameters(card.build)
-    common: dict[str, int] = {}
+    common: dict[str, int | None] = {}
     if "seed" in taken:
-        common["seed"] = check_count("seed", seed, low=0)
+        common["seed"] = seed
+    if "embedding_dim" in taken:
+        common["embedding_dim"] = embedding_dim
     if "num_samples" in taken:
         if num_samples is None:
             raise TypeError(f"{card.name!r} keeps something for each sample: pass num_samples=len(dataset).")
         common["num_samples"] = check_count("num_samples", num_samples)
-    return card.build(**registry.parameters(card, params, ("num_samples", "seed")), **common)
+    return card.build(**registry.parameters(card, params, STATE_PARAMETERS), **common)
 
 
 def list_samplers() -> list[str]:

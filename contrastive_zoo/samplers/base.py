@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.batch import Batch
-from contrastive_zoo.tables import PreciseModule
+from contrastive_zoo.state import PreciseModule
 
 # From (n,) positions in the data set and (n,) views to features (n, D).
 Encode = Callable[[Tensor, Tensor], Tensor]
@@ -104,13 +104,7 @@ def encode_rows(batch: Batch, encode: Encode, rows: Tensor) -> tuple[Tensor, Ten
     different = different[missing:].to(batch.index.device)
     if len(different) == 0:
         return batch.x.new_zeros(1, batch.x.shape[1]), place
-    features = batch.encode(encode, different // 2, different % 2).to(batch.x)
-    if features.shape[1] != batch.x.shape[1]:
-        raise ValueError(
-            f"encode returned {features.shape[1]} features per row but the batch has {batch.x.shape[1]}. "
-            "Give the encoder that the features of the batch come from."
-        )
-    return features, (place - missing).clamp_min(0)
+    return batch.encode(encode, different // 2, different % 2, batch.x), (place - missing).clamp_min(0)
 
 
 def data_rows(batch: Batch) -> Tensor:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.batch import Batch
-from contrastive_zoo.checks import check_choice
-from contrastive_zoo.objective import StepCounter
+from contrastive_zoo.checks import check_choice, check_count, check_number, shape
 from contrastive_zoo.operators import operator
 from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import (
@@ -31,7 +30,8 @@ from contrastive_zoo.samplers.base import (
 )
 from contrastive_zoo.samplers.mcmc import KeptStates, kept_shares, walk_batch
 from contrastive_zoo.samplers.randomness import generator
-from contrastive_zoo.tables import EmbeddingTable, LogAverage
+from contrastive_zoo.state import StepCounter
+from contrastive_zoo.tables import EmbeddingTable, LogAverage, check_natural
 
 # Weight of the newest value in the running mean that is reported, as in SogCLR.
 VALUE_WEIGHT = 0.9
@@ -83,6 +83,7 @@ class ChainSampler(NegativeSampler):
             accepted with, and pulls on nothing.
         encode: For "encode": (n,) positions in the data set and (n,) views, 0 or 1, both int64, to features (n, D) that are
             normalised as those of the batch are. Called once per step with all carried states, each once.
+        embedding_dim: For "cache": features of an embedding; by default those of the first batch, or of a checkpoint.
         seed: Seed of the draws.
 
     Raises:
@@ -108,21 +109,22 @@ class ChainSampler(NegativeSampler):
         burn_in: float = 0.5,
         out_of_batch: str = "cache",
         encode: Encode | None = None,
+        embedding_dim: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_out_of_batch(out_of_batch=out_of_batch, encode=encode)
-        self.burn_in, self.out_of_batch, self.seed = burn_in, out_of_batch, seed
-        self.encode = check_encode(encode)
-        self.num_samples = num_samples
-        self.step = StepCounter()
+        self.num_samples = check_count("num_samples", num_samples)
+        self.burn_in = check_number("burn_in", burn_in, low=0, high=1, open_high=True)
+        self.out_of_batch, self.encode = out_of_batch, check_encode(encode)
+        self.seed, self.step = seed, StepCounter()
         self.averages = LogAverage(num_samples)
         # State of each chain as 2 * sample + view, -1 before its first move.
-        self.register_buffer("chain", torch.full((num_samples, 2), -1, dtype=torch.int64))
+        self.register_table("chain", num_samples, 2, fill=-1)
         if out_of_batch == "cache":
-            self.embeddings = EmbeddingTable(num_samples, 2)
+            self.embeddings = EmbeddingTable(num_samples, 2, width=embedding_dim)
         elif out_of_batch == "skip":
-            self.register_buffer("log_score", torch.zeros(num_samples, 2))
+            self.register_table("log_score", num_samples, 2, fill=0.0)
 
     def forward(self, batch: Batch, scale: Tensor) -> Negatives:
         """See `NegativeSampler.forward`."""
@@ -209,20 +211,65 @@ class ChainSampler(NegativeSampler):
         return log_u
 
     def table(self) -> dict[str, Tensor]:
-        """``chain`` (num_samples, 2), state of each chain as 2 * sample + view or -1; ``u`` and ``visited`` (num_samples,)."""
-        (u,) = self.averages.natural()
-        return {"chain": self.chain.cpu().clone(), "u": u, "visited": self.averages.visited.cpu().clone()}
+        """State of the chains and of the running means, as CPU tensors.
 
-    def load_table(self, *, chain: Tensor, u: Tensor, visited: Tensor) -> None:
-        """Take over what `table` returned; the cache of embeddings is part of `state_dict` only.
+        ``chain`` (num_samples, 2) holds the state of each chain as 2 * sample + view, or -1; ``u`` and ``visited`` are
+        (num_samples,). With "cache" there are ``embeddings`` (num_samples, 2, D) too, with "skip" ``log_score``
+        (num_samples, 2).
+        """
+        (u,) = self.averages.natural()
+        tables = {"chain": self.chain, "visited": self.averages.visited} | self._scores()
+        return {name: tensor.cpu().clone() for name, tensor in tables.items()} | {"u": u}
+
+    def load_table(
+        self,
+        *,
+        chain: Tensor,
+        u: Tensor,
+        visited: Tensor,
+        embeddings: Tensor | None = None,
+        log_score: Tensor | None = None,
+    ) -> None:
+        """Take over what `table` returned.
 
         Raises:
-            ValueError: A size does not fit, a state is no row of the data set, or an average is not positive.
+            TypeError: What the states are scored by is missing, or a table of this name is not held.
+            ValueError: A size does not fit, a state is no row of the data set or, with "cache", of a sample that was not
+                visited; an average is not positive, or an embedding or a score is not finite.
         """
         if chain.shape != self.chain.shape or not bool(((chain >= -1) & (chain < self.chain.numel())).all()):
             raise ValueError(f"chain must be {tuple(self.chain.shape)} with entries from -1 to {self.chain.numel() - 1}.")
+        check_natural(visited, {"u": u}, len(self.chain), positive=True)
+        given = {"embeddings": embeddings, "log_score": log_score}
+        self._check_scores(chain, visited, {name: table for name, table in given.items() if table is not None})
         self.averages.load_natural(visited, u=u)
         self.chain.copy_(chain)
+        if embeddings is not None:
+            self.embeddings.load(embeddings)
+        if log_score is not None:
+            self.log_score.copy_(log_score)
+
+    def _scores(self) -> dict[str, Tensor]:
+        """The tables that carried states are scored by."""
+        if self.out_of_batch == "cache":
+            return {"embeddings": self.embeddings.rows}
+        return {"log_score": self.log_score} if self.out_of_batch == "skip" else {}
+
+    def _check_scores(self, chain: Tensor, visited: Tensor, scores: dict[str, Tensor]) -> None:
+        """Raise unless every state can be scored: a state without an embedding would have the score of a zero vector."""
+        wanted = self._scores()
+        if scores.keys() != wanted.keys():
+            raise TypeError(
+                f"out_of_batch={self.out_of_batch!r} wants the tables {', '.join(['chain', 'u', 'visited', *wanted])}; got "
+                f"{', '.join(['chain', 'u', 'visited', *scores])}. Pass all that table() returned."
+            )
+        for name, table in scores.items():
+            if table.dim() != wanted[name].dim() or table.shape[:2] != self.chain.shape:
+                raise ValueError(f"{name} must have a shape that begins with {shape(self.chain)}, got {shape(table)}.")
+            if not bool(torch.isfinite(table).all()):
+                raise ValueError(f"{name} must be finite.")
+        if self.out_of_batch == "cache" and not bool(visited.cpu()[chain.cpu()[chain.cpu() >= 0] // 2].all()):
+            raise ValueError("chain holds states of samples that visited marks as not visited, which have no embedding.")
 
 
 @operator("contrastive_zoo::column_order", "(SymInt columns, int seed, Tensor step) -> Tensor")

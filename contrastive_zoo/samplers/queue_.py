@@ -11,7 +11,8 @@ from contrastive_zoo.logspace import logaddexp
 from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import Negatives, NegativeSampler, WeightedNegatives, data_rows, has_negatives
 from contrastive_zoo.samplers.memory import memory_softmax
-from contrastive_zoo.tables import EmbeddingTable, PreciseModule
+from contrastive_zoo.state import PreciseModule
+from contrastive_zoo.tables import EmbeddingTable
 
 
 class FeatureQueue(PreciseModule):
@@ -19,10 +20,11 @@ class FeatureQueue(PreciseModule):
 
     Args:
         length: How many are held; the oldest leave first.
+        embedding_dim: Features of an embedding; by default those of the first that are pushed, or of a checkpoint.
 
     Raises:
-        ValueError: ``length`` is below 1.
-        TypeError: ``length`` is not whole.
+        ValueError: A number is below 1.
+        TypeError: A number is not whole.
 
     Examples:
         >>> import torch
@@ -42,14 +44,14 @@ class FeatureQueue(PreciseModule):
     view: Tensor
     next_slot: Tensor
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, embedding_dim: int | None = None) -> None:
         super().__init__()
         length = check_count("length", length)
-        self.embeddings = EmbeddingTable(length)
+        self.embeddings = EmbeddingTable(length, width=embedding_dim)
         # Sample of each slot, -1 for nobody, and its view.
-        self.register_buffer("owner", torch.full((length,), -1, dtype=torch.int64))
-        self.register_buffer("view", torch.zeros(length, dtype=torch.int64))
-        self.register_buffer("next_slot", torch.zeros((), dtype=torch.int64))
+        self.register_table("owner", length, fill=-1)
+        self.register_table("view", length, fill=0)
+        self.register_table("next_slot", fill=0)
 
     def __len__(self) -> int:
         return int((self.owner >= 0).sum())
@@ -114,6 +116,7 @@ class QueueSampler(NegativeSampler):
 
     Args:
         num_negatives: Length of the queue.
+        embedding_dim: See `FeatureQueue`.
 
     Examples:
         >>> import contrastive_zoo as zoo
@@ -123,9 +126,9 @@ class QueueSampler(NegativeSampler):
 
     law = "softmax(s / temperature) over the rows of other samples in the last batches"
 
-    def __init__(self, *, num_negatives: int = 4096) -> None:
+    def __init__(self, *, num_negatives: int = 4096, embedding_dim: int | None = None) -> None:
         super().__init__()
-        self.queue = FeatureQueue(check_count("num_negatives", num_negatives))
+        self.queue = FeatureQueue(check_count("num_negatives", num_negatives), embedding_dim)
 
     def forward(self, batch: Batch, scale: Tensor) -> Negatives:
         """See `NegativeSampler.forward`."""

@@ -8,7 +8,6 @@ from torch.nn.functional import embedding_bag
 
 from contrastive_zoo.batch import Batch
 from contrastive_zoo.checks import check_count, shape
-from contrastive_zoo.objective import StepCounter
 from contrastive_zoo.samplers.base import (
     Encode,
     Negatives,
@@ -19,6 +18,7 @@ from contrastive_zoo.samplers.base import (
     encode_rows,
     has_negatives,
 )
+from contrastive_zoo.state import StepCounter
 from contrastive_zoo.tables import EmbeddingTable
 
 
@@ -48,6 +48,7 @@ class TableSampler(NegativeSampler):
         num_negatives: Negatives of each anchor.
         encode: (n,) positions in the data set and (n,) views, 0 or 1, both int64, to features (n, D). Called once per step with
             all negatives outside of the batch, each once; they then get gradient. Scores and weights are those of the table.
+        embedding_dim: Features of an embedding; by default those of the first batch, or of a checkpoint.
         seed: Seed of the draws.
 
     Raises:
@@ -57,13 +58,21 @@ class TableSampler(NegativeSampler):
 
     visited: Tensor
 
-    def __init__(self, *, num_samples: int, num_negatives: int, encode: Encode | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        num_negatives: int,
+        encode: Encode | None = None,
+        embedding_dim: int | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
-        self.num_negatives, self.encode, self.seed = check_count("num_negatives", num_negatives), check_encode(encode), seed
-        self.num_samples = num_samples
-        self.step = StepCounter()
-        self.embeddings = EmbeddingTable(num_samples, 2)
-        self.register_buffer("visited", torch.zeros(num_samples, dtype=torch.bool))
+        self.num_samples = check_count("num_samples", num_samples)
+        self.num_negatives, self.encode = check_count("num_negatives", num_negatives), check_encode(encode)
+        self.seed, self.step = seed, StepCounter()
+        self.embeddings = EmbeddingTable(num_samples, 2, width=embedding_dim)
+        self.register_table("visited", num_samples, fill=False)
 
     def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
         """Rows for each anchor; subclasses implement it.

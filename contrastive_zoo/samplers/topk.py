@@ -31,6 +31,7 @@ class TopKSampler(TableSampler):
         num_samples: Size of the data set.
         num_negatives: k.
         encode: See `TableSampler`.
+        embedding_dim: See `TableSampler`.
 
     Examples:
         >>> import contrastive_zoo as zoo
@@ -40,8 +41,15 @@ class TopKSampler(TableSampler):
 
     law = "softmax(s / temperature) over the k hardest rows of other samples"
 
-    def __init__(self, *, num_samples: int, num_negatives: int = 16, encode: Encode | None = None) -> None:
-        super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode)
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        num_negatives: int = 16,
+        encode: Encode | None = None,
+        embedding_dim: int | None = None,
+    ) -> None:
+        super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode, embedding_dim=embedding_dim)
 
     def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
         """See `TableSampler.draw`."""

@@ -33,6 +33,7 @@ class UniformSampler(TableSampler):
         num_samples: Size of the data set.
         num_negatives: K.
         encode: See `TableSampler`.
+        embedding_dim: See `TableSampler`.
         seed: Seed of the draws.
 
     Examples:
@@ -43,8 +44,18 @@ class UniformSampler(TableSampler):
 
     law = "uniform over all rows of other samples, weighed towards softmax(s / temperature)"
 
-    def __init__(self, *, num_samples: int, num_negatives: int = 64, encode: Encode | None = None, seed: int = 0) -> None:
-        super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode, seed=seed)
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        num_negatives: int = 64,
+        encode: Encode | None = None,
+        embedding_dim: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            num_samples=num_samples, num_negatives=num_negatives, encode=encode, embedding_dim=embedding_dim, seed=seed
+        )
 
     def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
         """See `TableSampler.draw`."""

@@ -198,7 +198,7 @@ def test_infonce_without_keys() -> None:
 def test_emc2_serves_one_width() -> None:
     loss_fn = zoo.get_loss("emc2", num_samples=NUM_SAMPLES)
     narrow = views(12, 4)
-    refused(loss_fn, ValueError, "z1 has 4 features per row but earlier batches had 6", *narrow[:2], index=narrow.index)
+    refused(loss_fn, ValueError, "z1 has 4 features per row but the table of embeddings has 6", *narrow[:2], index=narrow.index)
 
 
 @pytest.mark.parametrize("configuration", STATEFUL, ids=str)
@@ -242,7 +242,12 @@ CONSTRUCTION: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     (TypeError, "temperature must be a number, got 'warm'", "ntxent", {"temperature": "warm"}),
     (TypeError, "temperature must be a number, got True", "ntxent", {"temperature": True}),
     (TypeError, "temperature must be a number, got None", "ntxent", {"temperature": None}),
-    (ValueError, r"temperature must be a number or a 0-dim tensor, got shape \(2,\)", "ntxent", {"temperature": torch.ones(2)}),
+    (
+        ValueError,
+        r"temperature must be a number or a tensor of shape \(\) or \(1,\), got shape \(2,\)",
+        "ntxent",
+        {"temperature": torch.ones(2)},
+    ),
     (ValueError, "temperature .* got -", "ntxent", {"temperature": torch.tensor(-0.5)}),
     (ValueError, r"sigma must be a finite number in \(0, inf.*got 0", "dclw", {"sigma": 0}),
     (ValueError, r"alpha must be a finite number in \(0, inf.*got 0", "alignment_uniformity", {"alpha": 0}),

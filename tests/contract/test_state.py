@@ -20,7 +20,6 @@ from cases import (
     views,
 )
 
-import contrastive_zoo as zoo
 from contrastive_zoo import Loss
 
 every_configuration = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
@@ -125,12 +124,6 @@ def test_tables_follow_to_float64_and_back(configuration: Configuration) -> None
     assert all(t.dtype == torch.float64 for t in snapshot(loss_fn).values() if t.is_floating_point())
     train(copy.deepcopy(loss_fn), range(2, 3), torch.float64)
     assert same_state(snapshot(loss_fn.float()), before)
-
-
-@every_stateful
-def test_state_dict_of_stateless_names_is_empty_and_of_others_is_not(configuration: Configuration) -> None:
-    assert configuration.make().state_dict()
-    assert not zoo.get_loss("ntxent").state_dict()
 
 
 @guaranteed("eval")

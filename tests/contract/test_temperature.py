@@ -1,10 +1,15 @@
-"""The temperature: set anew between steps, learned, and its gradient against finite differences."""
+"""The temperature: set anew between steps, learned within its interval, saved; its gradient against finite differences."""
+
+import copy
+import math
 
 import pytest
 import torch
 from cases import BACKENDS, CONFIGURATIONS, Configuration, gradients, views
 from tolerances import assert_close
 from torch import nn
+
+import contrastive_zoo as zoo
 
 HALVES = [0.5, torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64), nn.Parameter(torch.tensor(0.5))]
 with_temperature = pytest.mark.parametrize(
@@ -92,3 +97,157 @@ def test_a_name_without_temperature_says_so(configuration: Configuration) -> Non
         _ = loss_fn.temperature
     with pytest.raises(AttributeError, match="temperature"):
         loss_fn.temperature = 0.1
+
+
+def state_of(configuration: Configuration, temperature: object) -> dict[str, torch.Tensor]:
+    return configuration.make(temperature=temperature).state_dict()
+
+
+def learned(value: float | list[float]) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(value, dtype=torch.float64))
+
+
+@with_temperature
+def test_a_temperature_that_was_set_is_saved_and_replaces_that_of_the_constructor(configuration: Configuration) -> None:
+    first, second = configuration.make(temperature=0.5), configuration.make(temperature=0.2)
+    first.temperature = 0.07
+    second.load_state_dict(first.state_dict(), strict=True)
+    assert float(second.temperature) == 0.07
+    assert torch.equal(views().call(second), views().call(first))
+    second.temperature = 0.3
+    assert float(second.temperature) == 0.3
+    assert float(first.temperature) == 0.07, "the state is not shared"
+
+
+@with_temperature
+@pytest.mark.parametrize("saved", [0.25, learned(0.25), learned([0.25]), torch.tensor(0.25)], ids=["0", "()", "(1,)", "tensor"])
+@pytest.mark.parametrize("shape", ["number", (), (1,)], ids=str)
+def test_numbers_and_parameters_of_one_entry_load_each_other(
+    configuration: Configuration, saved: object, shape: object
+) -> None:
+    given = 0.5 if shape == "number" else nn.Parameter(torch.full(shape, 0.5, dtype=torch.float64))
+    loss_fn, state = configuration.make(temperature=given), state_of(configuration, saved)
+    assert state.keys() == loss_fn.state_dict().keys()
+    loss_fn.load_state_dict(state, strict=True)
+    assert float(loss_fn.temperature.detach()) == 0.25
+    assert loss_fn.temperature.shape == (() if shape == "number" else shape)
+    assert (loss_fn.temperature is given) == isinstance(given, nn.Parameter)
+    expected = views().call(configuration.make(temperature=0.25))
+    assert_close(views().call(loss_fn), expected, "loss")
+
+
+@with_temperature
+def test_a_checkpoint_of_version_0_1_loads_strictly(configuration: Configuration) -> None:
+    """It holds no number, a parameter under another key, and no seed."""
+    state = configuration.make(temperature=0.5, seed=3).state_dict()
+    old = {name: tensor for name, tensor in state.items() if "_temperature" not in name and "_seed" not in name}
+    loss_fn = configuration.make(temperature=0.2, seed=5)
+    loss_fn.load_state_dict(old, strict=True)
+    assert float(loss_fn.temperature) == 0.2
+    if configuration.draws:
+        assert loss_fn.seed == 5
+    parameter = configuration.make(temperature=learned(0.2))
+    parameter.load_state_dict(old | {"objective._temperature": torch.tensor(0.4)}, strict=True)
+    assert float(parameter.temperature.detach()) == pytest.approx(0.4)
+    with pytest.raises(RuntimeError, match=r"Missing key.*_temperature"):
+        parameter.load_state_dict(old, strict=True)
+
+
+@with_temperature
+@pytest.mark.parametrize("value", [-0.1, 0.0, math.nan, math.inf, [0.1, 0.2], "warm"])
+def test_a_checkpoint_with_a_bad_temperature_is_refused(configuration: Configuration, value: object) -> None:
+    loss_fn = configuration.make(temperature=0.2)
+    bad = value if isinstance(value, str) else torch.tensor(value)
+    with pytest.raises(RuntimeError, match="temperature"):
+        loss_fn.load_state_dict(loss_fn.state_dict() | {"objective._temperature.value": bad})
+    assert float(loss_fn.temperature) == 0.2
+
+
+@with_temperature
+def test_a_temperature_with_a_graph_serves_and_is_not_saved(configuration: Configuration) -> None:
+    """As that of a model that keeps the scale itself, such as open_clip's."""
+    loss_fn, batch = configuration.make(temperature=0.5), views()
+    logit_scale = nn.Parameter(torch.tensor(1.2, dtype=torch.float64))
+    for _ in range(2):
+        loss_fn.temperature = 1 / logit_scale.exp()
+        batch.call(loss_fn).backward()
+    assert logit_scale.grad.abs() > 0
+    assert not list(loss_fn.parameters())
+    (saved,) = (tensor for name, tensor in loss_fn.state_dict().items() if "_temperature" in name)
+    assert float(saved) == 0.5
+    with torch.no_grad():
+        expected = configuration.make(temperature=math.exp(-1.2)).eval()(*batch[:2], labels=batch.labels)
+        assert_close(loss_fn.eval()(*batch[:2], labels=batch.labels), expected, "loss")
+    twin = copy.deepcopy(loss_fn)
+    assert float(twin.temperature) == 0.5
+    loss_fn.load_state_dict(twin.state_dict())
+    assert float(loss_fn.temperature) == 0.5
+    assert not loss_fn.temperature.requires_grad
+
+
+@with_temperature
+def test_a_loss_may_begin_with_a_temperature_that_carries_a_graph(configuration: Configuration) -> None:
+    scale = nn.Parameter(torch.tensor(4.0))
+    loss_fn = configuration.make(temperature=1 / scale)
+    views().call(loss_fn).backward()
+    assert scale.grad.abs() > 0
+    assert float(next(t for name, t in loss_fn.state_dict().items() if "_temperature" in name)) == 0.25
+
+
+@with_temperature
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("outside", "end", "shape"), [(-3.0, 0.001, ()), (0.0, 0.001, (1,)), (40.0, 10.0, ())])
+def test_a_learned_temperature_stays_within_its_interval(
+    configuration: Configuration, outside: float, end: float, shape: tuple[int, ...], backend: str
+) -> None:
+    """An optimiser may move the parameter further; the loss is that of the nearer end, and gradients only lead back."""
+    parameter = nn.Parameter(torch.full(shape, 0.5, dtype=torch.float64))
+    loss_fn = configuration.make(temperature=parameter, backend=backend).eval()
+    with torch.no_grad():
+        parameter.fill_(outside)
+    batch = views()
+    loss = batch.call(loss_fn)
+    fixed = configuration.make(temperature=learned(end), backend=backend).eval()
+    assert_close(loss, batch.call(fixed), "loss")
+    for sign in (1, -1):
+        (gradient,) = torch.autograd.grad(sign * batch.call(loss_fn), parameter)
+        (inside,) = torch.autograd.grad(sign * batch.call(fixed), fixed.temperature)
+        leads_back = inside < 0 if end == 0.001 else inside > 0
+        assert gradient.shape == shape
+        assert torch.equal(gradient.reshape(()) != 0, leads_back)
+
+
+@with_temperature
+@pytest.mark.parametrize("value", [0.0, -0.1, 5e-4, 11.0, math.nan])
+def test_a_parameter_outside_of_the_interval_is_refused(configuration: Configuration, value: float) -> None:
+    with pytest.raises(ValueError, match=r"temperature \(a parameter\) must be a finite number in \[0.001, 10\]"):
+        configuration.make(temperature=nn.Parameter(torch.tensor(value)))
+    loss_fn = configuration.make()
+    with pytest.raises(ValueError, match=r"temperature \(a parameter\) must be"):
+        loss_fn.temperature = nn.Parameter(torch.tensor(value))
+
+
+@with_temperature
+def test_training_a_temperature_too_fast_does_no_harm(configuration: Configuration) -> None:
+    """AdamW at a rate that takes the parameter through zero: positives stay the more similar pairs."""
+    batch, parameter = views(16, 8, dtype=torch.float32), nn.Parameter(torch.tensor(0.1))
+    loss_fn, features = configuration.make(temperature=parameter), [nn.Parameter(z.detach()) for z in batch[:2]]
+    optimizer = torch.optim.AdamW([*features, parameter], lr=3e-2)
+    for _ in range(120):
+        loss = loss_fn(*features, index=batch.index, labels=batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert loss.isfinite()
+    figures = loss_fn.diagnostics
+    assert figures["positive_similarity"] > figures["negative_similarity"].clamp_min(0)
+
+
+def test_a_half_precision_parameter_is_used_in_float32() -> None:
+    """1 / 0.1 would be rounded to 9.9375 or 10 in bfloat16."""
+    parameter = nn.Parameter(torch.tensor(0.1, dtype=torch.bfloat16))
+    loss_fn, batch = zoo.get_loss("ntxent", temperature=parameter), views()
+    exact = zoo.get_loss("ntxent", temperature=float(parameter.detach()))
+    assert_close(batch.call(loss_fn).float(), batch.call(exact).float(), "loss")
+    batch.call(loss_fn).backward()
+    assert parameter.grad.dtype == torch.bfloat16

@@ -64,7 +64,7 @@ def test_settings_that_do_not_go_together() -> None:
         make("sampled", sampler="gumble")
     with pytest.raises(TypeError, match=r"sampler must be a NegativeSampler or one of gumbel, mcmc.*got int"):
         make("sampled", sampler=3)
-    with pytest.raises(ValueError, match="num_negatives goes with the name of a sampler"):
+    with pytest.raises(ValueError, match="num_negatives and embedding_dim go with the name of a sampler"):
         make("sampled", sampler=sampler, num_negatives=4)
     with pytest.raises(TypeError, match="sampler 'mcmc' has no parameter 'num_negatives'"):
         make("sampled", sampler="mcmc", num_negatives=4)

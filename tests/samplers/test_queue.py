@@ -44,7 +44,7 @@ def test_pushed_features_keep_no_graph_and_their_own_memory() -> None:
 def test_mistakes() -> None:
     queue = FeatureQueue(4)
     queue.push(torch.ones(2, 3), torch.arange(2))
-    with pytest.raises(ValueError, match="features per row but earlier batches had 3"):
+    with pytest.raises(ValueError, match="features per row but the table of embeddings has 3"):
         queue.push(torch.ones(2, 4), torch.arange(2))
     with pytest.raises(ValueError, match=r"index must have shape \(2,\)"):
         queue.push(torch.ones(2, 3), torch.arange(3))

@@ -1,0 +1,142 @@
+"""What a module remembers: precise buffers, a count of steps and a seed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_zoo.checks import check_count
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype itself, or float32 in place of a half-precision one."""
+    return torch.float32 if dtype in HALF else dtype
+
+
+class PreciseModule(nn.Module):
+    """A module whose floating-point buffers are in float32 or better.
+
+    Neither ``.half()`` and ``.bfloat16()`` nor the default dtype nor the dtype of a checkpoint change that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fills: dict[str, float] = {}
+        self._seed: Seed | None = None
+
+    def register_table(self, name: str, *shape: int, fill: float) -> None:
+        """Register a buffer whose entries all start as ``fill``, and which `reset_parameters` restores.
+
+        Args:
+            name: Name of the buffer.
+            *shape: Its shape.
+            fill: Its value. A bool makes a buffer of bools, an int one of int64, a float one of the default dtype, in float32
+                at least.
+        """
+        integral = torch.bool if isinstance(fill, bool) else torch.int64
+        dtype = at_least_float32(torch.get_default_dtype()) if isinstance(fill, float) else integral
+        self.register_buffer(name, torch.full(shape, fill, dtype=dtype))
+        self._fills[name] = fill
+
+    @property
+    def seed(self) -> int:
+        """Seed of the draws; assigned in a constructor, it becomes part of the state."""
+        if self._seed is None:
+            raise AttributeError(f"{type(self).__name__} draws nothing, so it has no seed.")
+        return self._seed.value
+
+    @seed.setter
+    def seed(self, value: int) -> None:
+        if self._seed is None:
+            self._seed = Seed(value)
+        else:
+            self._seed.set(value)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Restore what the constructor made of this module's own state, for example after ``to_empty``."""
+        for name, fill in self._fills.items():
+            self.get_buffer(name).fill_(fill)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "PreciseModule":
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in self._buffers.items():
+            kept = before[name]
+            if buffer is not None and kept is not None and buffer.dtype in HALF:
+                self._buffers[name] = kept.to(buffer.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in self._buffers:
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor) and saved.dtype in HALF:
+                state_dict[prefix + name] = saved.float()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class StepCounter(nn.Module):
+    """Counts training steps on the host, wherever the rest of the module lives, and is saved with the state.
+
+    It is no buffer, so wrappers neither broadcast nor average it, and it can be read without waiting for an accelerator.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = torch.zeros((), dtype=torch.int64, device="cpu")
+
+    def advance(self) -> None:
+        """Count one step."""
+        self.value.add_(1)
+
+    def reset_parameters(self) -> None:
+        """Count from 0 again."""
+        self.value.zero_()
+
+    def get_extra_state(self) -> Tensor:
+        """The count, for `state_dict`."""
+        return self.value.clone()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over a saved count."""
+        self.value.copy_(state)
+
+
+class Seed(nn.Module):
+    """The seed of random draws, saved with the state.
+
+    Args:
+        value: A whole number from 0 to 2^63 - 1.
+
+    Raises:
+        TypeError: ``value`` is not whole.
+        ValueError: It is out of range.
+    """
+
+    def __init__(self, value: int) -> None:
+        super().__init__()
+        self.set(value)
+        self._first = self.value
+
+    def set(self, value: int) -> None:
+        """Replace the seed."""
+        self.value = check_count("seed", value, low=0, high=2**63 - 1)
+
+    def reset_parameters(self) -> None:
+        """Restore the first seed."""
+        self.value = self._first
+
+    def get_extra_state(self) -> Tensor:
+        """The seed, for `state_dict`."""
+        return torch.tensor(self.value, dtype=torch.int64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over a saved seed."""
+        self.set(int(state))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(f"{prefix}_extra_state", self.value)  # checkpoints of version 0.1 do not hold it
+        super()._load_from_state_dict(state_dict, prefix, *args)

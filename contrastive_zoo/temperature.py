@@ -1,0 +1,140 @@
+"""The temperature of a loss: a number, a parameter that is learned, or a tensor that somebody else learns."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_zoo.bounded import within
+from contrastive_zoo.checks import check_number, shape
+from contrastive_zoo.state import at_least_float32
+
+# A learned temperature stays in this interval: at its ends, no gradient leads further out.
+LOWEST, HIGHEST = 0.001, 10.0
+
+
+def as_temperature(value: object) -> Tensor:
+    """Return a temperature as a tensor of one entry; a number becomes one in float64 on the host.
+
+    Raises:
+        TypeError: ``value`` is neither a number nor a tensor.
+        ValueError: It is not positive and finite, or is a parameter outside [0.001, 10] (seen for numbers and for tensors on
+            the CPU), or it has more than one entry.
+    """
+    if not isinstance(value, Tensor):
+        number = check_number("temperature", value, low=0, open_low=True)
+        return torch.tensor(number, dtype=torch.float64, device="cpu")
+    if tuple(value.shape) not in ((), (1,)):
+        raise ValueError(f"temperature must be a number or a tensor of shape () or (1,), got shape {shape(value)}.")
+    if value.is_cpu and isinstance(value, nn.Parameter):
+        check_number("temperature (a parameter)", value.item(), low=LOWEST, high=HIGHEST)
+    elif value.is_cpu:
+        check_number("temperature", value.item(), low=0, open_low=True)
+    return value
+
+
+class Temperature(nn.Module):
+    """Holds a temperature, and saves it under one key whatever it is.
+
+    A number stays on the host: setting it anew neither recompiles nor waits. A tensor that carries a graph, such as
+    ``1 / logit_scale``, serves until the next one is set; the state keeps the value before it.
+
+    Args:
+        value: A number, a parameter, or a tensor; of shape () or (1,).
+
+    Attributes:
+        value: What was given, as a tensor.
+    """
+
+    value: Tensor
+
+    def __init__(self, value: float | Tensor) -> None:
+        super().__init__()
+        self._kept: Tensor | None = None
+        self._place(as_temperature(value))
+        self._first = self.number()
+
+    def set(self, value: float | Tensor) -> None:
+        """Replace the temperature from the next call on."""
+        replacement, current = as_temperature(value), self.value
+        if isinstance(value, Tensor) or current.requires_grad or not current.is_cpu:
+            self._place(replacement)
+        else:
+            current.fill_(replacement)
+
+    def bounded(self) -> Tensor:
+        """The temperature for use in formulas, a 0-dim tensor; one that wants a gradient stays within [0.001, 10]."""
+        value = self.value
+        if value.requires_grad or isinstance(value, nn.Parameter):
+            return within(value.to(at_least_float32(value.dtype)), LOWEST, HIGHEST)
+        return value.reshape(())
+
+    def number(self) -> float | None:
+        """The saved temperature, as far as it is known without waiting for an accelerator."""
+        return self._saved.item() if self._saved.is_cpu else None
+
+    def agreed(self) -> object:
+        """What all processes must have alike: a number; or that it is a tensor that is not compared."""
+        if isinstance(self.value, nn.Parameter):
+            return "a parameter"
+        return "a tensor" if self._kept is not None or not self.value.is_cpu else self.number()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Restore the first temperature.
+
+        Raises:
+            RuntimeError: It was a parameter on a device where its value is not known, such as the meta device.
+        """
+        if self._first is None:
+            raise RuntimeError(
+                "the first value of the temperature is not known, because it was a tensor on another device than the CPU. "
+                "Load a state_dict, or set loss_fn.temperature."
+            )
+        self._restore(torch.tensor(self._first, dtype=torch.float64, device="cpu"))
+
+    @property
+    def _saved(self) -> Tensor:
+        return self.value if self._kept is None else self._kept
+
+    def _place(self, value: Tensor) -> None:
+        kept = None
+        if not value.is_leaf:
+            kept = (self._saved if hasattr(self, "value") else value).detach().clone()
+        if hasattr(self, "value"):
+            del self.value
+        self.value, self._kept = value, kept
+
+    def _restore(self, value: Tensor) -> None:
+        if self._kept is None:
+            self.value.copy_(value.reshape(self.value.shape))
+        else:
+            self._place(value.detach().clone())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave a graph behind."""
+        return self.__dict__ if self._kept is None else {**self.__dict__, "value": self._kept, "_kept": None}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not isinstance(self.value, nn.Parameter):
+            destination[f"{prefix}value"] = self._saved.detach()
+
+    @torch.no_grad()
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if isinstance(self.value, nn.Parameter):
+            match_shapes(self, state_dict, prefix)
+            super()._load_from_state_dict(state_dict, prefix, *args)
+        elif f"{prefix}value" in state_dict:  # checkpoints of version 0.1 hold no number
+            try:
+                self._restore(as_temperature(state_dict[f"{prefix}value"]))
+            except (TypeError, ValueError) as error:
+                args[-1].append(f"{prefix}value: {error}")
+
+
+def match_shapes(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Let parameters of shape () and (1,) load each other, in place in a state dict."""
+    for name, parameter in module.named_parameters(recurse=False):
+        saved = state_dict.get(prefix + name)
+        if isinstance(saved, Tensor) and saved.numel() == 1 == parameter.numel():
+            state_dict[prefix + name] = saved.reshape(parameter.shape)
