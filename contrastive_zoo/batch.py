@@ -91,7 +91,7 @@ class Encoding(Protocol):
     """Calls an encoder of the user's as if outside of the loss, and makes rows like those of the batch from its features."""
 
     def __call__(self, encode: Callable[[Tensor, Tensor], Tensor], index: Tensor, view: Tensor, like: Tensor) -> Tensor:
-        """Rows (n, D), like those of a batch (N, D), from ``encode(index, view)`` for n positions in the dataset and n views."""
+        """Rows (n, D), like those of a batch (N, D), from ``encode(index, view)`` for n samples and n views."""
 
 
 @dataclass(frozen=True)

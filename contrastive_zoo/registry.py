@@ -124,8 +124,11 @@ class Card:
         learned = name == "temperature" and isinstance(value, Tensor)
         if limits is None or learned or (limits.schedule and callable(value)) or (value is None and default is None):
             return value
-        check_number(name, value, low=limits.low, high=limits.high, open_low=limits.open_low, open_high=limits.open_high)
-        return as_scalar(name, value)
+        number = check_number(
+            name, value, low=limits.low, high=limits.high, open_low=limits.open_low, open_high=limits.open_high
+        )
+        scalar = as_scalar(name, value)
+        return scalar if isinstance(scalar, int) else number
 
 
 class Registry:

@@ -1,5 +1,6 @@
 """What each process of a group does for the tests in `processes`: one group goes through everything and writes it to files."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -180,6 +181,9 @@ def work(rank: int, world: int, folder: Path) -> None:
     found["dense with negatives"] = run(ntxent, batches, DistributedDataParallel, negatives=keys, backend="dense")
     found["mixed rows"] = run(ntxent, batches, DistributedDataParallel, objective=mixed_rows)
     found["errors"] = errors(batches[0], rank, world)
+    found["settings"] = settings_that_differ(batches[0], rank, world)
+    found["encode that fails"] = encode_that_fails(batches, rank, world)
+    found["same samples"] = warnings_of_same_samples(local_batch(0, (4,) * world, rank), rank)
     found["entries"] = entries_visited(rank, world)
     found["compiled"] = {}
     for name in COMPILED if world == 2 else []:
@@ -219,14 +223,95 @@ def errors(batch: Views, rank: int, world: int) -> dict[str, str]:
         "index out of range": lambda: loss_fn(z1, z2, index=index + NUM_SAMPLES if last else index),
         "nothing wrong": lambda: in_batch(z1, z2),
     }
-    heard = {}
-    for mistake, call in calls.items():
-        try:
-            heard[mistake] = f"a loss of {call():.3f}"
-        except (TypeError, ValueError, IndexError) as error:
-            heard[mistake] = f"{type(error).__name__}: {error}"
+    heard = {mistake: _heard(call) for mistake, call in calls.items()}
     heard["table"] = "as before" if all(torch.equal(t, before[n]) for n, t in snapshot(loss_fn).items()) else "changed"
     return heard
+
+
+def settings(last: bool) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Names with parameters of which the last process has another one."""
+    late = 5 if last else 3
+
+    def schedule(step: Tensor) -> float:
+        if last:
+            raise ZeroDivisionError("no epochs")
+        return 0.5
+
+    return {
+        "backend": ("ntxent", {"backend": "dense" if last else "tiled"}),
+        "temperature": ("ntxent", {"temperature": 0.2 if last else 0.1}),
+        "learned temperature": ("ntxent", {"temperature": nn.Parameter(torch.tensor(0.1)) if last else 0.1}),
+        "normalize": ("dcl", {"normalize": "ball" if last else "sphere"}),
+        "reduction": ("dcl", {"reduction": "sum" if last else "mean"}),
+        "on_empty": ("dcl", {"on_empty": "error" if last else "warn"}),
+        "num_samples": ("sogclr", {"num_samples": NUM_SAMPLES + last}),
+        "seed": ("emc2", {"seed": int(last)}),
+        "beta": ("hcl", {"beta": 2.0 if last else 1.0}),
+        "kernel": ("kcl", {"kernel": "log" if last else "gaussian"}),
+        "sampler": ("sampled", {"sampler": "topk" if last else "uniform"}),
+        "made sampler": ("sampled", {"sampler": zoo.get_sampler("topk", num_samples=NUM_SAMPLES, num_negatives=late)}),
+        "schedule": ("sogclr", {"gamma": zoo.CosineSchedule(1.0, 0.2, steps=late)}),
+        "function": ("sogclr", {"gamma": lambda step: 0.5 + 0.1 * last}),
+        "broken schedule": ("isogclr", {"gamma": schedule}),
+    }
+
+
+def settings_that_differ(batch: Views, rank: int, world: int) -> dict[str, str]:
+    """What a process hears when the last one was made with another setting, or is a step behind."""
+    heard = {}
+    for setting, (name, params) in settings(rank == world - 1).items():
+        loss_fn = zoo.get_loss(name, **{"num_samples": NUM_SAMPLES, **params})
+        heard[setting] = _heard(lambda loss_fn=loss_fn: batch.call(loss_fn))
+    behind = zoo.get_loss("sogclr", num_samples=NUM_SAMPLES, gather=False)
+    if rank < world - 1:
+        batch.call(behind)
+    behind.gather = "auto"
+    heard["steps"] = _heard(lambda: batch.call(behind))
+    return heard
+
+
+def encode_that_fails(batches: list[Views], rank: int, world: int) -> dict[str, Any]:
+    """What a process hears when the encoder of the last one raises in the second step, and the third step after that."""
+    found: dict[str, Any] = {}
+    for name, params in ENCODED.items():
+        fails = [False]
+
+        def encode(index: Tensor, view: Tensor, fails: list[bool] = fails) -> Tensor:
+            if fails[0]:
+                raise OSError("the disk is gone")
+            return torch.randn(len(index), WIDTH, dtype=torch.float64)  # another one on each process
+
+        torch.manual_seed(rank)
+        loss_fn = zoo.get_loss(name, num_samples=NUM_SAMPLES, encode=encode, **params).double()
+        batches[0].call(loss_fn)
+        before = snapshot(loss_fn)
+        fails[0] = rank == world - 1
+        heard = _heard(lambda loss_fn=loss_fn: batches[2].call(loss_fn))
+        unchanged = all(torch.equal(tensor, before[name]) for name, tensor in snapshot(loss_fn).items())
+        fails[0] = False
+        value = batches[2].call(loss_fn).detach()
+        found[name] = {"heard": heard, "unchanged": unchanged, "value": value, "state": snapshot(loss_fn)}
+    return found
+
+
+def warnings_of_same_samples(batch: Views, rank: int) -> list[str]:
+    """What a process is warned of in three steps with the samples of the first one, the second time in another order."""
+    loss_fn = zoo.get_loss("dcl")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        index = torch.arange(len(batch.index))
+        loss_fn(batch.z1, batch.z2, index=index + 1000 * rank)
+        loss_fn(batch.z1, batch.z2)
+        for shifted in (index, index.flip(0), index):
+            loss_fn(batch.z1, batch.z2, index=shifted if rank else index)
+    return [str(warning.message) for warning in caught]
+
+
+def _heard(call: Callable[[], Tensor]) -> str:
+    try:
+        return f"a loss of {call():.3f}"
+    except (TypeError, ValueError, IndexError, OSError, ZeroDivisionError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Processes share the work, and fail together."""
 
 import pytest
-from group import FOUND, ROWS_PER_PROCESS
+import torch
+from group import ENCODED, FOUND, ROWS_PER_PROCESS
 
 # What the process that makes the mistake raises, and what the others do.
 MISTAKES = {
@@ -32,6 +33,62 @@ def test_errors_leave_the_group_in_step_and_tables_alone(found: list[FOUND]) -> 
     assert {of_rank["nothing wrong"] for of_rank in heard} == {heard[0]["nothing wrong"]}
     assert heard[0]["nothing wrong"].startswith("a loss of ")
     assert {of_rank["table"] for of_rank in heard} == {"as before"}
+
+
+# What each process hears where the last one has another setting, and a part of both values.
+SETTINGS = {
+    "backend": "backend is tiled on rank 0, ... dense on rank {last}",
+    "temperature": "temperature is 0.1 on rank 0, ... 0.2 on rank {last}",
+    "learned temperature": "temperature is 0.1 on rank 0, ... a parameter on rank {last}",
+    "normalize": "normalize is sphere on rank 0, ... ball on rank {last}",
+    "reduction": "reduction is mean on rank 0, ... sum on rank {last}",
+    "on_empty": "on_empty is warn on rank 0, ... error on rank {last}",
+    "num_samples": "num_samples is 40 on rank 0, ... 41 on rank {last}",
+    "seed": "seed is [0] on rank 0, ... [1] on rank {last}",
+    "beta": "beta is 1.0 on rank 0, ... 2.0 on rank {last}",
+    "kernel": "kernel is gaussian on rank 0, ... log on rank {last}",
+    "sampler": "sampler is uniform on rank 0, ... topk on rank {last}",
+    "made sampler": "num_negatives=3, ... num_negatives=5, ",
+    "schedule": "gamma is CosineSchedule(start=1.0, end=0.2, steps=3) ... steps=5) on rank {last}",
+    "function": "gamma in this step is 0.5 on rank 0, ... 0.6 on rank {last}",
+    "broken schedule": "ZeroDivisionError: no epochs",
+    "steps": "the number of steps so far is [1] on rank 0, ... [0] on rank {last}",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_another_setting_on_one_process_is_an_error_of_all(setting: str, found: list[FOUND]) -> None:
+    parts = SETTINGS[setting].format(last=len(found) - 1).split(" ... ")
+    for of_rank in found:
+        assert all(part in of_rank["settings"][setting] for part in parts), of_rank["settings"][setting]
+
+
+def test_every_setting_is_tried(found: list[FOUND]) -> None:
+    assert set(found[0]["settings"]) == set(SETTINGS)
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_an_encoder_that_raises_on_one_process_raises_on_all(name: str, found: list[FOUND]) -> None:
+    *healthy, failing = (of_rank["encode that fails"][name] for of_rank in found)
+    assert failing["heard"] == "OSError: the disk is gone"
+    for of_rank in healthy:
+        assert f"rank {len(found) - 1} raised OSError: the disk is gone" in of_rank["heard"]
+    assert all(of_rank["unchanged"] for of_rank in (*healthy, failing))
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_a_random_encoder_makes_the_same_tables_on_all_processes(name: str, found: list[FOUND]) -> None:
+    first, *others = (of_rank["encode that fails"][name] for of_rank in found)
+    for of_rank in others:
+        assert torch.equal(of_rank["value"], first["value"])
+        assert all(torch.equal(tensor, first["state"][key]) for key, tensor in of_rank["state"].items())
+
+
+def test_processes_that_bring_the_same_samples_are_warned_once(found: list[FOUND], world: int) -> None:
+    ranks = " and ".join(map(str, range(world)))
+    for of_rank in found:
+        (message,) = of_rank["same samples"]
+        assert message.startswith(f"ranks {ranks} brought the same samples, by index, to 'dcl'")
 
 
 @pytest.mark.parametrize("name", SWEEPS)
