@@ -1,5 +1,6 @@
 """What each process of a group does for the tests in `processes`: one group goes through everything and writes it to files."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,11 +12,20 @@ import torch
 import torch.distributed as dist
 from cases import CONFIGURATIONS, NUM_SAMPLES, Configuration, Views, snapshot, views
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 import contrastive_zoo as zoo
 from contrastive_zoo.objective import FunctionObjective
 from contrastive_zoo.pairwise import tiles
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:
+    fully_shard = None
+if fully_shard is not None and "ignored_params" not in inspect.signature(fully_shard).parameters:
+    fully_shard = None  # before torch 2.7
 
 WIDTH, KEYS = 5, 4
 # Sizes of the local batches in each step: equal, unequal, and one sample on a process.
@@ -23,6 +33,7 @@ SIZES = {2: [(4, 4), (5, 3), (1, 6)], 3: [(3, 3, 3), (1, 5, 2), (4, 1, 1)]}
 ENCODED = {"emc2": {"out_of_batch": "encode"}, "negative_cache": {"num_negatives": 4}}
 INSIDE = ["dcl", "sogclr", "emc2", *(f"{name}, encode" for name in ENCODED)]
 COMPILED = ["sogclr", "ntxent"]
+SHARDED = ["clip", "siglip", "dcl", "emc2"]
 WITH_NEGATIVES = [c for c in CONFIGURATIONS if "negatives" in c.card.uses] + [
     Configuration("infonce", {"symmetric": False, "in_batch": False})
 ]
@@ -147,6 +158,52 @@ def run_inside(name: str, batches: list[Views], wrap: Any = lambda model: model)
     return {"losses": losses, "gradients": found, "state": {name: t.clone() for name, t in model.state_dict().items()}}
 
 
+class Learning(nn.Module):
+    """Encoder and a loss that learns something, of shape () or (1,), as one module."""
+
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.encoder = encoder()
+        if name in ("clip", "siglip"):
+            self.loss_fn = zoo.get_loss(name).double()
+            for parameter in ("logit_scale", "logit_bias") if name == "siglip" else ("logit_scale",):
+                value = getattr(self.loss_fn, parameter).detach().reshape(shape)
+                setattr(self.loss_fn, parameter, nn.Parameter(value))
+        else:
+            temperature = nn.Parameter(torch.full(shape, 0.3, dtype=torch.float64))
+            self.loss_fn = zoo.get_loss(name, num_samples=NUM_SAMPLES, temperature=temperature, embedding_dim=4).double()
+
+    def forward(self, batch: Views) -> Tensor:
+        return self.loss_fn(self.encoder(batch.z1), self.encoder(batch.z2), index=batch.index)
+
+
+def train_learning(model: nn.Module, batches: list[Views]) -> list[float]:
+    """Losses of some steps of SGD."""
+    optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
+    for batch in batches:
+        loss = model(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def run_sharded(name: str, batches: list[Views], *, ignored: bool) -> FOUND:
+    """Losses and state where FSDP2 shards the module: all of it, or all but what the loss learns."""
+    model = Learning(name, () if ignored else (1,))
+    if ignored:
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)), ignored_params=set(model.loss_fn.parameters()))
+    else:
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    losses = train_learning(model, batches)
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    fresh = Learning(name, (1,) if ignored else ())
+    if dist.get_rank() == 0:  # the whole state is there only
+        fresh.load_state_dict(state, strict=True)
+    return {"losses": losses, "state": dict(fresh.state_dict())}
+
+
 def mixed_rows(batch: zoo.Batch, *, temperature: Tensor) -> Tensor:
     """An objective whose rows are not those of the batch: in another order, and each with something of its neighbour."""
     x = torch.cat(batch.each_view())
@@ -185,6 +242,10 @@ def work(rank: int, world: int, folder: Path) -> None:
     found["encode that fails"] = encode_that_fails(batches, rank, world)
     found["same samples"] = warnings_of_same_samples(local_batch(0, (4,) * world, rank), rank)
     found["entries"] = entries_visited(rank, world)
+    found["sharded"] = {}
+    for name in SHARDED if world == 2 and fully_shard is not None else []:
+        for ignored in (True, False):
+            found["sharded"][f"{name} with {ignored=}"] = run_sharded(name, batches[:1] * 3, ignored=ignored)
     found["compiled"] = {}
     for name in COMPILED if world == 2 else []:
         given = keys if name == "ntxent" else None

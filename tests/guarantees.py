@@ -76,6 +76,10 @@ def without_samples(card: Card, params: dict[str, Any]) -> bool:
     return not card.per_sample
 
 
+def has_temperature(card: Card) -> bool:
+    return "temperature" in card.parameters
+
+
 def lazy_table(card: Card, params: dict[str, Any]) -> bool:
     """Whether a table gets its width from the first batch."""
     return any(buffer.numel() == 0 for buffer in zoo.get_loss(card.name, num_samples=4, **params).buffers())
@@ -149,7 +153,37 @@ GUARANTEES: dict[str, Guarantee] = {
     ),
     "copies": Guarantee(STATE, "copies", "`copy.deepcopy` and `pickle` make losses that go on by themselves, in the same way."),
     "spawn": Guarantee(STATE, "spawned process", "A loss that has been used can be sent to a spawned process."),
-    "tables": Guarantee(STATE, "precise tables", "`.half()` and `.bfloat16()` leave tables in float32.", concerns=stateful),
+    "temperature": Guarantee(
+        STATE,
+        "temperature",
+        "A temperature that was set or learned is in `state_dict()`, under one key for numbers and parameters.",
+        concerns=has_temperature,
+    ),
+    "bounded": Guarantee(
+        NUMBERS,
+        "learned temperature",
+        "A learned temperature counts as the nearest value in [0.001, 10], and gets only gradients that lead back into it.",
+        concerns=has_temperature,
+    ),
+    "meta": Guarantee(
+        STATE,
+        "meta device",
+        "A loss made on the meta device is complete after `to_empty` and `load_state_dict` or `reset_parameters()`.",
+    ),
+    "sharded checkpoint": Guarantee(
+        STATE,
+        "distributed checkpoint",
+        "A fresh loss loads a checkpoint of `torch.distributed.checkpoint`, if `embedding_dim` is given.",
+    ),
+    "freed": Guarantee(
+        TRAINING, "graph freed", "The graph of the encoder is freed together with the value of the loss, not at the next call."
+    ),
+    "tables": Guarantee(
+        STATE,
+        "precise tables",
+        "Tables are in float32 at least, whatever `.half()`, `.bfloat16()`, the default dtype or a checkpoint say.",
+        concerns=stateful,
+    ),
     "eval": Guarantee(STATE, "eval", "`eval()` needs no index, reads and moves no table, and is repeatable."),
     "no_grad": Guarantee(
         STATE,
@@ -164,8 +198,8 @@ GUARANTEES: dict[str, Guarantee] = {
         exceptions=(
             Except(
                 lazy_table,
-                "The table of embeddings gets its width from the first batch: make the average after the first step, or keep "
-                "the loss out of what is averaged.",
+                "The table of embeddings gets its width from the first batch: give `embedding_dim`, make the average after the "
+                "first step, or keep the loss out of what is averaged.",
             ),
         ),
     ),

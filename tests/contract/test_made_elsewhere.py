@@ -110,7 +110,7 @@ def on_meta(configuration: Configuration) -> Loss:
     return loss_fn.to_empty(device="cpu")
 
 
-@every_configuration
+@guaranteed("meta")
 def test_a_loss_made_on_the_meta_device_loads_a_state(configuration: Configuration) -> None:
     first = configuration.make(embedding_dim=WIDTH)
     train(first, range(2))
@@ -131,7 +131,7 @@ def test_a_loss_made_on_the_meta_device_takes_over_tensors(configuration: Config
     assert all_equal(train(second, range(2, 4)), train(first, range(2, 4)))
 
 
-@every_configuration
+@guaranteed("meta")
 def test_a_loss_made_on_the_meta_device_can_be_reset(configuration: Configuration) -> None:
     fresh, loss_fn = configuration.make(embedding_dim=WIDTH), on_meta(configuration)
     loss_fn.reset_parameters()
@@ -172,7 +172,7 @@ def test_a_learned_temperature_made_on_the_meta_device() -> None:
     assert float(loss_fn.temperature.detach()) == pytest.approx(0.3)
 
 
-@every_configuration
+@guaranteed("sharded checkpoint")
 def test_a_fresh_loss_loads_a_distributed_checkpoint(configuration: Configuration, tmp_path: Path) -> None:
     model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "loss": configuration.make(embedding_dim=WIDTH)})
     train(model["loss"], range(2))
@@ -229,7 +229,7 @@ def encoded(x: torch.Tensor) -> tuple[torch.Tensor, weakref.WeakSet[Saved]]:
         return x.detach().requires_grad_().tanh() * 2, alive
 
 
-@every_configuration
+@guaranteed("freed")
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("backend", ["dense", "tiled"])
 def test_a_loss_does_not_keep_the_graph_of_the_encoder(configuration: Configuration, training: bool, backend: str) -> None:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from cases import BACKENDS, CONFIGURATIONS, Configuration, gradients, views
+from cases import BACKENDS, CONFIGURATIONS, Configuration, gradients, guaranteed, views
 from tolerances import assert_close
 from torch import nn
 
@@ -107,7 +107,7 @@ def learned(value: float | list[float]) -> nn.Parameter:
     return nn.Parameter(torch.tensor(value, dtype=torch.float64))
 
 
-@with_temperature
+@guaranteed("temperature")
 def test_a_temperature_that_was_set_is_saved_and_replaces_that_of_the_constructor(configuration: Configuration) -> None:
     first, second = configuration.make(temperature=0.5), configuration.make(temperature=0.2)
     first.temperature = 0.07
@@ -194,7 +194,7 @@ def test_a_loss_may_begin_with_a_temperature_that_carries_a_graph(configuration:
     assert float(next(t for name, t in loss_fn.state_dict().items() if "_temperature" in name)) == 0.25
 
 
-@with_temperature
+@guaranteed("bounded")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("outside", "end", "shape"), [(-3.0, 0.001, ()), (0.0, 0.001, (1,)), (40.0, 10.0, ())])
 def test_a_learned_temperature_stays_within_its_interval(

@@ -225,6 +225,16 @@ def test_averages_made_after_the_first_step(configuration: Configuration) -> Non
     assert all(torch.equal(mean, buffer) for mean, buffer in zip(average.module.buffers(), model.buffers(), strict=True))
 
 
+@every_stateful
+def test_averages_of_a_loss_that_knows_its_width(configuration: Configuration) -> None:
+    """Made before the first step; the features have four entries."""
+    model = Model(Configuration(configuration.name, {**configuration.params, "embedding_dim": 4}))
+    average = AveragedModel(model)
+    model(views()).backward()
+    average.update_parameters(model)
+    assert all(torch.equal(mean, buffer) for mean, buffer in zip(average.module.buffers(), model.buffers(), strict=True))
+
+
 def work(rank: int, losses: dict[str, Loss], folder: Path) -> None:
     """What the spawned process does: one step with each loss that came."""
     torch.set_num_threads(1)

@@ -9,15 +9,19 @@ from group import (
     COMPILED,
     FOUND,
     INSIDE,
+    SHARDED,
     SIZES,
     WITH_NEGATIVES,
+    Learning,
     alone_in_eval,
+    fully_shard,
     global_batch,
     global_negatives,
     local_batch,
     mixed_rows,
     run,
     run_inside,
+    train_learning,
 )
 from tolerances import assert_close
 
@@ -109,6 +113,20 @@ def test_a_loss_inside_of_a_wrapped_model(name: str, found: list[FOUND], world: 
     expected = run_inside(name, [global_batch(step, sizes) for step, sizes in enumerate(SIZES[world])])
     for of_rank in found:
         assert_same(of_rank["inside"][name], expected)
+
+
+@pytest.mark.parametrize("ignored", [True, False], ids=["parameters of the loss ignored", "parameters of one entry"])
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_sharded_model_with_a_loss_that_learns(name: str, ignored: bool, found: list[FOUND], world: int) -> None:
+    """With FSDP2; parameters of shape () and (1,) load each other."""
+    if world != 2 or fully_shard is None:
+        pytest.skip("two processes and torch 2.7 or newer")
+    model = Learning(name, ())
+    expected = train_learning(model, [global_batch(0, SIZES[world][0])] * 3)
+    first, second = (of_rank["sharded"][f"{name} with {ignored=}"] for of_rank in found)
+    assert first["losses"] == second["losses"] == pytest.approx(expected, rel=1e-9)
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(first["state"][key].reshape(tensor.shape), tensor, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", COMPILED)

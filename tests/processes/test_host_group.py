@@ -1,0 +1,37 @@
+"""Small messages travel through a group that sends from the host."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from contrastive_zoo import processes
+
+
+@pytest.fixture
+def _group_of_one(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_group_of_one")
+def test_a_group_that_sends_from_the_host_is_used_itself() -> None:
+    assert processes.host_group(dist.group.WORLD) is dist.group.WORLD
+
+
+@pytest.mark.usefixtures("_group_of_one")
+def test_a_group_of_accelerators_gets_one_host_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one of NCCL alone, from which every message would be waited for."""
+    of_group = processes.device_of_group
+    accelerators = dist.new_group([0])
+    monkeypatch.setattr(
+        processes, "device_of_group", lambda group: torch.device("cuda") if group is accelerators else of_group(group)
+    )
+    made = processes.host_group(accelerators)
+    assert made is not accelerators
+    assert dist.get_backend(made) == "gloo"
+    assert processes.host_group(accelerators) is made
+    assert processes.meet(accelerators, lambda meeting: meeting.sizes(3, {})) == [3]
