@@ -8,11 +8,12 @@ export NO_MKDOCS_2_WARNING := 1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test docs bench clean
+.PHONY: help demo test test-integrations docs bench clean
 
 help:
 	@echo "make demo    pretrain a small backbone on real data; print the evaluation, save plots (ARGS='--loss emc2' ...)"
 	@echo "make test    lint, formatting, types, tests, documentation"
+	@echo "make test-integrations    the same losses and samplers inside Lightning, Accelerate, Transformers and others"
 	@echo "make docs    serve the documentation on this machine and rebuild it on every change"
 	@echo "make bench   time and memory of the objectives beside their peers"
 	@echo "make clean   remove $(VENV) and everything that was built; results under runs/ stay"
@@ -24,8 +25,12 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile  # small tensors: processes, not threads
+	# Small tensors: processes, not threads.
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --ignore tests/integrations
 	$(BIN)/mkdocs build --strict
+
+test-integrations: $(VENV)/.dev $(VENV)/.integrations
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile tests/integrations
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs serve

@@ -1,6 +1,7 @@
 """Repeatable tests: fixed seeds, the same Hypothesis examples every time, and NaN in all memory that nobody has written."""
 
 import copy
+import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -12,6 +13,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from contrastive_zoo import registry
+
+# `make test-integrations` installs what these tests use.
+collect_ignore = [] if importlib.util.find_spec("lightning") else ["integrations"]
 
 settings.register_profile(
     "repeatable",

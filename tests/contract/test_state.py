@@ -222,6 +222,27 @@ def test_every_step_draws_anew(configuration: Configuration) -> None:
 
 
 @drawing
+def test_a_loaded_seed_replaces_that_of_the_constructor(configuration: Configuration) -> None:
+    first, second, third = (configuration.make(seed=seed) for seed in (3, 5, 5))
+    second.load_state_dict(first.state_dict(), strict=True)
+    assert second.seed == 3
+    assert all_equal(train(second, range(2)), train(first, range(2)))
+    first.load_state_dict(third.state_dict())
+    first.seed = 7
+    assert all_equal(train(first, range(2)), train(configuration.make(seed=7), range(2)))
+
+
+@every_configuration
+def test_a_loss_that_draws_nothing_has_no_seed(configuration: Configuration) -> None:
+    if not configuration.card.draws:
+        loss_fn = configuration.make()
+        with pytest.raises(AttributeError, match="seed"):
+            _ = loss_fn.seed
+        with pytest.raises(AttributeError, match="seed"):
+            loss_fn.seed = 3
+
+
+@drawing
 def test_draws_depend_on_seed_and_step_only(configuration: Configuration) -> None:
     batch = views()
 

@@ -7,7 +7,7 @@ import oracle
 import oracle_stateful
 import pytest
 import torch
-from cases import Views, gradients, views
+from cases import Views, gradients, same_state, snapshot, views
 from tolerances import assert_close
 from torch import Tensor
 
@@ -215,3 +215,49 @@ def test_chain_table_must_point_into_the_data_set() -> None:
     for wrong in (torch.full((4, 2), 8), torch.full((4, 2), -2), torch.zeros(3, 2, dtype=torch.int64)):
         with pytest.raises(ValueError, match="chain must be"):
             loss_fn.load_table(**{**table, "chain": wrong})
+
+
+@pytest.mark.parametrize("name", ["emc2", "sampled"])
+@pytest.mark.parametrize("out_of_batch", ["cache", "skip", "encode"])
+def test_chains_given_back_are_scored_as_before(name: str, out_of_batch: str) -> None:
+    """A state without what it is scored by would have the score of a zero vector, and move nearly always."""
+    encode = {"encode": lambda index, view: torch.ones(len(index), 6)} if out_of_batch == "encode" else {}
+    settings = {"out_of_batch": out_of_batch, **encode}
+
+    def make() -> zoo.Loss:
+        if name == "emc2":
+            return zoo.get_loss("emc2", num_samples=40, **settings).double()
+        sampler = zoo.get_sampler("mcmc", num_samples=40, **settings)
+        return zoo.get_loss("sampled", num_samples=40, sampler=sampler).double()
+
+    loss_fn, twin = make(), make()
+    for seed in range(4):
+        views(seed=seed).call(loss_fn)
+    twin.load_table(**loss_fn.table())
+    twin.objective.sampler.step.value.copy_(loss_fn.objective.sampler.step.value)
+    first, second = (views(seed=9), views(seed=9))
+    losses = first.call(loss_fn), second.call(twin)
+    assert_close(losses[1], losses[0], "loss")
+    for gradient, expected in zip(gradients(losses[1], second), gradients(losses[0], first), strict=True):
+        assert_close(gradient, expected, "gradient")
+
+
+def test_chains_without_what_scores_them_are_refused() -> None:
+    loss_fn, fresh = (zoo.get_loss("emc2", num_samples=40) for _ in range(2))
+    views().call(loss_fn)
+    table, before = loss_fn.table(), snapshot(fresh)
+    without = {name: tensor for name, tensor in table.items() if name != "embeddings"}
+    with pytest.raises(TypeError, match=r"out_of_batch='cache' wants the tables chain, u, visited, embeddings; got chain, u"):
+        fresh.load_table(**without)
+    with pytest.raises(TypeError, match="out_of_batch='skip' wants the tables chain, u, visited, log_score; got"):
+        zoo.get_loss("emc2", num_samples=40, out_of_batch="skip").load_table(**table)
+    with pytest.raises(ValueError, match="embeddings must be finite"):
+        fresh.load_table(**table | {"embeddings": table["embeddings"] * torch.nan})
+    with pytest.raises(ValueError, match=r"embeddings must have a shape that begins with \(40, 2\), got \(39, 2, 6\)"):
+        fresh.load_table(**table | {"embeddings": table["embeddings"][1:]})
+    unvisited = int((~table["visited"]).nonzero()[0])
+    chain = table["chain"].clone()
+    chain[0, 0] = 2 * unvisited
+    with pytest.raises(ValueError, match="chain holds states of samples that visited marks as not visited"):
+        fresh.load_table(**table | {"chain": chain})
+    assert same_state(snapshot(fresh), before)
