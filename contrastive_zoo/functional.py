@@ -15,7 +15,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 import contrastive_zoo.objectives  # noqa: F401 - registers the names
+from contrastive_zoo.bounded import within
 from contrastive_zoo.loss import COMMON, Loss, describe_loss, get_loss
+from contrastive_zoo.temperature import HIGHEST, LOWEST
 
 __all__ = [
     "alignment_uniformity",
@@ -68,6 +70,9 @@ def _functional(name: str) -> FunctionalLoss:
         negatives_index: Tensor | None = None,
         **params: Any,
     ) -> Tensor:
+        learned = params.get("temperature")
+        if isinstance(learned, Tensor) and learned.requires_grad:  # an optimiser may have moved it out of its interval
+            params["temperature"] = within(learned, LOWEST, HIGHEST)
         loss_fn = get_loss(name, **params)
         result: Tensor = loss_fn(z1, z2, index=index, labels=labels, negatives=negatives, negatives_index=negatives_index)
         return result

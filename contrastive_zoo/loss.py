@@ -180,13 +180,15 @@ class Loss(nn.Module):
             One number; (B,) for ``reduction="none"``.
 
         Raises:
-            TypeError: An argument is no tensor or has the wrong dtype, or one that the method has no use for was given.
+            TypeError: An argument is no tensor or has the wrong dtype, or one that the method has no use for was given; or a
+                table was converted to half precision.
             ValueError: Shapes or devices do not fit, something needed is missing, features are NaN or infinite, or there is
                 nothing to contrast and ``on_empty="error"``.
             IndexError: A position outside the data set.
             RuntimeError: A loss with state is called by a backward pass, as activation checkpointing would do.
         """
         self._refuse_recomputation()
+        self._refuse_half_tables()
         make = partial(self._checked_batch, z1, z2, index, labels, negatives, negatives_index)
         several = self.training and processes.group_size(self.gather, self.process_group) > 1
         batch = uncompiled(processes.meet, self.process_group, make) if several else make(None)
@@ -210,6 +212,17 @@ class Loss(nn.Module):
             negatives_ids=None,
             encode=None,
         )
+
+    def _refuse_half_tables(self) -> None:
+        """Tables keep to float32 by themselves, but a wrapper can still write to a buffer's ``data``."""
+        if not self.card.stateful or not self.training:
+            return
+        for name, buffer in self.objective.named_buffers():
+            if buffer.dtype in HALF:
+                raise TypeError(
+                    f"the table {name!r} of {self.card.name!r} is in {buffer.dtype}, too coarse for a moving average. "
+                    "Something converted it: for FSDP, pass MixedPrecision(buffer_dtype=torch.float32)."
+                )
 
     def _refuse_recomputation(self) -> None:
         """A forward pass that checkpointing repeats would move tables and draws on once more."""

@@ -73,7 +73,7 @@ ARROWS: dict[str, set[str]] = {
         "state",
         "temperature",
     },
-    "functional": {"loss", "objectives"},
+    "functional": {"bounded", "loss", "objectives", "temperature"},
     "parameters": {"loss"},
 }
 BACKENDS = {"dense", "softmax_means", "squares", "tiled", "tiled_kernels", "tiled_softplus"}

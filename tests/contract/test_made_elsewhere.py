@@ -268,3 +268,15 @@ def test_negatives_are_not_kept() -> None:
             assert alive
             del negatives, loss
             assert not alive
+
+
+@every_stateful
+def test_a_table_that_a_wrapper_has_rounded_is_refused(configuration: Configuration) -> None:
+    """As the buffer_dtype of FSDP's first version does, past the module's own methods."""
+    loss_fn = configuration.make(embedding_dim=WIDTH)
+    for buffer in loss_fn.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.bfloat16()
+    with pytest.raises(TypeError, match=r"is in torch.bfloat16, too coarse.*MixedPrecision\(buffer_dtype=torch.float32\)"):
+        views().call(loss_fn)
+    assert views().call(loss_fn.eval()).isfinite()

@@ -251,3 +251,11 @@ def test_a_half_precision_parameter_is_used_in_float32() -> None:
     assert_close(batch.call(loss_fn).float(), batch.call(exact).float(), "loss")
     batch.call(loss_fn).backward()
     assert parameter.grad.dtype == torch.bfloat16
+
+
+def test_a_function_keeps_a_learned_temperature_within_its_interval() -> None:
+    batch, parameter = views(), nn.Parameter(torch.tensor(-0.2, dtype=torch.float64))
+    loss = zoo.functional.ntxent(*batch[:2], temperature=parameter)
+    assert_close(loss, zoo.functional.ntxent(*batch[:2], temperature=0.001), "loss")
+    (gradient,) = torch.autograd.grad(loss, parameter)
+    assert gradient <= 0
