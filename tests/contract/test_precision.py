@@ -33,6 +33,19 @@ def test_half_precision_rounds_the_rows_and_nothing_else(
 
 
 @every_configuration
+def test_a_backward_pass_under_autocast(configuration: Configuration) -> None:
+    """Where the backward pass is started makes no difference to its precision."""
+    batch = views(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = batch.call(configuration.make())
+        found = gradients(loss, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = batch.call(configuration.make())
+    for gradient, wanted in zip(found, gradients(loss, batch), strict=True):
+        assert torch.equal(gradient, wanted)
+
+
+@every_configuration
 def test_autocast_leaves_float64_alone(configuration: Configuration) -> None:
     batch, loss_fn = views(), configuration.make().double()
     with torch.autocast("cpu", dtype=torch.bfloat16):
