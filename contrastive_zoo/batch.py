@@ -17,7 +17,11 @@ class Pairs(Protocol):
 
     @property
     def unit_rows(self) -> bool:
-        """Whether all rows have length 1."""
+        """Whether all rows have length 1, but for rounding."""
+
+    @property
+    def rounding(self) -> float:
+        """What entries of rows in half precision are rounded to, relative to them; 0 for others."""
 
     def logsumexp(
         self,

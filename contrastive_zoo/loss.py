@@ -269,7 +269,7 @@ class Loss(nn.Module):
         if negatives is not None:
             rows, _ = self._rows(negatives.flatten(0, -2), None, operand, "negatives")
             negatives = rows.to(x.dtype).view(negatives.shape)
-        engine = self._engine
+        engine = replace(self._engine, rounding=torch.finfo(operand).eps) if operand in HALF else self._engine
         if meeting is not None:
             x, similarity, index, labels, share = self._gathered(x, similarity, views, index, labels, negatives, meeting)
             engine = replace(engine, share=share)
