@@ -17,7 +17,11 @@ class Pairs(Protocol):
 
     @property
     def unit_rows(self) -> bool:
-        """Whether all rows have length 1."""
+        """Whether all rows have length 1, but for rounding."""
+
+    @property
+    def rounding(self) -> float:
+        """What entries of rows in half precision are rounded to, relative to them; 0 for others."""
 
     def logsumexp(
         self,
@@ -104,7 +108,7 @@ class Batch:
         sample_ids: (B,) the same per sample: the position in the batch at which it comes first. Both kinds of ids are shared
             between batches and not to be written to.
         views: V.
-        pair_similarity: (B, 1) inner product of the two views of each sample, (B, 0) if there are more.
+        pair_similarity: (B, 1) inner product of the two views of each sample, (B, 0) if there are not two.
         pairs: Sums over pairs of rows.
         index: (B,) positions in the data set, if given.
         labels: (B,) labels, if given.
@@ -138,6 +142,12 @@ class Batch:
     def size(self) -> int:
         """Number of samples, B."""
         return self.x.shape[0] // self.views
+
+    def class_ids(self) -> Tensor:
+        """(B,) class of each sample, below B: equal where labels are. The rows of one sample take the label of its first."""
+        assert self.labels is not None
+        labels = self.labels.long()[self.sample_ids.to(self.labels.device)]
+        return torch.searchsorted(labels.sort().values, labels)
 
     def view(self, number: int) -> Tensor:
         """(B, D) rows of one view."""

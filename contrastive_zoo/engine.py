@@ -13,12 +13,16 @@ from contrastive_zoo.sharding import ALONE, Share
 
 @dataclass(frozen=True)
 class Engine:
-    """`contrastive_zoo.pairwise` with a backend chosen, a bound on the length of rows, and work shared among processes."""
+    """`contrastive_zoo.pairwise` with a backend chosen, a bound on the length of rows, and work shared among processes.
+
+    ``rounding`` is that of the entries of half-precision rows, relative to them; 0 for others.
+    """
 
     backend: str
     unit_rows: bool
     norm_bound: float
     share: Share = ALONE
+    rounding: float = 0.0
 
     def logsumexp(
         self,
@@ -90,6 +94,7 @@ class Engine:
             parameter=parameter,
             ids=ids,
             unit_rows=self.unit_rows,
+            rounding=self.rounding,
             backend=self.backend,
             part=self.share.part,
         )

@@ -78,7 +78,8 @@ def _functional(name: str) -> FunctionalLoss:
         return result
 
     loss.__name__ = loss.__qualname__ = name
-    shapes = "Takes z1 and z2 of shape (B, D), or z1 of shape (V, B, D)"
+    one_view = ", or one view as z1 of shape (B, D)" if "one_view" in card.uses else ""
+    shapes = f"Takes z1 and z2 of shape (B, D), or z1 of shape (V, B, D){one_view}"
     loss.__doc__ = f"{card.summary}\n\n{shapes}; see ``zoo.get_loss({name!r})`` for everything else."
     loss.__signature__ = _signature(card.parameters)  # type: ignore[attr-defined]
     return loss

@@ -169,7 +169,8 @@ class Loss(nn.Module):
 
         Args:
             z1: (B, D) features of the first view or modality; any float dtype, not normalised. Or (V, B, D), without z2: the
-                features of V views, more than two where the method allows it.
+                features of V views, more than two where the method allows it. Without z2, where labels make the positives,
+                (B, D) is one view: supcon, scl, hscl.
             z2: (B, D) features of the second.
             index: (B,) integers, positions in the data set. Two rows of one sample are not negatives of each other.
             labels: (B,) integers.
@@ -270,7 +271,8 @@ class Loss(nn.Module):
                 check_integers(name, value, size)
             elif name in self.needs and (self.training or name == "labels"):
                 hint = "zoo.IndexedDataset(dataset) adds it to any data set" if name == "index" else "one per sample"
-                raise ValueError(f"{self.card.name!r} needs {name}: call loss_fn(z1, z2, {name}={name}); {hint}.")
+                features = "z1" if z2 is None else "z1, z2"
+                raise ValueError(f"{self.card.name!r} needs {name}: call loss_fn({features}, {name}={name}); {hint}.")
         if negatives is None:
             if negatives_index is not None:
                 raise ValueError("negatives_index was given without negatives.")
@@ -290,13 +292,14 @@ class Loss(nn.Module):
             raise ValueError("negatives_index was given without index: a sample's own keys cannot be told. Give both.")
 
     def _check_views(self, z1: Tensor) -> None:
-        if z1.dim() == 2 or len(z1) == 1:
+        views = _number_of_views(z1)
+        if views == 1 and "one_view" not in self.card.uses:
             raise ValueError(
-                "z2 is missing: give the features of the second view as loss_fn(z1, z2), or those of all views as z1 of shape "
-                f"(V, B, D). z1 has shape {shape(z1)}."
+                f"z2 is missing: {self.card.name!r} needs two views, and z1 of shape {shape(z1)} holds one. Pass the second as "
+                "loss_fn(z1, z2), or both as z1 of shape (2, B, D). With one view and labels, use 'supcon', 'scl' or 'hscl'."
             )
-        if len(z1) > 2 and "views" not in self.card.uses:
-            raise ValueError(f"{self.card.name!r} takes two views, z1 holds {len(z1)}: shape {shape(z1)}. Give it two of them.")
+        if views > 2 and "views" not in self.card.uses:
+            raise ValueError(f"{self.card.name!r} takes two views, z1 holds {views}: shape {shape(z1)}. Give it two of them.")
 
     def _operand_dtype(self, z1: Tensor, z2: Tensor | None) -> torch.dtype:
         """Half precision where the features or autocast say so, else the features' own."""
@@ -326,12 +329,12 @@ class Loss(nn.Module):
         negatives_index: Tensor | None,
         meeting: processes.Meeting | None,
     ) -> Batch:
-        views, operand = 2 if z2 is not None else z1.shape[0], outside.operand
+        views, operand = 2 if z2 is not None else _number_of_views(z1), outside.operand
         x, similarity = self._rows(z1, z2, operand, "z1" if z2 is None else "z1 or z2")
         if negatives is not None:
             rows, _ = self._rows(negatives.flatten(0, -2), None, operand, "negatives")
             negatives = rows.to(x.dtype).view(negatives.shape)
-        engine = self._engine
+        engine = replace(self._engine, rounding=torch.finfo(operand).eps) if operand in HALF else self._engine
         if meeting is not None:
             x, similarity, index, labels, share = self._gathered(x, similarity, views, index, labels, negatives, meeting)
             engine = replace(engine, share=share)
@@ -470,7 +473,7 @@ class Loss(nn.Module):
         count = kept.sum()
         batch.diagnostics["dropped_anchors"] = 1 - count / kept.numel()
         if readable and int(count) == 0:
-            return self._empty(batch, "no anchor has what the method divides by")
+            return self._empty(batch, "no anchor has both a positive and a negative")
         return self._total(torch.where(kept, values, 0).sum(1) * (batch.size / count.clamp_min(1).to(values.dtype)))
 
     def _total(self, per_sample: Tensor) -> Tensor:
@@ -480,16 +483,25 @@ class Loss(nn.Module):
 
     @property
     def diagnostics(self) -> dict[str, Tensor]:
-        """Detached figures of the last step: mean similarity of positives and negatives, and what the objective adds."""
+        """Detached figures of the last step, and what the objective adds.
+
+        "positive_similarity" is the mean over the pairs of views of a sample, "negative_similarity" that over the pairs of rows
+        of two samples. Objectives that need labels go by class: over the pairs of different rows of one class, and over those
+        of two classes. Both are 0 if there is no such pair. "dropped_anchors" is the share of anchors that the loss leaves out.
+        """
         if self._seen is None:
             return {}
         batch, x = self._seen, self._seen.x.detach()
-        ids = batch.ids.to(x.device)
-        samples = x.new_zeros(batch.size, x.shape[1]).index_add_(0, ids, x)
-        counts = x.new_zeros(batch.size).index_add_(0, ids, torch.ones_like(x[:, 0]))
-        pairs = (x.shape[0] ** 2 - counts.square().sum()).clamp_min(1)
-        figures = {"negative_similarity": (x.sum(0).square().sum() - samples.square().sum()) / pairs}
-        figures["positive_similarity"] = batch.positive_similarity().detach().mean()
+        by_class = "labels" in self.needs
+        groups = (batch.class_ids().repeat_interleave(batch.views) if by_class else batch.ids).to(x.device)
+        # Sums over pairs are squares of sums over rows.
+        within = x.new_zeros(batch.size, x.shape[1]).index_add_(0, groups, x).square().sum()
+        pairs = x.new_zeros(batch.size).index_add_(0, groups, torch.ones_like(x[:, 0])).square().sum()
+        figures = {"negative_similarity": (x.sum(0).square().sum() - within) / (len(x) ** 2 - pairs).clamp_min(1)}
+        if by_class:
+            figures["positive_similarity"] = (within - x.square().sum()) / (pairs - len(x)).clamp_min(1)
+        else:
+            figures["positive_similarity"] = batch.positive_similarity().detach().mean()
         figures["dropped_anchors"] = x.new_zeros(())
         return figures | batch.diagnostics
 
@@ -524,6 +536,11 @@ class Loss(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the last batch behind."""
         return {**self.__dict__, "_seen": None}
+
+
+def _number_of_views(z1: Tensor) -> int:
+    """Of features that came without z2."""
+    return z1.shape[0] if z1.dim() == 3 else 1
 
 
 def get_loss(name: str, **params: Any) -> Loss:

@@ -104,7 +104,9 @@ def _eager_function(
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            with torch.no_grad():
+            # A backward pass that is started under autocast must not compute in another precision than the forward pass.
+            upstream = next((grad for grad in grads if grad is not None), None)
+            with torch.no_grad(), _NOTHING if upstream is None else without_autocast(upstream):
                 gradients = gradient(ctx, backward, *grads)
             if not torch.is_grad_enabled():
                 return gradients

@@ -53,8 +53,8 @@ class Card:
         equation: The formula, in LaTeX.
         aliases: Other names for the same.
         needs: What a call must be given, of {"index", "labels"}.
-        uses: What a call takes into account when given, of {"index", "labels", "negatives", "views"}; the last means more than
-            two views.
+        uses: What a call takes into account when given, of {"index", "labels", "negatives", "views", "one_view"}; "views" means
+            more than two views, "one_view" a single one.
         stateful: Whether it keeps state between steps.
         draws: Whether it draws at random.
         per_sample: Whether it has a value per sample, so that reductions other than "mean" mean something.

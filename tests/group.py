@@ -37,6 +37,7 @@ SHARDED = ["clip", "siglip", "dcl", "emc2"]
 WITH_NEGATIVES = [c for c in CONFIGURATIONS if "negatives" in c.card.uses] + [
     Configuration("infonce", {"symmetric": False, "in_batch": False})
 ]
+ONE_VIEW = [c for c in CONFIGURATIONS if "one_view" in c.card.uses]
 ROWS_PER_PROCESS = 48
 FOUND = dict[str, Any]
 
@@ -99,6 +100,7 @@ def run(
     negatives: list[Negatives] | None = None,
     objective: Callable[..., Tensor] | None = None,
     compiled: bool = False,
+    one_view: bool = False,
     **params: Any,
 ) -> FOUND:
     """Losses, gradients of the encoder and of a learned temperature, and state after some steps."""
@@ -113,7 +115,8 @@ def run(
         extra = {}
         if negatives is not None:
             extra = {"negatives": model(negatives[step].rows), "negatives_index": negatives[step].index}
-        loss = called(model(batch.z1), model(batch.z2), index=batch.index, labels=batch.labels, **extra)
+        features = [model(batch.z1)] if one_view else [model(batch.z1), model(batch.z2)]
+        loss = called(*features, index=batch.index, labels=batch.labels, **extra)
         parameters = [*model.parameters(), *loss_fn.parameters()]
         for parameter in parameters:
             parameter.grad = None
@@ -223,6 +226,7 @@ def work(rank: int, world: int, folder: Path) -> None:
     ntxent = Configuration("ntxent", {})
     found: FOUND = {str(c): run(c, batches, DistributedDataParallel) for c in CONFIGURATIONS}
     found["none"] = run(Configuration("dcl", {}), batches, DistributedDataParallel, reduction="none")
+    found["one view"] = {str(c): run(c, batches, DistributedDataParallel, one_view=True) for c in ONE_VIEW}
     found["dense"] = run(ntxent, batches, DistributedDataParallel, backend="dense")
     found["local"] = run(ntxent, batches[:1], gather=False)
     two = dist.new_group([0, 1])

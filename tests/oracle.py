@@ -50,21 +50,24 @@ def kernel_value(name: str, squared_distance: Tensor, t: float) -> Tensor:
     return d2 ** (-t / 2) if t > 0 else -(d2 ** (-t / 2))
 
 
-def kernel_sum(x: Tensor, name: str, t: float, ids: Ids, floor: float = torch.finfo(torch.float64).eps) -> Tensor:
-    """(N,) sums of a kernel over the rows with another id; distances below the floor are the floor, a constant."""
+def kernel_of(name: str, a: Tensor, b: Tensor, t: float, eps: float = torch.finfo(torch.float64).eps) -> Tensor:
+    """Kernel of the distance between two rows; squared distances of riesz below the floor are the floor, a constant."""
+    d2 = (a - b).square().sum()
+    floor = (len(a) + 32) * eps * (a.square().sum() + b.square().sum()).detach() / 2 + eps**2
+    return kernel_value(name, floor if name == "riesz" and number(d2) < number(floor) else d2, t)
+
+
+def kernel_sum(x: Tensor, name: str, t: float, ids: Ids, eps: float = torch.finfo(torch.float64).eps) -> Tensor:
+    """(N,) sums of a kernel over the rows with another id, as in a precision of that resolution."""
     rows = x.unbind()
     sums = []
     for i, row in enumerate(rows):
         total = row.sum() * 0
         for j, other in enumerate(rows):
             if ids[i] != ids[j]:
-                total = total + kernel_value(name, _floored((row - other).square().sum(), floor), t)
+                total = total + kernel_of(name, row, other, t, eps)
         sums.append(total)
     return torch.stack(sums)
-
-
-def _floored(d2: Tensor, floor: float) -> Tensor:
-    return d2 if number(d2) > floor else torch.full_like(d2.detach(), floor)
 
 
 def softmax_mean(x: Tensor, keys: Tensor, scale: Tensor, ids: Ids | None = None, key_ids: Ids | None = None) -> Tensor:
@@ -339,9 +342,7 @@ def kcl(z1: Tensor, z2: Tensor, *, kernel: str, t: float, gamma: float, ids: Ids
     aligned, aligned_t = ("gaussian", 2.0) if kernel == "gaussian_riesz" else (kernel, t)
     spread = "riesz" if kernel == "gaussian_riesz" else kernel
     rows = [torch.stack(unit(z)) for z in (z1, z2)]
-    eps = torch.finfo(torch.float64).eps
-    distances = [_floored((a - b).square().sum(), eps) for a, b in zip(*rows, strict=True)]
-    alignment = sum(kernel_value(aligned, d2, aligned_t) for d2 in distances) / len(distances)
+    alignment = sum(kernel_of(aligned, a, b, aligned_t) for a, b in zip(*rows, strict=True)) / len(z1)
     pairs = sum(a != b for a in ids for b in ids)
     energy = sum(kernel_sum(view, spread, t, ids).sum() for view in rows) / pairs
     return -2 * alignment + gamma * (0.5 if kernel == "log" else 1.0) * energy

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from contrastive_zoo.batch import Batch
 from contrastive_zoo.logspace import masked_logsumexp
+from contrastive_zoo.pairwise.kernels import rounding_bound
 from contrastive_zoo.registry import POSITIVE, Range, losses
 
 
@@ -26,8 +27,8 @@ from contrastive_zoo.registry import POSITIVE, Range, losses
     per_sample=False,
     ranges={"alpha": POSITIVE, "t": POSITIVE, "weight": Range(0)},
     differences=(
-        "Views closer than the resolution of the dtype (1.2e-7 in float32) have distance 0 and no gradient: for alpha < 1 it "
-        "would be infinite.",
+        "Views closer than their rounding, (D + 32) eps times their length (1.9e-5 for unit rows of 128 features in float32), "
+        "have distance 0 and no gradient: for alpha < 1 it would be huge, and infinite where views coincide.",
     ),
 )
 def alignment_uniformity(batch: Batch, *, alpha: float = 2.0, t: float = 2.0, weight: float = 1.0) -> Tensor:
@@ -63,7 +64,7 @@ def _alignment(batch: Batch, alpha: float) -> Tensor:
     """Mean power of the distance between the views of a sample."""
     a, b = batch.each_view()
     squares = (a - b).square().sum(1)
-    apart = squares > torch.finfo(squares.dtype).eps ** 2
+    apart = squares > rounding_bound(a) ** 2 * (a.square().sum(1) + b.square().sum(1)).detach() / 2
     return torch.where(apart, torch.where(apart, squares, 1).pow(alpha / 2), 0).mean()
 
 

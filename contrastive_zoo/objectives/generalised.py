@@ -53,7 +53,7 @@ class Generalised(Objective):
         x, positives, order = batch.x, batch.ids, None
         if self.by_label:
             # Side by side, the rows of a class are left out in blocks.
-            positives, order = _classes(batch).sort(stable=True)
+            positives, order = batch.class_ids().repeat_interleave(batch.views).sort(stable=True)
             x = x[order.to(x.device)]
         excluded = positives if self.by_label or not self.self_positive else None
         same = _count(positives).to(x.device)
@@ -76,15 +76,6 @@ class Generalised(Objective):
         log_mean = _log_mean(batch, x, excluded, negatives, self.beta)
         sums = batch.pairs.softplus_sum_within(x, ids=positives, scale=-1.0, bias=log_mean)
         return sums + log1p_exp(log_mean - x.square().sum(1)) if self.self_positive else sums
-
-
-def _classes(batch: Batch) -> Tensor:
-    """(B * V,) labels, one for each sample."""
-    assert batch.labels is not None
-    labels = batch.labels
-    if batch.index is not None:
-        labels = labels[batch.sample_ids.to(labels.device)]
-    return labels.repeat_interleave(batch.views)
 
 
 def _count(ids: Tensor) -> Tensor:
@@ -203,16 +194,20 @@ class HUCL(Generalised):
     paper=PAPER,
     equation=EASY,
     needs={"labels"},
+    uses={"index", "one_view"},
     draws=True,
     check=_check,
     scale=SCALE,
     differences=(OTHERS, ONE_LABEL),
 )
 class SCL(Generalised):
-    r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive.
+    r"""Loss of each anchor, (B, V), weighted so that the mean is over pairs of an anchor and a positive.
 
     The formula is that of `UCL`; P(i) are the rows with the anchor's label, itself included, and N(i) those with another. The
     positives cost as much as the sum of the squares of the sizes of the classes.
+
+    Takes two views, or one: ``loss_fn(z, labels=labels)`` with z of shape (B, D), as the authors train. An anchor that is alone
+    in its class then has itself as its only positive, and with ``self_positive=False`` drops out.
 
     Args:
         num_negatives: As for `UCL`.
@@ -231,6 +226,11 @@ class SCL(Generalised):
         >>> z = torch.tensor([[1.0], [-1.0], [-1.0]])
         >>> torch.allclose(zoo.get_loss("scl")(z, z, labels=labels), torch.tensor(math.log1p(math.exp(-2))))
         True
+
+        One view of each sample gives the same here:
+
+        >>> torch.allclose(zoo.get_loss("scl")(z, labels=labels), torch.tensor(math.log1p(math.exp(-2))))
+        True
     """
 
     def __init__(self, *, num_negatives: int | None = None, self_positive: bool = True, seed: int = 0) -> None:
@@ -244,6 +244,7 @@ class SCL(Generalised):
     paper=PAPER,
     equation=HARD,
     needs={"labels"},
+    uses={"index", "one_view"},
     draws=True,
     ranges={"beta": Range(0)},
     check=_check,
@@ -251,9 +252,10 @@ class SCL(Generalised):
     differences=(OTHERS, ONE_LABEL),
 )
 class HSCL(Generalised):
-    r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive; `SCL` for beta = 0.
+    r"""Loss of each anchor, (B, V), weighted so that the mean is over pairs of an anchor and a positive; `SCL` for beta = 0.
 
     The formula is that of `HUCL`; P(i) are the rows with the anchor's label, itself included, and N(i) those with another.
+    Takes two views, or one, as `SCL` does.
 
     Args:
         beta: How much harder negatives count, at least 0.
@@ -271,6 +273,11 @@ class HSCL(Generalised):
         >>> import contrastive_zoo as zoo
         >>> (z1, z2), labels = torch.randn(2, 8, 4), torch.arange(8) % 3
         >>> bool(zoo.get_loss("hscl", beta=5.0)(z1, z2, labels=labels) >= zoo.get_loss("scl")(z1, z2, labels=labels))
+        True
+
+        So it is with one view of each sample:
+
+        >>> bool(zoo.get_loss("hscl", beta=5.0)(z1, labels=labels) >= zoo.get_loss("scl")(z1, labels=labels))
         True
     """
 

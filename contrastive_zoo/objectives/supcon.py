@@ -21,9 +21,12 @@ from contrastive_zoo.registry import losses
     paper="Khosla et al., NeurIPS 2020, eq. 2. arXiv:2004.11362",
     equation=r"-\frac{1}{|P(a)|}\sum_{p \in P(a)} \frac{s_{ap}}{\tau} + \log \sum_{b \ne a} e^{s_{ab}/\tau}",
     needs={"labels"},
-    uses={"index", "views"},
+    uses={"index", "views", "one_view"},
     scale="Equal to pytorch-metric-learning's SupConLoss; the authors' code multiplies by temperature / 0.07.",
-    differences=("Rows of one sample, by index, are positives of each other whatever their labels: that of the first counts.",),
+    differences=(
+        "Rows of one sample, by index, are positives of each other whatever their labels: that of the first counts.",
+        "pytorch-metric-learning returns 0 for a batch of one class, and leaves anchors whose loss is 0 out of the mean.",
+    ),
 )
 def supcon(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
     r"""Loss of each anchor, (B, V).
@@ -32,10 +35,12 @@ def supcon(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
 
     P(a) are all other rows with the label of a, of any view. They stay in the denominator: with n positives the loss is never
     below log n. With two views each anchor has a positive, its other view, and one that is alone in its class is treated as in
-    NT-Xent. An anchor without a positive drops out. Where all labels are equal the loss only evens out the similarities.
+    NT-Xent. With one view, ``loss_fn(z, labels=labels)`` and z of shape (B, D), the positives are the other samples of the
+    class, and an anchor that is alone in its class drops out of the mean. Where all labels are equal the loss only evens out
+    the similarities.
 
     Args:
-        batch: Rows of all views, and labels.
+        batch: Rows of all views, one or more, and labels.
         temperature: Divides the similarities.
 
     Examples:
@@ -47,6 +52,12 @@ def supcon(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
         >>> loss = zoo.get_loss("supcon")(z, z, labels=torch.arange(8) % 3)
         >>> torch.allclose(loss, torch.tensor(math.log(15)))
         True
+
+        One view; sample 2 is alone in its class, the others have two keys each:
+
+        >>> loss = zoo.get_loss("supcon")(z[:3], labels=torch.tensor([5, 5, 7]))
+        >>> torch.allclose(loss, torch.tensor(math.log(2)))
+        True
     """
     keys = batch.per_view(batch.pairs.logsumexp(batch.x, scale=1 / temperature))
     total, count = _positives(batch)
@@ -55,12 +66,8 @@ def supcon(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
 
 def _positives(batch: Batch) -> tuple[Tensor, Tensor]:
     """Sum of the similarities to the positives of each row, (B, views), and their number, (B, 1)."""
-    assert batch.labels is not None
-    labels = batch.labels.long()[batch.sample_ids.to(batch.labels.device)]
-    ordered = labels.sort().values
-    start = torch.searchsorted(ordered, labels)
-    size = torch.searchsorted(ordered, labels, right=True) - start
-    rows, classes = batch.x.view(batch.size, batch.views, -1), start.to(batch.x.device)
-    # A class is known by the place of its first label among the sorted ones.
+    rows = batch.x.view(batch.size, batch.views, -1)
+    classes = batch.class_ids().to(rows.device)
     sums = rows.new_zeros(batch.size, rows.shape[2]).index_add(0, classes, rows.sum(1))[classes]
-    return torch.linalg.vecdot(rows, sums[:, None] - rows), (size * batch.views - 1).to(rows.device)[:, None]
+    sizes = torch.zeros_like(classes).index_add_(0, classes, torch.ones_like(classes))[classes]
+    return torch.linalg.vecdot(rows, sums[:, None] - rows), (sizes * batch.views - 1)[:, None]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.logspace import log1p_exp, masked_logsumexp
-from contrastive_zoo.pairwise.kernels import get_kernel
+from contrastive_zoo.pairwise.kernels import distance_floor, get_kernel
 
 
 def _excluded(x: Tensor, keys: Tensor | None, ids: Tensor | None, key_ids: Tensor | None) -> Tensor:
@@ -39,15 +39,17 @@ def logsumexp(
     return rows, masked_logsumexp(scale[:, :, None] * similarity.T, excluded.T)  # (K, M)
 
 
-def kernel_sum(x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float) -> Tensor:
+def kernel_sum(
+    x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float, rounding: float
+) -> Tensor:
     """(N,) sums of a kernel of the squared distances to all rows with another id."""
     similarity = x @ x.T
     if squared_norms is None:
-        distances = 2 - 2 * similarity
+        distances, floor = 2 - 2 * similarity, distance_floor(kernel, x, rounding)
     else:
-        distances = squared_norms[:, None] + squared_norms[None, :] - 2 * similarity
-    floor = torch.finfo(x.dtype).eps
-    value = get_kernel(kernel).value(distances.clamp_min(floor), parameter)
+        norms = squared_norms[:, None] + squared_norms[None, :]
+        distances, floor = norms - 2 * similarity, distance_floor(kernel, x, rounding, norms.detach() / 2)
+    value = get_kernel(kernel).floored(distances, floor, parameter)
     return value.masked_fill(_excluded(x, None, ids, None), 0).sum(1)
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 # A power of 2 takes PyTorch less time than one of e: 0.4 of it on an AMD EPYC of 2023.
@@ -14,12 +15,22 @@ LOG2_E = math.log2(math.e)
 
 
 class Kernel(NamedTuple):
-    """A kernel of the squared distance ``d2`` with one float parameter ``t``, and its derivative in ``d2``."""
+    """A kernel of the squared distance ``d2`` with one float parameter ``t``, and its derivative in ``d2``.
+
+    One that is infinite at 0, or has an infinite slope there, is ``singular``.
+    """
 
     value: Callable[[Tensor, float], Tensor]
     derivative: Callable[[Tensor, float], Tensor]
     valid: Callable[[float], bool]
     wanted: str
+    singular: bool = False
+
+    def floored(self, d2: Tensor, floor: Tensor | float, t: float) -> Tensor:
+        """Values for autograd; pairs below the floor have the value at the floor and no gradient."""
+        below = d2 < floor
+        at_floor = self.value(torch.where(below, floor, d2.detach()), t)
+        return torch.where(below, at_floor, self.value(torch.where(below, 1.0, d2), t))
 
 
 def _riesz(d2: Tensor, t: float) -> Tensor:
@@ -49,7 +60,7 @@ KERNELS: dict[str, Kernel] = {
         lambda t: t > 0,
         "t > 0",
     ),
-    "riesz": Kernel(_riesz, _riesz_derivative, lambda t: t != 0, "t != 0"),
+    "riesz": Kernel(_riesz, _riesz_derivative, lambda t: t != 0, "t != 0", singular=True),
 }
 
 KERNEL_NAMES = tuple(KERNELS)
@@ -58,3 +69,28 @@ KERNEL_NAMES = tuple(KERNELS)
 def get_kernel(name: str) -> Kernel:
     """The kernel by that name."""
     return KERNELS[name]
+
+
+def rounding_bound(x: Tensor) -> float:
+    """More than rounding changes an inner product of two of the rows (N, D), relative to their lengths.
+
+    D products and their sums are off by D * eps at worst; 32 more leave room for what is made of them when D is small.
+    """
+    return (x.shape[-1] + 32) * torch.finfo(x.dtype).eps
+
+
+def distance_floor(kernel: str, x: Tensor, rounding: float, squared_norms: Tensor | float = 1.0) -> Tensor | float:
+    """The squared distance below which a kernel takes two rows for equal; 0 for kernels that are not singular.
+
+    A squared distance is a difference of inner products, whose rounding also moves equal rows apart. A singular kernel would
+    turn that into a huge gradient of random direction.
+
+    Args:
+        kernel: Name of the kernel.
+        x: (N, D) rows.
+        rounding: Relative rounding of the entries of half-precision rows, which moves rows by that much; 0 for others.
+        squared_norms: Mean of those of the two rows. The floor grows in proportion, from eps^2 for rows that are zero.
+    """
+    if not get_kernel(kernel).singular:
+        return 0.0
+    return (rounding_bound(x) + rounding**2) * squared_norms + torch.finfo(x.dtype).eps ** 2

@@ -190,26 +190,39 @@ logsumexp.differentiate(logsumexp_backward, _logsumexp_setup, _logsumexp_gradien
 
 @operator(
     "contrastive_zoo::kernel_sum",
-    "(Tensor x, Tensor? squared_norms, Tensor? ids, str kernel, float parameter, int[] part) -> Tensor",
+    "(Tensor x, Tensor? squared_norms, Tensor? ids, str kernel, float parameter, float rounding, int[] part) -> Tensor",
 )
 def kernel_sum(
-    x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float, part: Sequence[int]
+    x: Tensor,
+    squared_norms: Tensor | None,
+    ids: Tensor | None,
+    kernel: str,
+    parameter: float,
+    rounding: float,
+    part: Sequence[int],
 ) -> Tensor:
     """(N,) sums of a kernel over the rows with another id."""
     with without_autocast(x):
-        return tiled_kernels.kernel_sum_forward(x, squared_norms, ids, kernel, parameter, (part[0], part[1]))
+        return tiled_kernels.kernel_sum_forward(x, squared_norms, ids, kernel, parameter, rounding, (part[0], part[1]))
 
 
 @kernel_sum.register_fake
 def _(
-    x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float, part: Sequence[int]
+    x: Tensor,
+    squared_norms: Tensor | None,
+    ids: Tensor | None,
+    kernel: str,
+    parameter: float,
+    rounding: float,
+    part: Sequence[int],
 ) -> Tensor:
     return x.new_empty(x.shape[0])
 
 
 @operator(
     "contrastive_zoo::kernel_sum_backward",
-    "(Tensor grad, Tensor x, Tensor? squared_norms, Tensor? ids, str kernel, float parameter, int[] part) -> (Tensor, Tensor)",
+    "(Tensor grad, Tensor x, Tensor? squared_norms, Tensor? ids, str kernel, float parameter, float rounding, int[] part)"
+    " -> (Tensor, Tensor)",
 )
 def kernel_sum_backward(
     grad: Tensor,
@@ -218,11 +231,12 @@ def kernel_sum_backward(
     ids: Tensor | None,
     kernel: str,
     parameter: float,
+    rounding: float,
     part: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and, if given, the squared norms."""
     with without_autocast(x):
-        return tiled_kernels.kernel_sum_backward(grad, x, squared_norms, ids, kernel, parameter, (part[0], part[1]))
+        return tiled_kernels.kernel_sum_backward(grad, x, squared_norms, ids, kernel, parameter, rounding, (part[0], part[1]))
 
 
 @kernel_sum_backward.register_fake
@@ -233,20 +247,21 @@ def _(
     ids: Tensor | None,
     kernel: str,
     parameter: float,
+    rounding: float,
     part: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(0 if squared_norms is None else x.shape[0])
 
 
 def _kernel_sum_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, squared_norms, ids, ctx.kernel, ctx.parameter, ctx.part = inputs
+    x, squared_norms, ids, ctx.kernel, ctx.parameter, ctx.rounding, ctx.part = inputs
     ctx.save_for_backward(x, squared_norms, ids)
 
 
 def _kernel_sum_gradient(ctx: Any, compute: Any, grad: Tensor) -> Any:
     x, squared_norms, ids = ctx.saved_tensors
-    grad_x, grad_norms = compute(grad, x, squared_norms, ids, ctx.kernel, ctx.parameter, ctx.part)
-    return grad_x, None if squared_norms is None else grad_norms, None, None, None, None
+    grad_x, grad_norms = compute(grad, x, squared_norms, ids, ctx.kernel, ctx.parameter, ctx.rounding, ctx.part)
+    return grad_x, None if squared_norms is None else grad_norms, None, None, None, None, None
 
 
 kernel_sum.differentiate(kernel_sum_backward, _kernel_sum_setup, _kernel_sum_gradient)

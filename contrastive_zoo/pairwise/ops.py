@@ -144,6 +144,7 @@ def kernel_sum(
     parameter: float,
     ids: Tensor | None = None,
     unit_rows: bool = False,
+    rounding: float = 0.0,
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
 ) -> Tensor:
@@ -152,8 +153,9 @@ def kernel_sum(
     $$\text{out}_i = \sum_{j : \text{id}_j \ne \text{id}_i} k_t(\lVert x_i - x_j \rVert^2)$$
 
     with $k_t(d^2)$ = $e^{-t d^2}$ (gaussian), $-\log(1 + t d^2)$ (log), $t / \sqrt{t^2 + d^2}$ (imq), $d^{-t}$ for $t > 0$ and
-    $-d^{-t}$ for $t < 0$ (riesz). Squared distances are floored at the resolution of the dtype, without gradient below it;
-    the gaussian of unit rows has no need of that.
+    $-d^{-t}$ for $t < 0$ (riesz). For riesz, which is infinite or infinitely steep at 0, squared distances are floored above
+    their rounding, without gradient below: at $(D + 32)\,\varepsilon$ times the mean of the two squared norms, with
+    $\varepsilon$ the resolution of the dtype (2^-23 in float32); for the other kernels at 0.
 
     Args:
         x: (N, D) rows, float32 or float64; half precision is computed in float32. Or (G, N, D): G sets of rows, each by itself,
@@ -162,6 +164,8 @@ def kernel_sum(
         parameter: The t of the kernel.
         ids: (N,) integers; one id per row by default.
         unit_rows: Whether all rows are known to have length 1, which is faster.
+        rounding: ``torch.finfo(dtype).eps`` of rows that were rounded to half precision, whose length is not quite 1 then; its
+            square adds to the floor. Known of rows that come in half precision.
         backend: "auto", "dense" or "tiled".
         part: (p, P) sums over part p of P of the pairs, as for `logsumexp`; the sum over all parts is the whole.
 
@@ -187,23 +191,32 @@ def kernel_sum(
         raise ValueError(f"the {kernel} kernel wants {get_kernel(kernel).wanted}, got t = {parameter!r}.")
     if ids is not None:
         check_integers("ids", ids, x.shape[-2])
+    rounding = max(float(rounding), torch.finfo(x.dtype).eps if x.dtype in (torch.float16, torch.bfloat16) else 0.0)
     x = _computed(x)
     if kernel == "gaussian" and unit_rows:
         # exp(-t d2) of unit rows is exp(2 t s) over exp(2 t), and that sum can keep its tiles.
         stacked, _ = _check_scale(2.0 * parameter, x)
         logarithms, _ = _logsumexp(x, None, stacked, ids, None, False, 1.01, backend, part)
         return (logarithms[0] - 2 * parameter).exp()
-    sums = [_kernel_sum(rows, kernel, float(parameter), ids, unit_rows, backend, part) for rows in operators.sets(x)]
+    sums = [_kernel_sum(rows, kernel, float(parameter), ids, unit_rows, rounding, backend, part) for rows in operators.sets(x)]
     return sums[0] if x.dim() == 2 else torch.stack(sums)
 
 
 def _kernel_sum(
-    x: Tensor, kernel: str, parameter: float, ids: Tensor | None, unit_rows: bool, backend: str, part: tuple[int, int]
+    x: Tensor,
+    kernel: str,
+    parameter: float,
+    ids: Tensor | None,
+    unit_rows: bool,
+    rounding: float,
+    backend: str,
+    part: tuple[int, int],
 ) -> Tensor:
-    squared_norms = None if unit_rows else x.square().sum(1)
+    # Equal rows of length 1.001 would be at a squared distance of -0.004 if their length were taken for 1.
+    squared_norms = None if unit_rows and not rounding else x.square().sum(1)
     if backend == "dense":
-        return dense.kernel_sum(x, squared_norms, ids, kernel, parameter)
-    return operators.kernel_sum(x, squared_norms, ids, kernel, parameter, part)
+        return dense.kernel_sum(x, squared_norms, ids, kernel, parameter, rounding)
+    return operators.kernel_sum(x, squared_norms, ids, kernel, parameter, rounding, part)
 
 
 def _check_part(part: tuple[int, int], backend: str) -> None:

@@ -60,9 +60,10 @@ def _linked(text: str) -> str:
 def _example(card: Card) -> str:
     size = ", num_samples=len(dataset)" if "num_samples" in inspect.signature(card.build).parameters else ""
     needs = "".join(f", {need}={need}" for need in sorted(card.needs))
+    one_view = f"\nloss = loss_fn(z1{needs})  # one view" if "one_view" in card.uses else ""
     return (
         "```python\nimport contrastive_zoo as zoo\n\n"
-        f'loss_fn = zoo.get_loss("{card.name}"{size})\nloss = loss_fn(z1, z2{needs})\n```'
+        f'loss_fn = zoo.get_loss("{card.name}"{size})\nloss = loss_fn(z1, z2{needs}){one_view}\n```'
     )
 
 

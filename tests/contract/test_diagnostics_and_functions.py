@@ -19,9 +19,12 @@ def assert_similarities(loss_fn: zoo.Loss, batch: Views) -> None:
     """The figures of the last call equal the means over the dense matrix of similarities."""
     figures = loss_fn.diagnostics
     unit = torch.nn.functional.normalize(torch.cat(batch[:2]).detach(), dim=1)
-    similarity, ids = unit @ unit.T, batch.index.repeat(2)
-    assert_close(figures["positive_similarity"], similarity.diagonal(12).mean(), "positives", magnitude=1.0)
-    assert_close(figures["negative_similarity"], similarity[ids[:, None] != ids[None, :]].mean(), "negatives", magnitude=1.0)
+    similarity, by_class = unit @ unit.T, "labels" in loss_fn.needs
+    groups = (batch.labels if by_class else batch.index).repeat(2)
+    same = groups[:, None] == groups[None, :]
+    positives = similarity[same & ~torch.eye(24, dtype=torch.bool)] if by_class else similarity.diagonal(12)
+    assert_close(figures["positive_similarity"], positives.mean(), "positives", magnitude=1.0)
+    assert_close(figures["negative_similarity"], similarity[~same].mean(), "negatives", magnitude=1.0)
 
 
 @every_configuration

@@ -83,7 +83,7 @@ def test_anchors_without_negatives_drop_out() -> None:
     value = mean(*batch[:2], index=batch.index, negatives=keys, negatives_index=owners)
     assert_close(value, alone.mean(), "mean over the others")
     assert not gradients(value, batch)[0][2].any()
-    with pytest.warns(UserWarning, match="no anchor has what the method divides by"):
+    with pytest.warns(UserWarning, match="no anchor has both a positive and a negative"):
         value = mean(batch.z1[2:3], batch.z2[2:3], index=batch.index[2:3], negatives=keys, negatives_index=owners)
     assert value == 0
 

@@ -61,7 +61,10 @@ FEATURES: dict[str, tuple[type[Exception], str, Callable[[Views], tuple[Any, ...
 @pytest.mark.parametrize(("error", "message", "change"), FEATURES.values(), ids=FEATURES)
 def test_features(configuration: Configuration, error: type[Exception], message: str, change: Callable[[Views], Any]) -> None:
     batch = views()
-    refused(configuration.make(), error, message, *change(batch), index=batch.index, labels=batch.labels)
+    features = change(batch)
+    if len(features) == 1 and "one_view" in configuration.card.uses:
+        pytest.skip("one view will do")
+    refused(configuration.make(), error, message, *features, index=batch.index, labels=batch.labels)
 
 
 @every_default

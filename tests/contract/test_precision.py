@@ -25,11 +25,24 @@ def test_half_precision_rounds_the_rows_and_nothing_else(
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
         loss = batch.call(configuration.make())
     expected = rounded_rows(batch, dtype).call(configuration.make(normalize=False))
-    # Distances take the length of unit rows for 1, which that of rounded rows is not.
-    of_distances = configuration.name in ("alignment_uniformity", "kcl")
+    # A gaussian takes the length of unit rows for 1, which that of rounded rows is not.
+    of_distances = configuration.name == "alignment_uniformity" or str(configuration) == "kcl"
     assert_close(loss, expected, "loss", dtype=dtype if of_distances else torch.float32)
     for name, gradient, wanted in zip(("z1", "z2"), gradients(loss, batch), gradients(expected, batch), strict=True):
         assert_close(gradient, wanted, f"gradient of {name}", dtype=dtype)
+
+
+@every_configuration
+def test_a_backward_pass_under_autocast(configuration: Configuration) -> None:
+    """Where the backward pass is started makes no difference to its precision."""
+    batch = views(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = batch.call(configuration.make())
+        found = gradients(loss, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = batch.call(configuration.make())
+    for gradient, wanted in zip(found, gradients(loss, batch), strict=True):
+        assert torch.equal(gradient, wanted)
 
 
 @every_configuration

@@ -113,8 +113,3 @@ def test_two_modalities_refuse_a_third() -> None:
     with pytest.raises(ValueError, match="intra_view=False contrasts two modalities, z1 holds 3"):
         loss_fn(stacked(3), index=torch.arange(6))
     assert not loss_fn.table()["visited"].any()
-
-
-def test_one_view_alone_is_no_view_too_many() -> None:
-    with pytest.raises(ValueError, match="z2 is missing"):
-        zoo.get_loss("ntxent")(stacked(1))

@@ -51,6 +51,26 @@ def test_views_that_coincide_are_aligned_and_pull_no_more(alpha: float) -> None:
     assert torch.equal(torch.autograd.grad(loss, z)[0], torch.zeros_like(z))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("normalize_rows", ["sphere", "ball", False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [2, 7, 768, 4096])
+def test_views_that_are_equal_up_to_rounding(width: int, dtype: torch.dtype, normalize_rows: str | bool, backend: str) -> None:
+    """Of other lengths, or in another order of summation: what is between them has no direction."""
+    draws = torch.Generator().manual_seed(width)
+    random = torch.randn(6, width, generator=draws, dtype=torch.float64)
+    constant = torch.linspace(0.3, 7, 6, dtype=torch.float64)[:, None].expand(6, width)
+    for z in (random, constant):
+        z1 = z.to(dtype).requires_grad_()
+        z2 = (z * (1 + 2 * torch.finfo(dtype).eps if normalize_rows is False else 3.7)).to(dtype)
+        if normalize_rows == "ball":
+            z1, z2 = (9 * z1.detach()).requires_grad_(), 9 * z2
+        loss_fn = zoo.get_loss("alignment_uniformity", alpha=0.5, weight=0.0, normalize=normalize_rows, backend=backend)
+        loss = loss_fn(z1, z2)
+        assert loss == 0
+        assert not torch.autograd.grad(loss, z1)[0].any()
+
+
 def test_a_sharp_potential_is_the_nearest_pair() -> None:
     batch, t = views(8, 4), 1e4
     a, b = (normalize(z.detach(), dim=1) for z in batch[:2])

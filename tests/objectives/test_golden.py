@@ -122,6 +122,29 @@ def test_stateless(family: str, case: str, call: Call, backend: str) -> None:
         assert_close(gradient, arrays[key], key)
 
 
+def of_one_view() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Family, case, name and parameters of the cases that have one row per sample, with a label."""
+    for case in cases("infonce", "pml_supcon"):
+        if case.endswith("1view"):
+            yield "infonce", case, "supcon", {"temperature": load("infonce", case)[1]["temperature"]}
+    for case in cases("hscl", "scl"):
+        p = load("hscl", case)[1]
+        if not p["two_views"]:
+            normalize = {"unit": "sphere", "ball": "ball"}[p["projection"]]
+            beta = {"beta": p["beta"]} if p["beta"] else {}
+            yield "hscl", case, "hscl" if beta else "scl", {"normalize": normalize, **beta}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("family", "case", "name", "params"), list(of_one_view()), ids=str)
+def test_one_view(family: str, case: str, name: str, params: dict[str, Any], backend: str) -> None:
+    arrays, _ = load(family, case)
+    z, prefix = leaf(arrays["z1"]), "" if name == "supcon" else "expect_"
+    loss = zoo.get_loss(name, backend=backend, **params)(z, labels=arrays["labels"][: len(z)].long())
+    assert_close(loss, arrays[f"{prefix}loss"], "loss")
+    assert_close(torch.autograd.grad(loss, z)[0], arrays[f"{prefix}grad_z1"], "gradient")
+
+
 WITH_REFERENCE = [c for c in CALLS if hasattr(oracle, c[2][0])]
 
 

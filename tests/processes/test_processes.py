@@ -9,6 +9,7 @@ from group import (
     COMPILED,
     FOUND,
     INSIDE,
+    ONE_VIEW,
     SHARDED,
     SIZES,
     WITH_NEGATIVES,
@@ -67,6 +68,14 @@ def test_extra_keys_are_for_the_anchors_of_their_process(
     expected = one_process(configuration, world, negatives=keys)
     for of_rank in found:
         assert_same(of_rank[f"{configuration} with {shared=}"], expected)
+
+
+@pytest.mark.parametrize("configuration", ONE_VIEW, ids=str)
+def test_one_view(configuration: Configuration, found: list[FOUND], world: int) -> None:
+    """Some anchors have all their positives on other processes."""
+    expected = one_process(configuration, world, one_view=True)
+    for of_rank in found:
+        assert_same(of_rank["one view"][str(configuration)], expected)
 
 
 def test_the_dense_backend_does_the_same(found: list[FOUND], world: int) -> None:
