@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch_samplers.base import CutBatches, Partition, Positions
+from contrastive_zoo.batch_samplers.base import CutBatches, Partition, Positions, several_processes
 from contrastive_zoo.batch_samplers.graph import unit_rows
 from contrastive_zoo.checks import check_features, check_index_range, check_integers, check_same
 from contrastive_zoo.processes import decided_by_first
@@ -23,8 +23,8 @@ class SelectedBatches(CutBatches):
     """
 
     needs_features = True
-    _selected: Tensor | None = None
-    _coming: Tensor | None = None
+    _newest: Tensor | None = None
+    _selected_alone = False
 
     @abstractmethod
     def select(self, z1: Tensor, z2: Tensor, generator: "np.random.Generator") -> Positions:
@@ -47,12 +47,11 @@ class SelectedBatches(CutBatches):
             IndexError: A position outside the data set.
         """
         given = tuple(value.detach() if isinstance(value, Tensor) else value for value in (z1, z2, index))
-        selected = decided_by_first(self._decide, given) if self.num_replicas > 1 else self._decide([given])
-        self._coming = torch.from_numpy(selected)
+        self._newest = torch.from_numpy(decided_by_first(self._decide, given))
+        self._selected_alone = not several_processes()
 
     def _decide(self, parts: list[Any]) -> Positions:
-        coming = self.epoch + int(self._begun)
-        generator = np.random.default_rng([self.seed, coming, 1])
+        generator = np.random.default_rng([self.seed, self._coming_epoch(), 1])
         for z1, z2, index in parts:
             check_features("z1", z1, (2,))
             check_features("z2", z2, (2,))
@@ -85,13 +84,19 @@ class SelectedBatches(CutBatches):
 
     def order(self) -> Positions:
         """See `CutBatches.order`."""
-        # The rest of an epoch that is gone on with keeps the selection that the epoch began with.
-        if self._coming is not None and self._handed_out == 0:
-            self._selected, self._coming = self._coming, None
+        if self._newest is not None and self._selected_alone and self.num_replicas > 1 and several_processes():
+            raise RuntimeError(
+                "refresh was called before the process group was initialised, so each process selected batches from its own "
+                "features. Call refresh after torch.distributed.init_process_group, on all processes."
+            )
+        current = self._current
+        # The rest of an epoch that is continued keeps the selection that the epoch began with.
+        if not current.resumed:
+            current.selected = self._newest
         generator = self.generator()
-        if self._selected is None:
+        if current.selected is None:
             return self._random(generator)
-        selected = self._selected.numpy()
+        selected = current.selected.numpy()
         whole = len(selected) // self.batch_size * self.batch_size
         visited = generator.permutation(selected[:whole].reshape(-1, self.batch_size)).reshape(-1)
         return np.concatenate([visited, selected[whole:]])
@@ -104,14 +109,19 @@ class SelectedBatches(CutBatches):
             )
         return generator.permutation(self.num_samples)
 
-    def state_dict(self, batches_seen: int | None = None) -> dict[str, Any]:
-        """See `BatchSampler.state_dict`; holds the selection too."""
-        return {**super().state_dict(batches_seen), "selected": self._selected, "coming": self._coming}
+    def state_dict(self, batches_seen: int | None = None, epoch: int | None = None) -> dict[str, Any]:
+        """See `BatchSampler.state_dict`; holds the selection too, and the one for the next epoch."""
+        current = self._described()
+        selected = current.selected if current.begun or current.resumed else self._newest
+        return {**super().state_dict(batches_seen, epoch), "selected": selected, "coming": self._newest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `BatchSampler.load_state_dict`."""
         super().load_state_dict(state)
-        self._selected, self._coming = state["selected"], state["coming"]
+        self._newest, self._selected_alone = state["coming"], False
+        for start in (self._loaded, self._next):
+            if start is not None:
+                start.selected = state["selected"]
 
 
 class SelectedPartition(SelectedBatches, Partition):

@@ -1,0 +1,97 @@
+"""What trainers do to a batch sampler: tell it the epoch, wrap it, shard it again, or build another one from its class."""
+
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, Protocol
+
+LOADERS = ("torch.utils.data", "torchdata.stateful_dataloader", "accelerate.data_loader")
+
+
+class TakesEpoch(Protocol):
+    """A sampler that is told the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass be this epoch."""
+
+
+class EpochRelay:
+    """Passes the epoch on; Lightning and Accelerate tell it to ``batch_sampler.sampler``, Transformers to ``.batch_sampler``.
+
+    Args:
+        target: Who is told.
+    """
+
+    def __init__(self, target: TakesEpoch) -> None:
+        self._target = target
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler."""
+        self._target.set_epoch(epoch)
+
+
+def refuse_rebuilding(name: str) -> None:
+    """Raise for a trainer that builds another batch sampler from a sampler of single samples.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"{name} takes keyword arguments only. If a trainer tried to rebuild it with a distributed or sequential sampler: this "
+        "batch sampler already gives each process its share. In Lightning, pass Trainer(use_distributed_sampler=False) or "
+        "fabric.setup_dataloaders(loader, use_distributed_sampler=False); Trainer.predict needs an ordinary "
+        "DataLoader(dataset, batch_size=...)."
+    )
+
+
+def iterated_by(frame: FrameType | None) -> Iterator[Any]:
+    """Objects of Accelerate on whose behalf a loader starts a pass, from the innermost."""
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(LOADERS):
+        if frame.f_globals["__name__"] == "accelerate.data_loader":
+            yield frame.f_locals.get("self")
+        frame = frame.f_back
+
+
+def skips_batches(wrappers: list[Any]) -> bool:
+    """Whether Accelerate leaves out the first batches of the pass, as `accelerate.skip_first_batches` does."""
+    return any(type(wrapper).__name__ == "SkipBatchSampler" for wrapper in wrappers)
+
+
+def check_shards(wrappers: list[Any], num_replicas: int, smaller_batch: bool) -> None:
+    """Raise unless what Accelerate makes of the batches is a slice of each for every process.
+
+    Args:
+        wrappers: What `iterated_by` gives.
+        num_replicas: Processes that the batch sampler shares its batches among.
+        smaller_batch: Whether the last batch is smaller than the others.
+
+    Raises:
+        ValueError: Batches are sliced twice, or not at all, or the last one would be filled up or missing on some processes.
+    """
+    if all(_processes(wrapper) == 1 for wrapper in wrappers):
+        return
+    advice = (
+        "Either leave the loader out of accelerator.prepare, or make the batch sampler with num_replicas=1 and the accelerator "
+        "with Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))."
+    )
+    if num_replicas > 1:
+        raise ValueError(
+            f"Accelerate shards this loader again, but the batch sampler already shares each batch among {num_replicas} "
+            f"processes. {advice}"
+        )
+    if not all(getattr(wrapper, "split_batches", True) for wrapper in wrappers):
+        raise ValueError(
+            "Accelerate gives whole batches to the processes in turn, but batch_size is that of all processes together. "
+            f"{advice}"
+        )
+    if smaller_batch:
+        raise ValueError(
+            "drop_last=False leaves a smaller last batch, which Accelerate fills up with samples of the first batch or gives "
+            "to some processes only. Pass drop_last=True, or leave the loader out of accelerator.prepare."
+        )
+
+
+def _processes(wrapper: Any) -> int:
+    """Processes that a wrapper shares batches among."""
+    if type(wrapper).__name__ == "DataLoaderDispatcher":
+        return int(wrapper.state.num_processes)
+    return int(wrapper.num_processes) if type(wrapper).__name__ == "BatchSamplerShard" else 1
