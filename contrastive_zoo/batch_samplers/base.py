@@ -195,17 +195,9 @@ class BatchSampler(Sampler[list[int]], ABC):
         The epoch of a loaded state continues where the state was taken, every other one starts with its first batch.
         """
         epoch = check_count("epoch", epoch, low=0)
-        current, loaded = self._current, self._loaded
-        if current.begun and not current.over and not current.told and current.epoch != epoch:
-            warnings.warn(
-                f"set_epoch({epoch}) comes after {current.seen} batches of epoch {current.epoch} were handed out (a loader "
-                f"with workers fetches ahead), so this pass stays in epoch {current.epoch}. When a run is resumed, call "
-                "sampler.load_state_dict before the loader is iterated.",
-                stacklevel=2,
-            )
-        current.told |= current.epoch == epoch
-        continues = loaded is not None and loaded.epoch == epoch
-        self._next = self._current = replace(loaded, told=True) if loaded and continues else Pass(epoch, told=True)
+        self._current.told |= self._current.epoch == epoch
+        start = self._loaded if self._loaded is not None and self._loaded.epoch == epoch else Pass(epoch)
+        self._next = self._current = replace(start, told=True, begun=False)
 
     def _coming_epoch(self) -> int:
         """Epoch of the next pass that begins with its first batch."""
@@ -216,11 +208,14 @@ class BatchSampler(Sampler[list[int]], ABC):
         """Take note of new features; does nothing for samplers that need none."""
 
     def __iter__(self) -> Iterator[list[int]]:
-        wrappers = list(trainers.iterated_by(sys._getframe(1)))
-        if wrappers:
-            smaller = not self.drop_last and self.num_samples % self.batch_size > 0
-            trainers.check_shards(wrappers, self.num_replicas, smaller)
-        return self._pass(from_start=trainers.skips_batches(wrappers))
+        askers = list(trainers.iterated_by(sys._getframe(1)))
+        smaller = not self.drop_last and self.num_samples % self.batch_size > 0
+        trainers.check_shards(askers, self.num_replicas, smaller)
+        return self._pass(from_start=trainers.skips_batches(askers))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Nobody iterates the passes of the original over a copy.
+        return {**self.__dict__, "_last": None, "_current": replace(self._current, outer=None)}
 
     def _pass(self, from_start: bool) -> Iterator[list[int]]:
         # Nothing happens before the first batch is asked for: a DataLoader with workers makes two iterators and uses one.
@@ -228,6 +223,7 @@ class BatchSampler(Sampler[list[int]], ABC):
         current = self._begin(from_start)
         try:
             for batch in self.batches(current.seen):
+                self._check_epoch(current)
                 current.seen += 1
                 yield np.array_split(batch, num_replicas)[rank].tolist()
                 self._continue(current)
@@ -254,7 +250,8 @@ class BatchSampler(Sampler[list[int]], ABC):
             if current.epoch < loaded.epoch and not loaded.begun:
                 warnings.warn(
                     f"a pass of epoch {current.epoch} begins, so the loaded state of epoch {loaded.epoch} is not continued. "
-                    f"Tell the trainer where to resume, e.g. loader.set_epoch({loaded.epoch}) of an Accelerate loader.",
+                    f"Accelerate and Fabric count from 0 in every run: call loader.set_epoch({loaded.epoch}) on a loader that "
+                    "Accelerate prepared, and leave the loader out of fabric.setup_dataloaders.",
                     stacklevel=3,
                 )
             self._loaded = None
@@ -271,6 +268,18 @@ class BatchSampler(Sampler[list[int]], ABC):
         if self._next is not None and self._next.epoch == current.epoch:
             self._next = None  # a loader that fetches ahead had begun the epoch before it was set
         self._last = self._current = current
+
+    def _check_epoch(self, current: Pass) -> None:
+        """Warn if the pass goes on although another epoch was set meanwhile, before any was."""
+        if self._next is None or current.told:
+            return
+        warnings.warn(
+            f"set_epoch({self._next.epoch}) came after {current.seen} batches of epoch {current.epoch} were handed out "
+            f"(loaders with workers fetch ahead), so this pass stays in epoch {current.epoch}. When a run is resumed, call "
+            "sampler.load_state_dict before the loader is iterated.",
+            stacklevel=3,
+        )
+        current.told = True
 
     def _end(self, current: Pass) -> None:
         """A pass is finished or broken off; one of the same epoch that it interrupted is described by the state again."""

@@ -118,7 +118,8 @@ class SelectedBatches(CutBatches):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `BatchSampler.load_state_dict`."""
         super().load_state_dict(state)
-        self._newest, self._selected_alone = state["coming"], False
+        self._newest = state["selected"] if state["coming"] is None else state["coming"]
+        self._selected_alone = False
         for start in (self._loaded, self._next):
             if start is not None:
                 start.selected = state["selected"]

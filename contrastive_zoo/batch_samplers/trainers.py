@@ -1,6 +1,7 @@
 """What trainers do to a batch sampler: tell it the epoch, wrap it, shard it again, or build another one from its class."""
 
 from collections.abc import Iterator
+from itertools import islice
 from types import FrameType
 from typing import Any, Protocol
 
@@ -44,30 +45,36 @@ def refuse_rebuilding(name: str) -> None:
 
 
 def iterated_by(frame: FrameType | None) -> Iterator[Any]:
-    """Objects of Accelerate on whose behalf a loader starts a pass, from the innermost."""
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(LOADERS):
-        if frame.f_globals["__name__"] == "accelerate.data_loader":
-            yield frame.f_locals.get("self")
+    """Loaders and what wraps batch samplers in them, on whose behalf a pass starts, from the innermost."""
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith(LOADERS):
+        yield frame.f_locals.get("self")
         frame = frame.f_back
 
 
-def skips_batches(wrappers: list[Any]) -> bool:
-    """Whether Accelerate leaves out the first batches of the pass, as `accelerate.skip_first_batches` does."""
-    return any(type(wrapper).__name__ == "SkipBatchSampler" for wrapper in wrappers)
+def skips_batches(askers: list[Any]) -> bool:
+    """Whether one of them leaves out the first batches of the pass.
+
+    `accelerate.skip_first_batches` does, and so does a StatefulDataLoader whose batch sampler is wrapped and has no state.
+    """
+    return any(
+        type(asker).__name__ == "SkipBatchSampler" or isinstance(getattr(asker, "_sampler_iter", None), islice)
+        for asker in askers
+    )
 
 
-def check_shards(wrappers: list[Any], num_replicas: int, smaller_batch: bool) -> None:
+def check_shards(askers: list[Any], num_replicas: int, smaller_batch: bool) -> None:
     """Raise unless what Accelerate makes of the batches is a slice of each for every process.
 
     Args:
-        wrappers: What `iterated_by` gives.
+        askers: What `iterated_by` gives.
         num_replicas: Processes that the batch sampler shares its batches among.
         smaller_batch: Whether the last batch is smaller than the others.
 
     Raises:
         ValueError: Batches are sliced twice, or not at all, or the last one would be filled up or missing on some processes.
     """
-    if all(_processes(wrapper) == 1 for wrapper in wrappers):
+    sharing = [asker for asker in askers if _processes(asker) > 1]
+    if not sharing:
         return
     advice = (
         "Either leave the loader out of accelerator.prepare, or make the batch sampler with num_replicas=1 and the accelerator "
@@ -78,7 +85,7 @@ def check_shards(wrappers: list[Any], num_replicas: int, smaller_batch: bool) ->
             f"Accelerate shards this loader again, but the batch sampler already shares each batch among {num_replicas} "
             f"processes. {advice}"
         )
-    if not all(getattr(wrapper, "split_batches", True) for wrapper in wrappers):
+    if not all(asker.split_batches for asker in sharing):
         raise ValueError(
             "Accelerate gives whole batches to the processes in turn, but batch_size is that of all processes together. "
             f"{advice}"
@@ -90,8 +97,8 @@ def check_shards(wrappers: list[Any], num_replicas: int, smaller_batch: bool) ->
         )
 
 
-def _processes(wrapper: Any) -> int:
-    """Processes that a wrapper shares batches among."""
-    if type(wrapper).__name__ == "DataLoaderDispatcher":
-        return int(wrapper.state.num_processes)
-    return int(wrapper.num_processes) if type(wrapper).__name__ == "BatchSamplerShard" else 1
+def _processes(asker: Any) -> int:
+    """Processes that Accelerate shares batches among."""
+    if type(asker).__name__ == "DataLoaderDispatcher":
+        return int(asker.state.num_processes)
+    return int(asker.num_processes) if type(asker).__name__ == "BatchSamplerShard" else 1
