@@ -5,6 +5,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -197,7 +198,10 @@ class BatchSampler(Sampler[list[int]], ABC):
         epoch = check_count("epoch", epoch, low=0)
         self._current.told |= self._current.epoch == epoch
         start = self._loaded if self._loaded is not None and self._loaded.epoch == epoch else Pass(epoch)
-        self._next = self._current = replace(start, told=True, begun=False)
+        self._next = replace(start, told=True, begun=False)
+        # Trainers set the epoch before validation too; the state is still that of the pass that is going on.
+        if self._last is None or self._last.over or self._last.epoch != epoch:
+            self._current = self._next
 
     def _coming_epoch(self) -> int:
         """Epoch of the next pass that begins with its first batch."""
@@ -211,11 +215,14 @@ class BatchSampler(Sampler[list[int]], ABC):
         askers = list(trainers.iterated_by(sys._getframe(1)))
         smaller = not self.drop_last and self.num_samples % self.batch_size > 0
         trainers.check_shards(askers, self.num_replicas, smaller)
-        return self._pass(from_start=trainers.skips_batches(askers))
+        # Validation is no epoch of training, so it leaves no trace here.
+        sampler = copy(self) if trainers.validates(askers) else self
+        return sampler._pass(from_start=trainers.skips_batches(askers))
 
     def __getstate__(self) -> dict[str, Any]:
         # Nobody iterates the passes of the original over a copy.
-        return {**self.__dict__, "_last": None, "_current": replace(self._current, outer=None)}
+        following = None if self._next is None else replace(self._next)
+        return {**self.__dict__, "_last": None, "_next": following, "_current": replace(self._current, outer=None)}
 
     def _pass(self, from_start: bool) -> Iterator[list[int]]:
         # Nothing happens before the first batch is asked for: a DataLoader with workers makes two iterators and uses one.

@@ -97,7 +97,7 @@ def _evaluate(loss_fn: nn.Module, z1: Tensor, z2: Tensor) -> Tensor:
     draws=True,
     scale="Equal selections from equal candidates.",
     differences=(
-        "Candidates are consecutive batches of one random partition of the data set, so that no sample occurs twice; batches "
+        "Candidates are consecutive batches of one random partition of the dataset, so that no sample occurs twice; batches "
         "beyond the last group of k are left out of the epoch.",
     ),
 )

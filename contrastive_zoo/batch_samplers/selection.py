@@ -28,7 +28,7 @@ class SelectedBatches(CutBatches):
 
     @abstractmethod
     def select(self, z1: Tensor, z2: Tensor, generator: "np.random.Generator") -> Positions:
-        """Samples of all batches, batch after batch, given finite features (num_samples, D) in the order of the data set."""
+        """Samples of all batches, batch after batch, given finite features (num_samples, D) in the order of the dataset."""
 
     def refresh(self, z1: Tensor, z2: Tensor, index: Tensor) -> None:
         """Select batches for the passes to come.
@@ -39,12 +39,12 @@ class SelectedBatches(CutBatches):
         Args:
             z1: (n, D) features of the first view or modality.
             z2: (n, D) features of the second.
-            index: (n,) positions of these samples in the data set; of one that occurs twice the first features are taken.
+            index: (n,) positions of these samples in the dataset; of one that occurs twice the first features are taken.
 
         Raises:
             TypeError: An argument is no tensor or has the wrong dtype.
             ValueError: Shapes or devices do not fit, a feature is not finite, or samples are missing.
-            IndexError: A position outside the data set.
+            IndexError: A position outside the dataset.
         """
         given = tuple(value.detach() if isinstance(value, Tensor) else value for value in (z1, z2, index))
         self._newest = torch.from_numpy(decided_by_first(self._decide, given))
@@ -69,7 +69,7 @@ class SelectedBatches(CutBatches):
         return self.select(z1, z2, generator)
 
     def _in_order(self, parts: list[Given]) -> tuple[Tensor, Tensor]:
-        """Features of all samples in the order of the data set; raises if some are missing."""
+        """Features of all samples in the order of the dataset; raises if some are missing."""
         first, second, index = (torch.cat([part[k].cpu() for part in parts]) for k in range(3))
         row = np.full(self.num_samples, -1)
         row[index.numpy()[::-1]] = np.arange(len(index))[::-1]
@@ -77,7 +77,7 @@ class SelectedBatches(CutBatches):
         if len(missing):
             raise ValueError(
                 f"index lacks {len(missing)} of {self.num_samples} samples, first {missing[0]}. "
-                "Encode the whole data set: a loader with drop_last=False."
+                "Encode the whole dataset: a loader with drop_last=False."
             )
         rows = torch.from_numpy(row)
         return first[rows], second[rows]
@@ -108,6 +108,10 @@ class SelectedBatches(CutBatches):
                 "Call sampler.refresh(z1, z2, index) before each epoch, with features that batch_samplers.encode makes."
             )
         return generator.permutation(self.num_samples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Processes that are spawned with a sampler have one selection.
+        return {**super().__getstate__(), "_selected_alone": False}
 
     def state_dict(self, batches_seen: int | None = None, epoch: int | None = None) -> dict[str, Any]:
         """See `BatchSampler.state_dict`; holds the selection too, and the one for the next epoch."""

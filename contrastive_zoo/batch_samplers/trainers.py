@@ -5,7 +5,7 @@ from itertools import islice
 from types import FrameType
 from typing import Any, Protocol
 
-LOADERS = ("torch.utils.data", "torchdata.stateful_dataloader", "accelerate.data_loader")
+ITERATE = ("torch.utils.data", "torchdata.stateful_dataloader", "accelerate.data_loader", "lightning.", "pytorch_lightning.")
 
 
 class TakesEpoch(Protocol):
@@ -45,8 +45,8 @@ def refuse_rebuilding(name: str) -> None:
 
 
 def iterated_by(frame: FrameType | None) -> Iterator[Any]:
-    """Loaders and what wraps batch samplers in them, on whose behalf a pass starts, from the innermost."""
-    while frame is not None and str(frame.f_globals.get("__name__")).startswith(LOADERS):
+    """Loaders, what wraps batch samplers in them, and loops of Lightning for which a pass starts, from the innermost."""
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith(ITERATE):
         yield frame.f_locals.get("self")
         frame = frame.f_back
 
@@ -60,6 +60,11 @@ def skips_batches(askers: list[Any]) -> bool:
         type(asker).__name__ == "SkipBatchSampler" or isinstance(getattr(asker, "_sampler_iter", None), islice)
         for asker in askers
     )
+
+
+def validates(askers: list[Any]) -> bool:
+    """Whether Lightning starts the pass for validation, a sanity check or a test."""
+    return any(type(asker).__name__ == "_EvaluationLoop" for asker in askers)
 
 
 def check_shards(askers: list[Any], num_replicas: int, smaller_batch: bool) -> None:

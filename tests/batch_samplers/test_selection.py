@@ -435,7 +435,7 @@ def test_features_that_come_within_an_epoch_are_for_the_next(name: str) -> None:
         (IndexError, r"index holds -1, wanted positions in \[0, 22\)", {"index": torch.arange(-1, 21)}),
         (
             ValueError,
-            "index lacks 1 of 22 samples, first 1. Encode the whole data set",
+            "index lacks 1 of 22 samples, first 1. Encode the whole dataset",
             {"index": torch.tensor([0, 0, *range(2, 22)])},
         ),
         (TypeError, "index must hold integers", {"index": torch.arange(22.0)}),

@@ -12,6 +12,7 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from integrations.blocks import run_block
 from torch.utils.data import DataLoader
 
 import contrastive_zoo as zoo
@@ -66,24 +67,26 @@ def left_alone(name: str, folder: str) -> dict[str, Any]:
 
 
 def prepared(name: str, folder: str, **config: Any) -> dict[str, Any]:
-    """The same with a prepared loader."""
-    one = accelerator(split_batches=True, **config)
-    sampler = make(name, num_replicas=1)
-    loader = one.prepare(loader_of(sampler))
+    """The same with a prepared loader; the first batches are skipped unless the loader keeps its own state."""
+
+    def start(sampler: BatchSampler) -> tuple[Accelerator, Any]:
+        one = accelerator(split_batches=True, **config)
+        one.register_for_checkpointing(sampler)
+        return one, one.prepare(loader_of(sampler))
+
+    _, loader = start(make(name, num_replicas=1))
     found: dict[str, Any] = {"epochs": [read(loader) for _ in range(3)], "length": len(loader)}
-    interrupted, resumed = make(name, num_replicas=1), make(name, num_replicas=1)
-    loader = one.prepare(loader_of(interrupted))
+    one, loader = start(make(name, num_replicas=1))
     read(loader)
     found["seen"] = read(islice(loader, 2))
-    one.register_for_checkpointing(interrupted)
-    one.save_state(f"{folder}/{name}{len(config)}")
+    place = f"{folder}/{name}{''.join(config)}"
+    one.save_state(place)
     one.wait_for_everyone()
-    two = accelerator(split_batches=True, **config)
-    two.register_for_checkpointing(resumed)
-    loader = two.prepare(loader_of(resumed))
-    two.load_state(f"{folder}/{name}{len(config)}")
+    two, loader = start(make(name, num_replicas=1))
+    two.load_state(place)
     loader.set_epoch(1)
-    found["rest"] = [read(two.skip_first_batches(loader, 2))]
+    stateful = "use_stateful_dataloader" in config
+    found["rest"] = [read(loader if stateful else two.skip_first_batches(loader, 2))]
     loader.set_epoch(2)
     found["rest"].append(read(loader))
     return found
@@ -120,9 +123,14 @@ def work(rank: int, port: int, folder: str) -> None:
     found["alone"] = {name: left_alone(name, folder) for name in NAMES}
     found["prepared"] = {name: prepared(name, folder) for name in NAMES}
     found["dispatched"] = {name: prepared(name, folder, dispatch_batches=True) for name in NAMES}
+    found["stateful"] = {name: prepared(name, folder, use_stateful_dataloader=True) for name in NAMES}
     found["refused"] = refused()
     torch.save(found, f"{folder}/{rank}.pt")
     PartialState().destroy_process_group()
+
+
+# torchdata calls a deprecated function of PyTorch.
+pytestmark = pytest.mark.filterwarnings("ignore:.*set_vital")
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +159,7 @@ def epochs(name: str) -> list[list[list[int]]]:
     return [list(sampler) for _ in range(3)]
 
 
-@pytest.mark.parametrize("how", ["alone", "prepared", "dispatched"])
+@pytest.mark.parametrize("how", ["alone", "prepared", "dispatched", "stateful"])
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_on_the_batches_of_one(found: list[dict[str, Any]], how: str, name: str) -> None:
     wanted = epochs(name)
@@ -160,7 +168,7 @@ def test_two_processes_train_on_the_batches_of_one(found: list[dict[str, Any]], 
     assert all(process[how][name].get("length", len(wanted[0])) == len(wanted[0]) for process in found)
 
 
-@pytest.mark.parametrize("how", ["alone", "prepared", "dispatched"])
+@pytest.mark.parametrize("how", ["alone", "prepared", "dispatched", "stateful"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_is_resumed_in_the_middle_of_an_epoch(found: list[dict[str, Any]], how: str, name: str) -> None:
     wanted = epochs(name)
@@ -189,6 +197,19 @@ def test_a_sampler_made_before_the_accelerator(found: list[dict[str, Any]]) -> N
 def test_other_ways_are_refused(found: list[dict[str, Any]], how: str, words: str) -> None:
     for process in found:
         assert words in process["refused"][how]
+
+
+def test_the_documented_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    accelerator()
+    encoder = torch.nn.Linear(2, 2)
+    names = {"encoder": encoder, "optimizer": torch.optim.SGD(encoder.parameters()), "dataset": torch.arange(SIZE)}
+    names |= {"sampler": make(), "DataLoader": DataLoader, "zoo": zoo}
+    assert read(run_block("batches.md", "accelerator.load_state", names)["loader"]) == epochs("shuffle")[0]
+    accelerator()
+    loader = run_block("batches.md", "DataLoaderConfiguration", names)["loader"]
+    assert read(loader) == list(zoo.get_batch_sampler("shuffle", num_samples=SIZE, batch_size=8))
 
 
 def test_one_process_needs_nothing() -> None:

@@ -133,20 +133,34 @@ def test_epochs_differ() -> None:
     assert len({str(list(make_at(epoch))) for epoch in range(3)}) == 3
 
 
-def test_validation_on_the_same_sampler(tmp_path: Path) -> None:
-    often = {"val_check_interval": 2, "limit_val_batches": 3}
-    for params in (often, {"val_check_interval": 2}):
-        seen = fit(tmp_path, loader=plain, validate=True, **params)
-        assert seen == epochs(make())
-        for step in (2, 3, 5, 6):
-            ckpt_path = str(tmp_path / f"step={step}.ckpt")
-            assert fit(tmp_path / "again", loader=plain, validate=True, ckpt_path=ckpt_path, **params) == seen[step:]
+class PlainState(Notes, Pretraining):
+    """Saves what the sampler itself says."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["sampler"] = self.sampler.state_dict()
+
+
+@pytest.mark.parametrize("module", [Noting, PlainState])
+@pytest.mark.parametrize("limits", [{}, {"limit_val_batches": 3}])
+def test_validation_on_the_same_sampler(tmp_path: Path, module: Any, limits: dict[str, int]) -> None:
+    params = {"loader": plain, "validate": True, "val_check_interval": 2, "module": module, **limits}
+    seen = fit(tmp_path, **params)
+    assert seen == epochs(make())
+    for step in (2, 3, 5, 6):
+        assert fit(tmp_path / "again", ckpt_path=str(tmp_path / f"step={step}.ckpt"), **params) == seen[step:]
+
+
+def test_validation_on_the_same_loader_with_workers(tmp_path: Path) -> None:
+    def not_persistent(sampler: BatchSampler) -> DataLoader[Any]:
+        return DataLoader(DATASET, batch_sampler=sampler, num_workers=1, multiprocessing_context="fork")
+
+    assert fit(tmp_path, loader=not_persistent, validate=True) == epochs(make())
 
 
 @pytest.mark.parametrize(("at_end_of_epoch", "steps"), [(False, (2, 4)), (True, (5, 10))])
 def test_checkpoints_when_validation_or_an_epoch_ends(tmp_path: Path, at_end_of_epoch: bool, steps: tuple[int, int]) -> None:
     saving = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, save_on_train_epoch_end=at_end_of_epoch)
-    params = {"loader": plain, "validate": True, "val_check_interval": 2}
+    params = {"loader": plain, "validate": True, "val_check_interval": 2, "module": PlainState}
     seen = fit(tmp_path, callbacks=[saving], **params)
     for step in steps:
         assert fit(tmp_path / "again", ckpt_path=str(tmp_path / f"step={step}.ckpt"), **params) == seen[step:]

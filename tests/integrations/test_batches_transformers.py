@@ -44,7 +44,21 @@ def make(name: str = "shuffle") -> BatchSampler:
     return sampler
 
 
-def fit(folder: Path, sampler: BatchSampler, resume: Path | None = None, **params: Any) -> list[list[int]]:
+def with_workers(trainer: type[Any]) -> type[Any]:
+    """The same trainer with a loader that fetches ahead."""
+
+    class Ahead(trainer):
+        def get_train_dataloader(self) -> Any:
+            sampler = super().get_train_dataloader().batch_sampler
+            context = {"num_workers": 1, "multiprocessing_context": "fork", "prefetch_factor": 8}
+            return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator, **context)
+
+    return Ahead
+
+
+def fit(
+    folder: Path, sampler: BatchSampler, resume: Path | None = None, workers: bool = False, **params: Any
+) -> list[list[int]]:
     names = {"torch": torch, "DataLoader": DataLoader, "sampler": sampler}
     parts = run_block("batches.md", "class BatchSamplerState", names)
     quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
@@ -53,7 +67,8 @@ def fit(folder: Path, sampler: BatchSampler, resume: Path | None = None, **param
         str(folder), **{"num_train_epochs": 3, "remove_unused_columns": False, **quiet, **saving, **params}
     )
     callbacks = [parts["BatchSamplerState"]()]
-    trainer = parts["Trainer"](model=Model(), args=args, train_dataset=DATASET, callbacks=callbacks)
+    kind = with_workers(parts["Trainer"]) if workers else parts["Trainer"]
+    trainer = kind(model=Model(), args=args, train_dataset=DATASET, callbacks=callbacks)
     if resume is None:
         trainer.train()
     else:
@@ -71,6 +86,15 @@ def test_a_run_and_every_resumed_one(tmp_path: Path, name: str) -> None:
     for step in (1, steps - 1, steps, steps + 1):
         checkpoint = tmp_path / f"checkpoint-{step}"
         assert fit(tmp_path / "again", make(name), checkpoint, save_strategy="no") == wanted[step:]
+
+
+@pytest.mark.parametrize("name", ["shuffle", "ordered"])
+def test_workers_that_fetch_ahead(tmp_path: Path, name: str) -> None:
+    wanted = fit(tmp_path, make(name), workers=True)
+    steps = len(make(name))
+    for step in (1, steps, steps + 2):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        assert fit(tmp_path / "again", make(name), checkpoint, workers=True, save_strategy="no") == wanted[step:]
 
 
 def test_without_skipping_the_sampler_does_it(tmp_path: Path) -> None:
