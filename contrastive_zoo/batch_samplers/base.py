@@ -6,81 +6,19 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from contrastive_zoo.batch_samplers import trainers
+from contrastive_zoo.batch_samplers.passes import Pass, grouped, own_share
 from contrastive_zoo.checks import check_count
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 S = TypeVar("S", bound="BatchSampler")
-
-
-def check_flag(argument: str, value: object) -> bool:
-    """Return ``value`` as a bool; raise unless it is one.
-
-    Raises:
-        TypeError: It is no bool.
-    """
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{argument} must be True or False, got {value!r} of type {type(value).__name__}.")
-    return bool(value)
-
-
-def several_processes() -> bool:
-    """Whether there is a process group of more than one process."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def own_share(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
-    """The number of processes and this one's, of the initialised process group where they are not given.
-
-    Raises:
-        ValueError: Only one of the two is given, and the process group does not go with it.
-    """
-    grouped = dist.is_available() and dist.is_initialized()
-    world, own = (dist.get_world_size(), dist.get_rank()) if grouped else (1, 0)
-    if num_replicas is None and rank not in (None, own):
-        found = f"the process group says {own}" if grouped else "there is no process group"
-        raise ValueError(f"rank is {rank} but {found}. Leave rank out, or pass num_replicas too.")
-    if num_replicas not in (None, 1, world) and rank is None:
-        found = f"the process group has {world} processes" if grouped else "there is no process group"
-        raise ValueError(f"num_replicas is {num_replicas} but {found}. Pass rank too.")
-    if num_replicas is None:
-        return world, own
-    return num_replicas, rank if rank is not None else own if num_replicas == world else 0
-
-
-@dataclass
-class Pass:
-    """Where a pass over the batches of an epoch is.
-
-    Attributes:
-        epoch: Number of the epoch.
-        seen: Batches of the epoch that were handed out.
-        told: Whether `set_epoch` said the epoch.
-        resumed: Whether it goes on in the middle of an epoch, where a loaded state was taken.
-        selected: The selection of samplers that choose batches.
-        begun: Whether a batch was asked for.
-        finished: Whether there was none left.
-        over: Whether it is finished or was broken off.
-        outer: The pass that was going on when this one began.
-    """
-
-    epoch: int
-    seen: int = 0
-    told: bool = False
-    resumed: bool = False
-    selected: Tensor | None = None
-    begun: bool = False
-    finished: bool = False
-    over: bool = False
-    outer: "Pass | None" = None
 
 
 class BatchSampler(Sampler[list[int]], ABC):
@@ -100,6 +38,7 @@ class BatchSampler(Sampler[list[int]], ABC):
     Attributes:
         needs_features: Whether `refresh` is wanted before a pass.
         drop_last: Whether what does not fill a batch is left out.
+        state_names: Keys of the state.
 
     Raises:
         TypeError: A value is no whole number.
@@ -108,6 +47,7 @@ class BatchSampler(Sampler[list[int]], ABC):
 
     needs_features = False
     drop_last = True
+    state_names: tuple[str, ...] = ("epoch", "batches_seen", "seed", "num_samples", "batch_size")
 
     def __new__(cls: type[S], *args: Any, **params: Any) -> S:
         """Refuse what trainers do that rebuild a batch sampler."""
@@ -139,7 +79,7 @@ class BatchSampler(Sampler[list[int]], ABC):
         if self.batch_size > self.num_samples:
             raise ValueError(f"batch_size is {self.batch_size} but there are {self.num_samples} samples. Take a smaller batch.")
         self.check_processes(self.num_replicas)
-        if None not in self._given or (dist.is_available() and dist.is_initialized()):
+        if None not in self._given or grouped():
             self._share()
         self._next: Pass | None = Pass(0)
         self._current = self._next
@@ -345,8 +285,11 @@ class BatchSampler(Sampler[list[int]], ABC):
         """Continue where a sampler with that state was.
 
         Raises:
-            ValueError: The state is of a dataset or a batch of another size, or of a longer epoch.
+            ValueError: The state is of another kind of sampler, of a dataset or a batch of another size, or of a longer epoch.
         """
+        missing = [name for name in self.state_names if name not in state]
+        if missing:
+            raise ValueError(f"state lacks {', '.join(missing)}. Take the state of a {type(self).__name__}.")
         for name in ("num_samples", "batch_size"):
             if state[name] != getattr(self, name):
                 raise ValueError(
@@ -356,61 +299,3 @@ class BatchSampler(Sampler[list[int]], ABC):
         self.seed = check_count("seed", state["seed"], low=0)
         self._loaded = Pass(epoch, seen, resumed=seen > 0)
         self._next = self._current = replace(self._loaded)
-
-
-class CutBatches(BatchSampler):
-    """Batches cut from an order of samples; subclasses give the order and the number of batches."""
-
-    @abstractmethod
-    def order(self) -> Positions:
-        """The samples of this epoch, batch after batch; what does not fill a batch comes last."""
-
-    def batches(self, start: int) -> Iterator[Positions]:
-        """See `BatchSampler.batches`."""
-        order = self.order()
-        for number in range(start, len(self)):
-            yield order[number * self.batch_size : (number + 1) * self.batch_size]
-
-
-class Partition(CutBatches):
-    """Batches of which no two share a sample; subclasses give the order that they are cut from.
-
-    Args:
-        num_samples: Size of the dataset.
-        batch_size: Samples in a global batch.
-        seed: Seed of all draws.
-        drop_last: Whether to leave out the rest that does not fill a batch.
-        num_replicas: Number of processes; by default that of the process group when a pass begins, or 1 without one.
-        rank: This process; by default its rank in the process group when a pass begins, or 0 without one.
-
-    Raises:
-        TypeError: A value is of the wrong type.
-        ValueError: As in `BatchSampler`, or the rest is too small to be shared among the processes.
-    """
-
-    def __init__(
-        self,
-        *,
-        num_samples: int,
-        batch_size: int,
-        seed: int = 0,
-        drop_last: bool = True,
-        num_replicas: int | None = None,
-        rank: int | None = None,
-    ) -> None:
-        self.drop_last = check_flag("drop_last", drop_last)
-        super().__init__(num_samples=num_samples, batch_size=batch_size, seed=seed, num_replicas=num_replicas, rank=rank)
-
-    def check_processes(self, num_replicas: int) -> None:
-        """See `BatchSampler.check_processes`."""
-        super().check_processes(num_replicas)
-        rest = 0 if self.drop_last else self.num_samples % self.batch_size
-        if 0 < rest < num_replicas:
-            raise ValueError(
-                f"drop_last=False leaves a last batch of {rest} samples, fewer than num_replicas = {num_replicas}: "
-                "a process would get none. Pass drop_last=True."
-            )
-
-    def __len__(self) -> int:
-        whole, rest = divmod(self.num_samples, self.batch_size)
-        return whole + (0 if self.drop_last or rest == 0 else 1)

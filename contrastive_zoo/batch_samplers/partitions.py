@@ -5,7 +5,8 @@ Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.0590
 
 import numpy as np
 
-from contrastive_zoo.batch_samplers.base import Partition, Positions
+from contrastive_zoo.batch_samplers.base import Positions
+from contrastive_zoo.batch_samplers.cuts import Partition
 from contrastive_zoo.checks import check_count
 from contrastive_zoo.registry import batch_samplers
 

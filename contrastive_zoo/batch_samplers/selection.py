@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch_samplers.base import CutBatches, Partition, Positions, several_processes
+from contrastive_zoo.batch_samplers.base import BatchSampler, Positions
+from contrastive_zoo.batch_samplers.cuts import CutBatches, Partition
 from contrastive_zoo.batch_samplers.graph import unit_rows
+from contrastive_zoo.batch_samplers.passes import several_processes
 from contrastive_zoo.checks import check_features, check_index_range, check_integers, check_same
 from contrastive_zoo.processes import decided_by_first
 
@@ -23,12 +25,17 @@ class SelectedBatches(CutBatches):
     """
 
     needs_features = True
+    state_names = (*BatchSampler.state_names, "selected", "coming")
     _newest: Tensor | None = None
     _selected_alone = False
 
     @abstractmethod
     def select(self, z1: Tensor, z2: Tensor, generator: "np.random.Generator") -> Positions:
         """Samples of all batches, batch after batch, given finite features (num_samples, D) in the order of the dataset."""
+
+    def selection_size(self) -> int:
+        """How many samples `select` returns."""
+        return len(self) * self.batch_size
 
     def refresh(self, z1: Tensor, z2: Tensor, index: Tensor) -> None:
         """Select batches for the passes to come.
@@ -121,6 +128,11 @@ class SelectedBatches(CutBatches):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `BatchSampler.load_state_dict`."""
+        for selection in (state.get("selected"), state.get("coming")):
+            if selection is not None and len(selection) != self.selection_size():
+                raise ValueError(
+                    f"the state selects {len(selection)} samples, this sampler {self.selection_size()}. Make k and q equal."
+                )
         super().load_state_dict(state)
         self._newest = state["selected"] if state["coming"] is None else state["coming"]
         self._selected_alone = False
@@ -138,6 +150,10 @@ class SelectedPartition(SelectedBatches, Partition):
     @abstractmethod
     def part(self, z1: Tensor, z2: Tensor, positions: Positions, generator: "np.random.Generator") -> Positions:
         """The given positions, a multiple of batch_size in random order, batch after batch; z1 and z2 are rows of length 1."""
+
+    def selection_size(self) -> int:
+        """See `SelectedBatches.selection_size`."""
+        return self.num_samples
 
     def select(self, z1: Tensor, z2: Tensor, generator: "np.random.Generator") -> Positions:
         """See `SelectedBatches.select`."""

@@ -254,3 +254,10 @@ def test_state_of_a_longer_epoch() -> None:
     state = make("combinations", batches_per_epoch=9).state_dict(batches_seen=8)
     with pytest.raises(ValueError, match="batches_seen is 8 but an epoch has 6 batches"):
         make("combinations").load_state_dict(state)
+
+
+def test_state_of_another_sampler() -> None:
+    with pytest.raises(ValueError, match=r"state lacks selected, coming\. Take the state of a OrderedBatches"):
+        make("ordered").load_state_dict(make("shuffle").state_dict())
+    with pytest.raises(ValueError, match=r"the state selects 8 samples, this sampler 16\. Make k and q equal"):
+        make("ordered", k=3, q=2).load_state_dict(make("ordered", k=3, q=1).state_dict())
