@@ -81,10 +81,10 @@ class BatchSampler(Sampler[list[int]], ABC):
         self.check_processes(self.num_replicas)
         if None not in self._given or grouped():
             self._share()
-        self._next: Pass | None = Pass(0)
-        self._current = self._next
         self._last: Pass | None = None
         self._loaded: Pass | None = None
+        self._prepare(Pass(0))
+        self._current = Pass(0)
 
     @abstractmethod
     def batches(self, start: int) -> Iterator[Positions]:
@@ -138,10 +138,15 @@ class BatchSampler(Sampler[list[int]], ABC):
         epoch = check_count("epoch", epoch, low=0)
         self._current.told |= self._current.epoch == epoch
         start = self._loaded if self._loaded is not None and self._loaded.epoch == epoch else Pass(epoch)
-        self._next = replace(start, told=True, begun=False)
+        self._prepare(replace(start, told=True, begun=False))
         # Trainers set the epoch before validation too; the state is still that of the pass that is going on.
         if self._last is None or self._last.over or self._last.epoch != epoch:
-            self._current = self._next
+            self._current = self._start
+
+    def _prepare(self, start: Pass) -> None:
+        """Let the next pass start there."""
+        self._start = start
+        self._next: Pass | None = replace(start)
 
     def _coming_epoch(self) -> int:
         """Epoch of the next pass that begins with its first batch."""
@@ -157,17 +162,17 @@ class BatchSampler(Sampler[list[int]], ABC):
         trainers.check_shards(askers, self.num_replicas, smaller)
         # Validation is no epoch of training, so it leaves no trace here.
         sampler = copy(self) if trainers.validates(askers) else self
-        return sampler._pass(from_start=trainers.skips_batches(askers))
+        return sampler._pass(from_start=trainers.skips_batches(askers), same_epoch=trainers.trains(askers))
 
     def __getstate__(self) -> dict[str, Any]:
         # Nobody iterates the passes of the original over a copy.
         following = None if self._next is None else replace(self._next)
         return {**self.__dict__, "_last": None, "_next": following, "_current": replace(self._current, outer=None)}
 
-    def _pass(self, from_start: bool) -> Iterator[list[int]]:
+    def _pass(self, from_start: bool, same_epoch: bool) -> Iterator[list[int]]:
         # Nothing happens before the first batch is asked for: a DataLoader with workers makes two iterators and uses one.
         num_replicas, rank = self._share()
-        current = self._begin(from_start)
+        current = self._begin(from_start, same_epoch)
         try:
             for batch in self.batches(current.seen):
                 self._check_epoch(current)
@@ -186,13 +191,15 @@ class BatchSampler(Sampler[list[int]], ABC):
         self.check_processes(num_replicas)
         return num_replicas, rank
 
-    def _begin(self, from_start: bool) -> Pass:
+    def _begin(self, from_start: bool, same_epoch: bool) -> Pass:
         """The pass that `set_epoch` or `load_state_dict` prepared, or one of the next epoch.
 
         Args:
             from_start: Whether somebody else skips the batches that were seen before a state was taken.
+            same_epoch: Whether the epoch changes by `set_epoch` only.
         """
-        current, loaded, last = self._next or Pass(self._current.epoch + 1), self._loaded, self._last
+        following = replace(self._start) if same_epoch else Pass(self._current.epoch + 1)
+        current, loaded, last = self._next or following, self._loaded, self._last
         if loaded is not None and loaded.epoch != current.epoch:
             if current.epoch < loaded.epoch and not loaded.begun:
                 warnings.warn(
@@ -232,7 +239,7 @@ class BatchSampler(Sampler[list[int]], ABC):
         """A pass is finished or broken off; one of the same epoch that it interrupted is described by the state again."""
         current.over = True
         if current.finished and self._loaded is not None and self._loaded.epoch == current.epoch:
-            self._loaded = None
+            self._loaded, self._start = None, Pass(current.epoch)
         outer = current.outer
         if self._current is current and outer is not None and not outer.over and outer.epoch == current.epoch:
             self._last = self._current = outer
@@ -297,5 +304,6 @@ class BatchSampler(Sampler[list[int]], ABC):
                 )
         epoch, seen = check_count("epoch", state["epoch"], low=0), self._check_seen(state["batches_seen"])
         self.seed = check_count("seed", state["seed"], low=0)
-        self._loaded = Pass(epoch, seen, resumed=seen > 0)
-        self._next = self._current = replace(self._loaded)
+        self._loaded = Pass(epoch, seen, resumed=seen > 0, selected=state.get("selected"))
+        self._current = replace(self._loaded)
+        self._prepare(replace(self._loaded))

@@ -136,9 +136,6 @@ class SelectedBatches(CutBatches):
         super().load_state_dict(state)
         self._newest = state["selected"] if state["coming"] is None else state["coming"]
         self._selected_alone = False
-        for start in (self._loaded, self._next):
-            if start is not None:
-                start.selected = state["selected"]
 
 
 class SelectedPartition(SelectedBatches, Partition):

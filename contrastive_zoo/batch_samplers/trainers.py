@@ -67,6 +67,11 @@ def validates(askers: list[Any]) -> bool:
     return any(type(asker).__name__ == "_EvaluationLoop" for asker in askers)
 
 
+def trains(askers: list[Any]) -> bool:
+    """Whether Lightning starts the pass for training: it may do so several times in an epoch, and it sets every epoch."""
+    return any(type(asker).__name__ == "_FitLoop" for asker in askers)
+
+
 def check_shards(askers: list[Any], num_replicas: int, smaller_batch: bool) -> None:
     """Raise unless what Accelerate makes of the batches is a slice of each for every process.
 

@@ -4,7 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning
 import pytest
@@ -30,8 +30,7 @@ SIZE, BATCH = 40, 8
 X = torch.randn(SIZE, 3, generator=torch.Generator().manual_seed(0))
 DATASET = zoo.IndexedDataset(TensorDataset(X, X + 0.1))
 NAMES = {"torch": torch, "zoo": zoo, "DataLoader": DataLoader, "dataset": DATASET}
-DOCUMENTED = run_block("batches.md", "def train_dataloader", run_block("batches.md", "class Pretraining", NAMES))
-Pretraining, Selecting = DOCUMENTED["Pretraining"], DOCUMENTED["Selecting"]
+Pretraining = run_block("batches.md", "class Pretraining", NAMES)["Pretraining"]
 
 
 class Notes:
@@ -51,10 +50,6 @@ class Notes:
 
 class Noting(Notes, Pretraining):
     """The documented module."""
-
-
-class NotingSelections(Notes, Selecting):
-    """The documented module with features."""
 
 
 class WithoutState(Notes, Pretraining):
@@ -174,14 +169,56 @@ def test_a_stateful_loader_needs_no_hooks(tmp_path: Path) -> None:
         assert fit(tmp_path / "again", module=WithoutState, loader=stateful, ckpt_path=ckpt_path) == seen[step:]
 
 
-def test_features_for_every_epoch(tmp_path: Path) -> None:
-    params = {"module": NotingSelections, "reload_dataloaders_every_n_epochs": 1}
-    seen = fit(tmp_path, sampler=make("ordered", k=5, q=4), **params)
+class Selecting(Noting):
+    """Has the documented loader, which selects batches before every epoch."""
+
+    workers: dict[str, Any]
+
+    def train_dataloader(self) -> Any:
+        names = {**NAMES, "encoder": self.encoder, "sampler": self.sampler}
+        return run_block("batches.md", "class Selecting", names)["Selecting"](
+            DATASET, batch_sampler=self.sampler, **self.workers
+        )
+
+
+class SelectingWithoutWorkers(Selecting):
+    workers: ClassVar = {}
+
+
+class SelectingWithWorkers(Selecting):
+    workers: ClassVar = {"num_workers": 1, "multiprocessing_context": "fork"}
+
+
+def select(folder: Path, module: Any, step: int | None = None) -> list[tuple[int, list[int]]]:
+    ckpt_path = None if step is None else str(folder / f"step={step}.ckpt")
+    return fit(
+        folder if step is None else folder / "again", module=module, sampler=make("ordered", k=5, q=4), ckpt_path=ckpt_path
+    )
+
+
+@pytest.mark.parametrize("module", [SelectingWithoutWorkers, SelectingWithWorkers])
+def test_features_for_every_epoch(tmp_path: Path, module: Any) -> None:
+    seen = select(tmp_path, module)
+    assert seen == select(tmp_path / "other", SelectingWithoutWorkers)
     batches = [frozenset(batch) for _, batch in seen]
     assert (len(batches), len(set(batches))) == (12, 12)
     for step in (2, 4, 7):
-        ckpt_path = str(tmp_path / f"step={step}.ckpt")
-        assert fit(tmp_path / "again", sampler=make("ordered", k=5, q=4), ckpt_path=ckpt_path, **params) == seen[step:]
+        assert select(tmp_path, module, step) == seen[step:]
+
+
+class Reloading(Noting):
+    """Makes a loader for every epoch."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(DATASET, batch_sampler=self.sampler, num_workers=1, multiprocessing_context="fork")
+
+
+def test_a_loader_for_every_epoch(tmp_path: Path) -> None:
+    params = {"module": Reloading, "reload_dataloaders_every_n_epochs": 1}
+    seen = fit(tmp_path, **params)
+    assert seen == epochs(make())
+    for step in (1, 4, 5, 7):
+        assert fit(tmp_path / "again", ckpt_path=str(tmp_path / f"step={step}.ckpt"), **params) == seen[step:]
 
 
 def test_prediction_takes_an_ordinary_loader(tmp_path: Path) -> None:
@@ -208,7 +245,7 @@ def work(rank: int, port: int, folder: Path) -> None:
     for step in (2, 5):
         ckpt_path = str(folder / f"step={step}.ckpt")
         found[f"from {step}"] = fit(folder / "again", loader=plain, ckpt_path=ckpt_path, **params)
-    selecting = {"module": NotingSelections, "reload_dataloaders_every_n_epochs": 1, **params}
+    selecting = {"module": SelectingWithoutWorkers, **params}
     found["selected"] = fit(folder / "selected", sampler=make("ordered", k=5, q=4), **selecting)
     default = {**params, "use_distributed_sampler": True}
     found["default"] = {
