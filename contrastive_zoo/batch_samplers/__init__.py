@@ -3,9 +3,10 @@
 from typing import Any
 
 from contrastive_zoo.batch_samplers.assignment import balanced_assignment
-from contrastive_zoo.batch_samplers.base import BatchSampler, CutBatches, Partition
+from contrastive_zoo.batch_samplers.base import BatchSampler
 from contrastive_zoo.batch_samplers.bisection import BisectionBatches
 from contrastive_zoo.batch_samplers.combinations import CombinationBatches, unrank_combination
+from contrastive_zoo.batch_samplers.cuts import CutBatches, Partition
 from contrastive_zoo.batch_samplers.encoding import encode
 from contrastive_zoo.batch_samplers.graph import loss_graph
 from contrastive_zoo.batch_samplers.ordered import OrderedBatches, ordered_selection

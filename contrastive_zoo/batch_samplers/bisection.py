@@ -60,7 +60,7 @@ class BisectionBatches(BlockBatches):
     The mean of a sample's two rows says where it is. What has more than k batches is cut in two across its principal axis, at
     the median, in whole batches. Time is near-linear in the number of samples: a million with 128 dimensions take minutes on
     two cores. Where `spectral` looks for the rivals of a sample in a random block, this looks among its neighbours in the whole
-    data set.
+    dataset.
 
     Call `refresh` before every epoch. Needs scikit-learn: ``pip install 'contrastive-zoo[selection]'``. What does not
     fill a batch is drawn at random.

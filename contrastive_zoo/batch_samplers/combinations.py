@@ -100,12 +100,12 @@ class CombinationBatches(BatchSampler):
     samples.
 
     Args:
-        num_samples: N, size of the data set.
+        num_samples: N, size of the dataset.
         batch_size: B, samples in a global batch.
         batches_per_epoch: By default N // B, as many as in a partition.
         seed: Seed of the order.
-        num_replicas: Number of processes; by default that of the initialised process group, or 1.
-        rank: This process; by default its rank in the initialised process group, or 0.
+        num_replicas: Number of processes; by default that of the process group when a pass begins, or 1 without one.
+        rank: This process; by default its rank in the process group when a pass begins, or 0 without one.
 
     Examples:
         >>> import contrastive_zoo as zoo
@@ -125,9 +125,9 @@ class CombinationBatches(BatchSampler):
         rank: int | None = None,
     ) -> None:
         super().__init__(num_samples=num_samples, batch_size=batch_size, seed=seed, num_replicas=num_replicas, rank=rank)
-        wanted = num_samples // batch_size if batches_per_epoch is None else batches_per_epoch
+        wanted = self.num_samples // self.batch_size if batches_per_epoch is None else batches_per_epoch
         self.batches_per_epoch = check_count("batches_per_epoch", wanted)
-        self.combinations = math.comb(num_samples, batch_size)
+        self.combinations = math.comb(self.num_samples, self.batch_size)
 
     def __len__(self) -> int:
         return self.batches_per_epoch

@@ -1,13 +1,16 @@
-"""Features of a whole data set, for `refresh`."""
+"""Features of a whole dataset, for `refresh`."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Encoder = Callable[[Tensor], Tensor]
+from contrastive_zoo.checks import FLOATING, check_features, check_integers, check_same, shape
+
+Encoder = Callable[[Any], Tensor]
+PASS_VIEWS = "Pass views=lambda batch: (x1, x2, index)."
 
 
 @torch.no_grad()
@@ -27,7 +30,8 @@ def encode(
         loader: Gives every sample once, e.g. ``DataLoader(zoo.IndexedDataset(dataset), batch_size=256)``; with several
             processes, all together give every sample at least once.
         views: From what the loader gives to (x1, x2, index). By default an index comes last, as `IndexedDataset` puts it, and
-            two views first: ``(x1, x2, ..., index)`` or ``((x1, x2), ..., index)``.
+            two views first: ``(x1, x2, ..., index)`` or ``((x1, x2), ..., index)``. What may be labels or a mask in place of a
+            second view is refused.
         device: Where inputs go; by default where the parameters of the encoder are.
         amp: torch.float16 or torch.bfloat16 for autocast in that precision.
         progress: Whether to show a progress bar, which needs tqdm.
@@ -37,8 +41,8 @@ def encode(
 
     Raises:
         ImportError: tqdm is not installed and a progress bar was asked for.
-        TypeError: The loader gives something in which views and index cannot be told.
-        ValueError: The loader gives nothing.
+        TypeError: Views and index cannot be told apart, or index or features have the wrong type.
+        ValueError: The loader gives nothing, or features and index do not have one row per sample.
 
     Examples:
         >>> import torch
@@ -54,18 +58,34 @@ def encode(
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
     with _evaluation(first, second), torch.autocast(where.type, amp, enabled=amp is not None):
         for batch in _with_progress(loader) if progress else loader:
-            x1, x2, index = (views or _views)(batch)
-            z1, z2 = (_features(encode_view, x, where) for encode_view, x in ((first, x1), (second, x2)))
-            rows.append((z1, z2, torch.as_tensor(index).cpu()))
+            x1, x2, index = views(batch) if views is not None else _views(batch, one_encoder=first is second)
+            z1, z2 = _features("x1", x1, first, where), _features("x2", x2, second, where)
+            check_same("encoder(x1)", z1, "encoder(x2)", z2)
+            rows.append((z1, z2, _positions(index, len(z1))))
     if not rows:
-        raise ValueError("loader gives no batch: is the data set empty, or smaller than a batch with drop_last=True?")
+        raise ValueError("loader gives no batch: is the dataset empty, or smaller than a batch with drop_last=True?")
     z1, z2, index = (torch.cat(parts) for parts in zip(*rows, strict=True))
     return z1, z2, index
 
 
-def _features(encoder: Encoder, x: Any, device: torch.device) -> Tensor:
-    z = encoder(x.to(device)).cpu()
-    return z if z.dtype == torch.float64 else z.float()
+def _features(name: str, x: Any, encoder: Encoder, device: torch.device) -> Tensor:
+    if not hasattr(x, "to"):
+        raise TypeError(
+            f"{name} must be a tensor, or have a method to(device), got {type(x).__name__}. Make tensors in the collate_fn of "
+            "the loader, or in views."
+        )
+    z = encoder(x.to(device))
+    check_features(f"encoder({name})", z, (2,))
+    return z.cpu() if z.dtype == torch.float64 else z.cpu().float()
+
+
+def _positions(index: Any, size: int) -> Tensor:
+    try:
+        positions = torch.as_tensor(index).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"index must hold integers, got {type(index).__name__}: {error}. {PASS_VIEWS}") from error
+    check_integers("index", positions, size)
+    return positions
 
 
 def _device_of(encoder: Encoder) -> torch.device:
@@ -73,15 +93,57 @@ def _device_of(encoder: Encoder) -> torch.device:
     return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
 
-def _views(batch: Any) -> tuple[Any, Any, Tensor]:
+def _views(batch: Any, one_encoder: bool) -> tuple[Any, Any, Any]:
+    if isinstance(batch, Mapping):
+        keys = ", ".join(map(repr, batch))
+        raise TypeError(
+            f"loader gives a {type(batch).__name__} with keys {keys}, so views and index cannot be told apart. "
+            'Pass views, e.g. views=lambda batch: (batch["x1"], batch["x2"], batch["index"]).'
+        )
     if isinstance(batch, (tuple, list)) and len(batch) >= 2:
         views = batch[0] if isinstance(batch[0], (tuple, list)) else batch[:-1]
         if len(views) >= 2:
+            _check_second(views[0], views[1], one_encoder)
             return views[0], views[1], batch[-1]
     raise TypeError(
-        "loader gives neither (x1, x2, ..., index) nor ((x1, x2), ..., index), so views and index cannot be told. "
-        "Pass views=lambda batch: (x1, x2, index)."
+        "loader gives neither (x1, x2, ..., index) nor ((x1, x2), ..., index), so views and index cannot be told apart. "
+        f"{PASS_VIEWS}"
     )
+
+
+def _check_second(x1: Any, x2: Any, one_encoder: bool) -> None:
+    """Raise if what stands in the place of the second view may be something else."""
+    found = _not_a_view(x1, x2) or (one_encoder and _unlike(x1, x2))
+    if found:
+        raise TypeError(f"loader gives a second view that {found}, so it may be no view. {PASS_VIEWS}")
+
+
+def _not_a_view(x1: Any, x2: Any) -> str | None:
+    """Why a tensor looks like labels or a mask."""
+    if not isinstance(x2, Tensor):
+        return None
+    if x2.dim() < 2:
+        return f"has shape {shape(x2)}, as labels have"
+    if x2.dtype in FLOATING or x2.dtype.is_complex:
+        return None
+    if x2[:1].numel() == 1:
+        return f"is of {x2.dtype} and shape {shape(x2)}, as labels may be"
+    if isinstance(x1, Tensor) and x1.dtype not in FLOATING and _binary(x2) and not _binary(x1):
+        return "holds only 0 and 1 where the first holds other integers, as a mask does"
+    return None
+
+
+def _unlike(x1: Any, x2: Any) -> str | None:
+    """What keeps two views from going through one encoder."""
+    if isinstance(x1, Tensor) and isinstance(x2, Tensor):
+        if x1.dtype != x2.dtype:
+            return f"is of {x2.dtype} where the first is of {x1.dtype}"
+        return f"has shape {shape(x2)} where the first has {shape(x1)}" if x1.dim() != x2.dim() else None
+    return None if type(x1) is type(x2) else f"is a {type(x2).__name__} where the first is a {type(x1).__name__}"
+
+
+def _binary(x: Tensor) -> bool:
+    return bool(((x == 0) | (x == 1)).all())
 
 
 @contextlib.contextmanager

@@ -59,9 +59,9 @@ def loss_graph(z1: Tensor, z2: Tensor, *, batch_size: int, temperature: float = 
     check_features("z1", z1, (2,))
     check_features("z2", z2, (2,))
     check_same("z1", z1, "z2", z2)
-    check_count("batch_size", batch_size)
-    check_number("temperature", temperature, low=0, open_low=True)
-    return affinity(unit_rows(z1, "z1"), unit_rows(z2, "z2"), batch_size, temperature)
+    size = check_count("batch_size", batch_size)
+    divisor = check_number("temperature", temperature, low=0, open_low=True)
+    return affinity(unit_rows(z1, "z1"), unit_rows(z2, "z2"), size, divisor)
 
 
 def affinity(u: Tensor, v: Tensor, batch_size: int, temperature: float) -> Tensor:

@@ -5,6 +5,7 @@ Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.0590
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ def ordered_selection(
         (M // k * q, B).
 
     Raises:
-        ValueError: ``keep`` is neither.
+        TypeError: k or q is no whole number.
+        ValueError: q is more than k, or ``keep`` is neither.
 
     Examples:
         >>> import numpy as np
@@ -48,6 +50,8 @@ def ordered_selection(
         array([[2, 3]])
     """
     check_choice("keep", keep, ("highest", "lowest"))
+    k = check_count("k", k)
+    q = _check_kept(q, k)
     groups = torch.from_numpy(candidates[: len(candidates) // k * k]).view(-1, k, candidates.shape[1])
     losses = torch.stack([loss_fn(z1[batch], z2[batch]) for batch in groups.flatten(0, 1)]).view(-1, k)
     chosen = losses.sort(dim=1, descending=keep == "highest", stable=True).indices[:, :q]
@@ -55,8 +59,15 @@ def ordered_selection(
     return groups.gather(1, increasing[:, :, None].expand(-1, -1, groups.shape[2])).flatten(0, 1).numpy()
 
 
-def _evaluated_by(loss: object) -> LossFunction:
-    """Loss of features without tables, collectives or a change of mode."""
+def _check_kept(q: object, k: int) -> int:
+    kept = check_count("q", q)
+    if kept > k:
+        raise ValueError(f"q is {kept} of k = {k} batches. Take at most {k}.")
+    return kept
+
+
+def _check_loss(loss: object) -> nn.Module:
+    """An objective that batches can be selected by."""
     loss_fn = get_loss(loss) if isinstance(loss, str) else loss
     if not isinstance(loss_fn, nn.Module):
         raise TypeError(f"loss must be the name of an objective or a loss made by get_loss, got {type(loss).__name__}.")
@@ -64,17 +75,18 @@ def _evaluated_by(loss: object) -> LossFunction:
         raise ValueError(
             f"loss: {loss_fn.card.name!r} needs labels, which batches are not selected by. Take another objective."
         )
+    return loss_fn
 
-    def evaluate(z1: Tensor, z2: Tensor) -> Tensor:
-        training = loss_fn.training
-        loss_fn.eval()
-        try:
-            value: Tensor = loss_fn(z1, z2)
-        finally:
-            loss_fn.train(training)
-        return value
 
-    return evaluate
+def _evaluate(loss_fn: nn.Module, z1: Tensor, z2: Tensor) -> Tensor:
+    """Loss of features without tables, collectives or a change of mode."""
+    training = loss_fn.training
+    loss_fn.eval()
+    try:
+        value: Tensor = loss_fn(z1, z2)
+    finally:
+        loss_fn.train(training)
+    return value
 
 
 @batch_samplers.register(
@@ -85,7 +97,7 @@ def _evaluated_by(loss: object) -> LossFunction:
     draws=True,
     scale="Equal selections from equal candidates.",
     differences=(
-        "Candidates are consecutive batches of one random partition of the data set, so that no sample occurs twice; batches "
+        "Candidates are consecutive batches of one random partition of the dataset, so that no sample occurs twice; batches "
         "beyond the last group of k are left out of the epoch.",
     ),
 )
@@ -95,15 +107,15 @@ class OrderedBatches(SelectedBatches):
     An epoch has ``num_samples // batch_size // k * q`` batches. Before there are features they are random ones, as many.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         batch_size: Samples in a global batch.
         k: Batches that compete; by default 10, or all of them if there are fewer.
         q: Batches that are kept of them; by default half.
         loss: Name of an objective, or a loss made by `get_loss`; used as in evaluation, so that tables stay as they are.
         keep: "highest", or "lowest" for the batches with the lowest loss.
         seed: Seed of all draws.
-        num_replicas: Number of processes; by default that of the initialised process group, or 1.
-        rank: This process; by default its rank in the initialised process group, or 0.
+        num_replicas: Number of processes; by default that of the process group when a pass begins, or 1 without one.
+        rank: This process; by default its rank in the process group when a pass begins, or 0 without one.
 
     Raises:
         TypeError: A value is of the wrong type.
@@ -132,16 +144,16 @@ class OrderedBatches(SelectedBatches):
         rank: int | None = None,
     ) -> None:
         super().__init__(num_samples=num_samples, batch_size=batch_size, seed=seed, num_replicas=num_replicas, rank=rank)
-        self.candidates = num_samples // batch_size
+        self.candidates = self.num_samples // self.batch_size
         self.k = check_count("k", min(10, self.candidates) if k is None else k)
-        self.q = check_count("q", (self.k + 1) // 2 if q is None else q)
         if self.k > self.candidates:
-            raise ValueError(f"k is {k} but the data set has {self.candidates} whole batches. Take at most {self.candidates}.")
-        if self.q > self.k:
-            raise ValueError(f"q is {q} of k = {self.k} batches. Take at most {self.k}.")
+            raise ValueError(
+                f"k is {self.k} but the dataset has {self.candidates} whole batches. Take at most {self.candidates}."
+            )
+        self.q = _check_kept((self.k + 1) // 2 if q is None else q, self.k)
         check_choice("keep", keep, ("highest", "lowest"))
         self.keep = keep
-        self._evaluate = _evaluated_by(loss)
+        self._loss_fn = _check_loss(loss)
 
     def __len__(self) -> int:
         return self.candidates // self.k * self.q
@@ -150,4 +162,5 @@ class OrderedBatches(SelectedBatches):
         """See `SelectedBatches.select`."""
         order = generator.permutation(self.num_samples)[: self.candidates * self.batch_size]
         candidates = order.reshape(self.candidates, self.batch_size)
-        return ordered_selection(candidates, z1, z2, self._evaluate, k=self.k, q=self.q, keep=self.keep).reshape(-1)
+        loss_fn = partial(_evaluate, self._loss_fn)
+        return ordered_selection(candidates, z1, z2, loss_fn, k=self.k, q=self.q, keep=self.keep).reshape(-1)

@@ -1,11 +1,13 @@
-"""Batches that part the data set: shuffled every epoch, fixed, or one.
+"""Batches that part the dataset: shuffled every epoch, fixed, or one.
 
 Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.05906
 """
 
 import numpy as np
 
-from contrastive_zoo.batch_samplers.base import Partition, Positions, check_replica
+from contrastive_zoo.batch_samplers.base import Positions
+from contrastive_zoo.batch_samplers.cuts import Partition
+from contrastive_zoo.checks import check_count
 from contrastive_zoo.registry import batch_samplers
 
 PAPER = "Cho et al., 2023. arXiv:2307.05906"
@@ -48,7 +50,7 @@ class FixedBatches(Partition):
 
 @batch_samplers.register("full", title="Full batch", summary="All samples in one batch.", paper=PAPER)
 class FullBatch(Partition):
-    """All samples in one batch; see `Partition` for the arguments, of which the batch size is the data set's.
+    """All samples in one batch; see `Partition` for the arguments, of which the batch size is the dataset's.
 
     Examples:
         >>> import contrastive_zoo as zoo
@@ -65,15 +67,16 @@ class FullBatch(Partition):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        size = num_samples if batch_size is None else batch_size
-        if size != num_samples:
-            raise ValueError(f"batch_size of the full batch is num_samples = {num_samples}, got {size}. Leave it out.")
-        # Processes take slices as equal as they can be, so the size need not be divisible by their number.
-        super().__init__(num_samples=num_samples, batch_size=num_samples, seed=seed, num_replicas=1, rank=0)
-        self.num_replicas, self.rank = check_replica(num_replicas, rank)
-        if num_samples < self.num_replicas:
+        size = check_count("num_samples", num_samples)
+        if batch_size is not None and check_count("batch_size", batch_size) != size:
+            raise ValueError(f"batch_size of the full batch is num_samples = {size}, got {batch_size}. Leave it out.")
+        super().__init__(num_samples=size, batch_size=size, seed=seed, num_replicas=num_replicas, rank=rank)
+
+    def check_processes(self, num_replicas: int) -> None:
+        """See `BatchSampler.check_processes`: slices are as equal as they can be, so the size need not be divisible."""
+        if self.num_samples < num_replicas:
             raise ValueError(
-                f"num_samples is {num_samples}, fewer than num_replicas = {self.num_replicas}: a process gets none."
+                f"num_samples is {self.num_samples}, fewer than num_replicas = {num_replicas}: a process gets none."
             )
 
     def order(self) -> Positions:

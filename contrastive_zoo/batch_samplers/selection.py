@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch_samplers.base import CutBatches, Partition, Positions
+from contrastive_zoo.batch_samplers.base import BatchSampler, Positions
+from contrastive_zoo.batch_samplers.cuts import CutBatches, Partition
 from contrastive_zoo.batch_samplers.graph import unit_rows
+from contrastive_zoo.batch_samplers.passes import several_processes
 from contrastive_zoo.checks import check_features, check_index_range, check_integers, check_same
 from contrastive_zoo.processes import decided_by_first
 
@@ -23,12 +25,17 @@ class SelectedBatches(CutBatches):
     """
 
     needs_features = True
-    _selected: Tensor | None = None
-    _coming: Tensor | None = None
+    state_names = (*BatchSampler.state_names, "selected", "coming")
+    _newest: Tensor | None = None
+    _selected_alone = False
 
     @abstractmethod
     def select(self, z1: Tensor, z2: Tensor, generator: "np.random.Generator") -> Positions:
-        """Samples of all batches, batch after batch, given finite features (num_samples, D) in the order of the data set."""
+        """Samples of all batches, batch after batch, given finite features (num_samples, D) in the order of the dataset."""
+
+    def selection_size(self) -> int:
+        """How many samples `select` returns."""
+        return len(self) * self.batch_size
 
     def refresh(self, z1: Tensor, z2: Tensor, index: Tensor) -> None:
         """Select batches for the passes to come.
@@ -39,20 +46,19 @@ class SelectedBatches(CutBatches):
         Args:
             z1: (n, D) features of the first view or modality.
             z2: (n, D) features of the second.
-            index: (n,) positions of these samples in the data set; of one that occurs twice the first features are taken.
+            index: (n,) positions of these samples in the dataset; of one that occurs twice the first features are taken.
 
         Raises:
             TypeError: An argument is no tensor or has the wrong dtype.
             ValueError: Shapes or devices do not fit, a feature is not finite, or samples are missing.
-            IndexError: A position outside the data set.
+            IndexError: A position outside the dataset.
         """
         given = tuple(value.detach() if isinstance(value, Tensor) else value for value in (z1, z2, index))
-        selected = decided_by_first(self._decide, given) if self.num_replicas > 1 else self._decide([given])
-        self._coming = torch.from_numpy(selected)
+        self._newest = torch.from_numpy(decided_by_first(self._decide, given))
+        self._selected_alone = not several_processes()
 
     def _decide(self, parts: list[Any]) -> Positions:
-        coming = self.epoch + int(self._begun)
-        generator = np.random.default_rng([self.seed, coming, 1])
+        generator = np.random.default_rng([self.seed, self._coming_epoch(), 1])
         for z1, z2, index in parts:
             check_features("z1", z1, (2,))
             check_features("z2", z2, (2,))
@@ -70,7 +76,7 @@ class SelectedBatches(CutBatches):
         return self.select(z1, z2, generator)
 
     def _in_order(self, parts: list[Given]) -> tuple[Tensor, Tensor]:
-        """Features of all samples in the order of the data set; raises if some are missing."""
+        """Features of all samples in the order of the dataset; raises if some are missing."""
         first, second, index = (torch.cat([part[k].cpu() for part in parts]) for k in range(3))
         row = np.full(self.num_samples, -1)
         row[index.numpy()[::-1]] = np.arange(len(index))[::-1]
@@ -78,20 +84,26 @@ class SelectedBatches(CutBatches):
         if len(missing):
             raise ValueError(
                 f"index lacks {len(missing)} of {self.num_samples} samples, first {missing[0]}. "
-                "Encode the whole data set: a loader with drop_last=False."
+                "Encode the whole dataset: a loader with drop_last=False."
             )
         rows = torch.from_numpy(row)
         return first[rows], second[rows]
 
     def order(self) -> Positions:
         """See `CutBatches.order`."""
-        # The rest of an epoch that is gone on with keeps the selection that the epoch began with.
-        if self._coming is not None and self._handed_out == 0:
-            self._selected, self._coming = self._coming, None
+        if self._newest is not None and self._selected_alone and self.num_replicas > 1 and several_processes():
+            raise RuntimeError(
+                "refresh was called before the process group was initialised, so each process selected batches from its own "
+                "features. Call refresh after torch.distributed.init_process_group, on all processes."
+            )
+        current = self._current
+        # The rest of an epoch that is continued keeps the selection that the epoch began with.
+        if not current.resumed:
+            current.selected = self._newest
         generator = self.generator()
-        if self._selected is None:
+        if current.selected is None:
             return self._random(generator)
-        selected = self._selected.numpy()
+        selected = current.selected.numpy()
         whole = len(selected) // self.batch_size * self.batch_size
         visited = generator.permutation(selected[:whole].reshape(-1, self.batch_size)).reshape(-1)
         return np.concatenate([visited, selected[whole:]])
@@ -104,14 +116,26 @@ class SelectedBatches(CutBatches):
             )
         return generator.permutation(self.num_samples)
 
-    def state_dict(self, batches_seen: int | None = None) -> dict[str, Any]:
-        """See `BatchSampler.state_dict`; holds the selection too."""
-        return {**super().state_dict(batches_seen), "selected": self._selected, "coming": self._coming}
+    def __getstate__(self) -> dict[str, Any]:
+        # Processes that are spawned with a sampler have one selection.
+        return {**super().__getstate__(), "_selected_alone": False}
+
+    def state_dict(self, batches_seen: int | None = None, epoch: int | None = None) -> dict[str, Any]:
+        """See `BatchSampler.state_dict`; holds the selection too, and the one for the next epoch."""
+        current = self._described()
+        selected = current.selected if current.begun or current.resumed else self._newest
+        return {**super().state_dict(batches_seen, epoch), "selected": selected, "coming": self._newest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `BatchSampler.load_state_dict`."""
+        for selection in (state.get("selected"), state.get("coming")):
+            if selection is not None and len(selection) != self.selection_size():
+                raise ValueError(
+                    f"the state selects {len(selection)} samples, this sampler {self.selection_size()}. Make k and q equal."
+                )
         super().load_state_dict(state)
-        self._selected, self._coming = state["selected"], state["coming"]
+        self._newest = state["selected"] if state["coming"] is None else state["coming"]
+        self._selected_alone = False
 
 
 class SelectedPartition(SelectedBatches, Partition):
@@ -123,6 +147,10 @@ class SelectedPartition(SelectedBatches, Partition):
     @abstractmethod
     def part(self, z1: Tensor, z2: Tensor, positions: Positions, generator: "np.random.Generator") -> Positions:
         """The given positions, a multiple of batch_size in random order, batch after batch; z1 and z2 are rows of length 1."""
+
+    def selection_size(self) -> int:
+        """See `SelectedBatches.selection_size`."""
+        return self.num_samples
 
     def select(self, z1: Tensor, z2: Tensor, generator: "np.random.Generator") -> Positions:
         """See `SelectedBatches.select`."""

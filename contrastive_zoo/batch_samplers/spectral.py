@@ -52,14 +52,18 @@ def spectral_partition(z1: Tensor, z2: Tensor, *, batch_size: int, temperature: 
 
     Raises:
         ImportError: scikit-learn is not installed.
+        TypeError: A number has the wrong type.
+        ValueError: A number is out of range.
     """
-    clusters = len(z1) // batch_size
-    if clusters == 1 or batch_size == 1:
-        return np.arange(len(z1)).reshape(clusters, batch_size)
-    graph = affinity(z1, z2, batch_size, temperature)
+    size, seed = check_count("batch_size", batch_size), check_count("seed", seed, low=0)
+    divisor = check_number("temperature", temperature, low=0, open_low=True)
+    clusters = len(z1) // size
+    if clusters == 1 or size == 1:
+        return np.arange(len(z1)).reshape(clusters, size)
+    graph = affinity(z1, z2, size, divisor)
     points = _embedding(_normalised_adjacency(graph), clusters, seed)
     batch = _refined(graph, balanced_assignment(_squared_distances(points, clusters, seed)), clusters)
-    return np.argsort(batch, kind="stable").reshape(clusters, batch_size)
+    return np.argsort(batch, kind="stable").reshape(clusters, size)
 
 
 def _normalised_adjacency(graph: Tensor) -> Tensor:
@@ -170,14 +174,14 @@ class BlockBatches(SelectedPartition):
     """Blocks of k batches, each parted by `spectral_partition`; subclasses say which samples make a block.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         batch_size: Samples in a global batch.
         k: Most batches in a block; by default 40, or all of them if there are fewer.
         temperature: Divides the similarities; that of the loss.
         seed: Seed of all draws.
         drop_last: Whether to leave out the rest that does not fill a batch.
-        num_replicas: Number of processes; by default that of the initialised process group, or 1.
-        rank: This process; by default its rank in the initialised process group, or 0.
+        num_replicas: Number of processes; by default that of the process group when a pass begins, or 1 without one.
+        rank: This process; by default its rank in the process group when a pass begins, or 0 without one.
 
     Raises:
         TypeError: A value is of the wrong type.
@@ -204,10 +208,10 @@ class BlockBatches(SelectedPartition):
             num_replicas=num_replicas,
             rank=rank,
         )
-        batches = num_samples // batch_size
+        batches = self.num_samples // self.batch_size
         self.k = check_count("k", min(BLOCK, batches) if k is None else k)
         if self.k > batches:
-            raise ValueError(f"k is {k} but the data set has {batches} whole batches. Take at most {batches}.")
+            raise ValueError(f"k is {self.k} but the dataset has {batches} whole batches. Take at most {batches}.")
         self.temperature = check_number("temperature", temperature, low=0, open_low=True)
 
     @abstractmethod

@@ -61,7 +61,7 @@ def test_samples_and_pairs_are_met_equally_often() -> None:
 
 
 def test_positions_within_a_batch_are_in_random_order() -> None:
-    """Or else the process that gets the first slice would always get the same end of the data set."""
+    """Or else the process that gets the first slice would always get the same end of the dataset."""
     sampler = zoo.get_batch_sampler("combinations", num_samples=1000, batch_size=2, batches_per_epoch=400)
     assert 150 < sum(first < second for first, second in sampler) < 250
 

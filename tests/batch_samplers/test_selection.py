@@ -185,7 +185,7 @@ def test_size_of_an_epoch_is_known_before_features_are() -> None:
 @pytest.mark.parametrize(
     ("error", "message", "params"),
     [
-        (ValueError, "k is 6 but the data set has 5 whole batches. Take at most 5", {"k": 6}),
+        (ValueError, "k is 6 but the dataset has 5 whole batches. Take at most 5", {"k": 6}),
         (ValueError, "q is 4 of k = 3 batches. Take at most 3", {"k": 3, "q": 4}),
         (ValueError, "k must be at least 1, got 0", {"k": 0}),
         (ValueError, "q must be at least 1, got 0", {"q": 0}),
@@ -345,7 +345,7 @@ def test_blocks_are_parted_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("name", PART)
 def test_mistakes_about_blocks(name: str) -> None:
     for params, message in (
-        ({"k": 6}, "k is 6 but the data set has 5 whole batches. Take at most 5"),
+        ({"k": 6}, "k is 6 but the dataset has 5 whole batches. Take at most 5"),
         ({"k": 0}, "k must be at least 1, got 0"),
         ({"temperature": -1}, "temperature must be"),
     ):
@@ -435,7 +435,7 @@ def test_features_that_come_within_an_epoch_are_for_the_next(name: str) -> None:
         (IndexError, r"index holds -1, wanted positions in \[0, 22\)", {"index": torch.arange(-1, 21)}),
         (
             ValueError,
-            "index lacks 1 of 22 samples, first 1. Encode the whole data set",
+            "index lacks 1 of 22 samples, first 1. Encode the whole dataset",
             {"index": torch.tensor([0, 0, *range(2, 22)])},
         ),
         (TypeError, "index must hold integers", {"index": torch.arange(22.0)}),

@@ -1,0 +1,77 @@
+"""Batches that are cut from an order of samples."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+
+from contrastive_zoo.batch_samplers.base import BatchSampler, Positions
+
+
+def check_flag(argument: str, value: object) -> bool:
+    """Return ``value`` as a bool; raise unless it is one.
+
+    Raises:
+        TypeError: It is no bool.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{argument} must be True or False, got {value!r} of type {type(value).__name__}.")
+    return bool(value)
+
+
+class CutBatches(BatchSampler):
+    """Batches cut from an order of samples; subclasses give the order and the number of batches."""
+
+    @abstractmethod
+    def order(self) -> Positions:
+        """The samples of this epoch, batch after batch; what does not fill a batch comes last."""
+
+    def batches(self, start: int) -> Iterator[Positions]:
+        """See `BatchSampler.batches`."""
+        order = self.order()
+        for number in range(start, len(self)):
+            yield order[number * self.batch_size : (number + 1) * self.batch_size]
+
+
+class Partition(CutBatches):
+    """Batches of which no two share a sample; subclasses give the order that they are cut from.
+
+    Args:
+        num_samples: Size of the dataset.
+        batch_size: Samples in a global batch.
+        seed: Seed of all draws.
+        drop_last: Whether to leave out the rest that does not fill a batch.
+        num_replicas: Number of processes; by default that of the process group when a pass begins, or 1 without one.
+        rank: This process; by default its rank in the process group when a pass begins, or 0 without one.
+
+    Raises:
+        TypeError: A value is of the wrong type.
+        ValueError: As in `BatchSampler`, or the rest is too small to be shared among the processes.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        batch_size: int,
+        seed: int = 0,
+        drop_last: bool = True,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        self.drop_last = check_flag("drop_last", drop_last)
+        super().__init__(num_samples=num_samples, batch_size=batch_size, seed=seed, num_replicas=num_replicas, rank=rank)
+
+    def check_processes(self, num_replicas: int) -> None:
+        """See `BatchSampler.check_processes`."""
+        super().check_processes(num_replicas)
+        rest = 0 if self.drop_last else self.num_samples % self.batch_size
+        if 0 < rest < num_replicas:
+            raise ValueError(
+                f"drop_last=False leaves a last batch of {rest} samples, fewer than num_replicas = {num_replicas}: "
+                "a process would get none. Pass drop_last=True."
+            )
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.num_samples, self.batch_size)
+        return whole + (0 if self.drop_last or rest == 0 else 1)
