@@ -24,6 +24,16 @@ def device_of_group(group: dist.ProcessGroup) -> torch.device:
     return torch.device("cpu" if "cpu" in backends else next(iter(backends)))
 
 
+def exchange(numbers: Sequence[int], group: dist.ProcessGroup | None) -> list[list[int]]:
+    """Each of the whole numbers by process."""
+    whole = dist.group.WORLD if group is None else group
+    assert whole is not None
+    own = torch.tensor(numbers, dtype=torch.int64, device=device_of_group(whole))
+    rows = [torch.zeros_like(own) for _ in range(dist.get_world_size(whole))]
+    dist.all_gather(rows, own, group=whole)
+    return torch.stack(rows, 1).tolist()
+
+
 class Meeting:
     """Where processes come together before they exchange features: all of them have batches that fit, or all of them raise.
 
@@ -59,10 +69,7 @@ class Meeting:
     def _exchange(self, *numbers: int) -> list[list[int]]:
         """Each of the numbers by process."""
         self.held = True
-        own = torch.tensor(numbers, dtype=torch.int64, device=device_of_group(self.group))
-        rows = [torch.zeros_like(own) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(rows, own, group=self.group)
-        return torch.stack(rows, 1).tolist()
+        return exchange(numbers, self.group)
 
     def _said(self, words: object) -> dict[int, Any]:
         """What each process says, by rank."""
