@@ -134,7 +134,8 @@ def cached_backward(
     Raises:
         TypeError: See `cached_loss`.
         ValueError: See `cached_loss`.
-        RuntimeError: Gradients are off, ``backward`` computed none, or nothing wants one.
+        RuntimeError: Gradients are off, ``backward`` computed none, nothing wants one, or the call is in the forward pass of
+            `DistributedDataParallel` with ``static_graph=True``.
 
     Examples:
         >>> import torch

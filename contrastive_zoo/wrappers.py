@@ -86,7 +86,17 @@ def through(wrappers: list[DistributedDataParallel], encode: Callable[[], T]) ->
 
 
 def expecting_backward(wrapper: DistributedDataParallel, loss: Tensor) -> Tensor:
-    """The loss, whose backward pass comes before the end of the wrapper's forward pass, and is the only one."""
+    """The loss, whose backward pass comes before the end of the wrapper's forward pass, and is the only one.
+
+    Raises:
+        RuntimeError: The wrapper needs the end of its forward pass for its first reduction.
+    """
+    if wrapper.static_graph:
+        raise RuntimeError(
+            "cached_backward was called in the forward pass of DistributedDataParallel(..., static_graph=True), which reduces "
+            "gradients only of backward passes that come later. Return cached_loss(...) from the forward pass, and call "
+            "backward() on it then."
+        )
 
     def skip(output: Any) -> Any:
         end.remove()

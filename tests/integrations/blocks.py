@@ -1,0 +1,15 @@
+"""Code blocks of the documentation that need packages which the tests of the core do without."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_block(page: str, first: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Run the ``py`` block of a page that contains a text, with the given names at hand; returns all names afterwards."""
+    blocks = re.findall(r"^```py\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
+    (block,) = (block for block in blocks if first in block)
+    exec(compile(block, page, "exec"), names)
+    return names
