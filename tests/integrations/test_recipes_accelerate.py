@@ -89,7 +89,9 @@ def test_two_processes_train_as_one(training: str, objective: str, found: list[d
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("training", TRAINING)
-def test_a_resumed_run_goes_on_bit_for_bit(training: str, objective: str, found: list[dict[str, FOUND]], tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_bit_for_bit(
+    training: str, objective: str, found: list[dict[str, FOUND]], tmp_path: Path
+) -> None:
     runs = [train(tmp_path, training, objective), *(of_rank[f"{training}, {objective}"] for of_rank in found)]
     for run in runs:
         assert len(run["resumed"]["losses"]) == SIZE // BATCH

@@ -17,7 +17,7 @@ import contrastive_zoo as zoo
 # Lightning advises on workers, loggers and checkpoints.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SIZE, BATCH, WIDTH, EPOCHS = 36, 12, 6, 2
+SIZE, BATCH, WIDTH, EPOCHS = 60, 20, 6, 2
 NAMES: dict[str, Any] = {"torch": torch, "zoo": zoo, "lightning": lightning}
 for name in ("Pretraining", "CachedPretraining", "ManualPretraining"):
     run_block("recipes.md", f"class {name}(", NAMES)

@@ -16,7 +16,7 @@ import contrastive_zoo as zoo
 # Trainer advises on devices and names.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SIZE, WIDTH, BATCH, STEPS = 16, 6, 8, 4  # the second half meets the samples of the first
+SIZE, WIDTH, BATCH, STEPS = 40, 6, 20, 4  # the second half meets the samples of the first
 NAMES: dict[str, Any] = {"torch": torch, "zoo": zoo, "nn": nn, "os": os, "transformers": transformers}
 for first in ("class PretrainingModel(", "class CachedPretrainingModel(", "class LossCheckpoint("):
     run_block("recipes.md", first, NAMES)
@@ -73,7 +73,10 @@ def fit(folder: Path, kind: str, objective: str, steps: int = STEPS, resume: boo
     loss_fn.register_forward_hook(lambda module, given, loss: losses.append(loss.detach()))
     trainer.train(resume_from_checkpoint=resume)
     parts = getattr(model, "encoder", model), loss_fn
-    return {"losses": losses, "state": {f"{k}.{name}": t for k, part in enumerate(parts) for name, t in part.state_dict().items()}}
+    return {
+        "losses": losses,
+        "state": {f"{k}.{name}": t for k, part in enumerate(parts) for name, t in part.state_dict().items()},
+    }
 
 
 def run(folder: Path, kind: str, objective: str) -> FOUND:
