@@ -233,6 +233,15 @@ def run_sharded(rank: int) -> FOUND:
     }
 
 
+def count_of_chunks() -> int:
+    """How often an encoder is called that communicates in training, where processes have batches of other sizes."""
+    model, calls = encoder(nn.SyncBatchNorm(WIDTH)).eval(), []
+    model.register_forward_hook(lambda module, given, output: calls.append(len(output)))
+    batch = local_batch(0, dist.get_rank())
+    zoo.cached_backward(zoo.get_loss("dcl"), model, (batch.z1, batch.z2), chunk_size=CHUNK)
+    return len(calls)
+
+
 class Enclosing(nn.Module):
     """Everything in one module, but for parameters of the loss, which FSDP does not shard."""
 
@@ -264,6 +273,7 @@ def work(rank: int, folder: Path) -> None:
         for option, options in OPTIONS.items():
             if (wrapping.__name__, option) in TRAINED:
                 found[f"{wrapping.__name__}, {option}"] = run_wrapped(wrapping, options, rank)
+    found["calls"] = count_of_chunks()
     for wrapping, option in REFUSED:
         found[wrapping.__name__] = message(partial(run_wrapped, wrapping, OPTIONS[option], rank))
     if fully_shard is not None:
@@ -344,6 +354,11 @@ def test_a_sharded_encoder_trains_as_one_process(found: list[FOUND]) -> None:
 def test_what_a_wrapper_would_reduce_wrongly_is_refused(wrapping: Callable[..., Step], option: str, found: list[FOUND]) -> None:
     for of_rank in found:
         assert REFUSED[wrapping, option] in of_rank[wrapping.__name__]
+
+
+def test_encoders_that_communicate_get_as_many_chunks_on_all_processes(found: list[FOUND]) -> None:
+    passes, views = 2, 2
+    assert [of_rank["calls"] for of_rank in found] == 2 * [passes * views * -(-max(SIZES) // CHUNK)]
 
 
 def test_both_passes_start_from_the_buffers_of_the_first_process(found: list[FOUND]) -> None:
