@@ -40,21 +40,23 @@ def cached_loss(
     $$\nabla_\theta L = \sum_{\text{chunks } c} \Big(\frac{\partial z_c}{\partial \theta}\Big)^{\!\top}
       \frac{\partial L}{\partial z_c}$$
 
-    ``loss.backward()``, by whomever it is called, gives parameters of the encoder and of the loss the gradients of the whole
-    batch, up to rounding. The loss is called once. Beyond the features, (B, D) per view, only the activations of one chunk
-    are held. The price is a second forward pass of the encoder, during the backward pass.
+    ``loss.backward()`` gives the parameters of the encoder and of the loss the gradients of the whole batch, up to rounding,
+    whoever calls it. The loss is called once. Beyond the features, (B, D) per view, only the activations of one chunk are held,
+    and the gradients of one chunk alongside their sum. The price is a second forward pass of the encoder, during the backward
+    pass.
 
-    The second pass repeats the first: torch's random generators, of the host and of the accelerators that hold inputs or
-    parameters, start every chunk where they did then (other generators, such as NumPy's, do not), buffers of the encoder start
-    from where they were, and autocast is that of the call. Afterwards buffers and generators are as after a single pass.
+    The second pass repeats the first: each chunk starts from the same state of torch's random generators on the host and on the
+    accelerators that hold inputs or parameters (other generators, such as NumPy's, are not repeated), from the same buffers of
+    the encoder, and with the same autocast. Afterwards buffers and generators are as after a single pass.
 
-    Layers that look at a batch as a whole see a chunk: batch normalisation takes its statistics from one chunk, and moves its
-    running statistics once per chunk. Gradients are then those of an encoder that is called with one chunk after the other.
-    Layers that communicate, such as SyncBatchNorm, need the same number of chunks on all processes.
+    Layers that look at a batch as a whole see a chunk: batch normalisation computes its statistics from one chunk, and updates
+    its running statistics once per chunk. Gradients are then those of an encoder that is called with one chunk after the other.
 
     Each parameter gets its gradient once, when all chunks are done. So hooks of parameters see the gradient of the whole batch,
-    and `DistributedDataParallel` reduces gradients once, whether it wraps the encoder, or a module whose forward pass returns
-    this loss. A function that calls a wrapped module hides it: give the wrapped module itself, or a module that holds it.
+    and `DistributedDataParallel` reduces gradients once, whether it wraps the encoder or a module whose forward pass returns
+    this loss. A function that calls a wrapped module hides the wrapper: give the wrapped module itself, or a module that holds
+    it. FSDP has to shard the encoder itself, and reduces gradients once per chunk. Encoders that communicate in their forward
+    pass, because of FSDP or SyncBatchNorm, get the same number of chunks on all processes.
 
     Args:
         loss_fn: Any loss of the zoo, or any callable that takes the features and those of the keywords below that are given.
@@ -73,8 +75,10 @@ def cached_loss(
 
     Raises:
         TypeError: ``views`` is no sequence of batches, a batch holds something other than tensors, or an encoder returns none.
-        ValueError: Sizes do not fit, there are fewer than two views, or the loss is not one number.
-        RuntimeError: In the backward pass, parameters have changed since the loss was computed.
+        ValueError: Sizes do not fit, there are fewer than two views, the loss is not one number, or the encoder communicates and
+            the batch of a process has fewer samples than another one has chunks.
+        RuntimeError: FSDP shards the encoder together with other modules, or `DistributedDataParallel` is hidden in a function and
+            has ``static_graph=True``. In the backward pass: parameters have changed since the loss was computed.
 
     Examples:
         >>> import torch
@@ -110,11 +114,10 @@ def cached_backward(
 ) -> Tensor:
     """Accumulate the gradients of ``loss_fn(encoder(view1), encoder(view2), ...)`` in chunks of the batch.
 
-    The same as ``backward(cached_loss(...))``: see `cached_loss` for what is computed, and for the other arguments. A trainer
-    that calls the backward pass itself wants `cached_loss`, since the loss returned here has no gradient left.
+    The same as ``backward(cached_loss(...))``: see `cached_loss` for what is computed, and for the other arguments. Use
+    `cached_loss` where a trainer calls ``backward`` itself: the loss returned here has no graph.
 
-    Inside the forward pass of `DistributedDataParallel`, gradients are reduced too, where the wrapper alone would leave out the
-    first step.
+    In the forward pass of `DistributedDataParallel`, gradients are reduced as if ``backward`` was called after it.
 
     Args:
         loss_fn: See `cached_loss`.
@@ -159,7 +162,7 @@ def cached_backward(
     loss.register_hook(calls.append)
     backward(loss)
     if not calls:
-        raise RuntimeError("backward(loss) computed no gradient of the features. It has to call .backward() on the loss.")
+        raise RuntimeError("backward(loss) computed no gradients. It has to call .backward() on the loss.")
     return loss.detach()
 
 
