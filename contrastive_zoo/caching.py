@@ -75,10 +75,10 @@ def cached_loss(
 
     Raises:
         TypeError: ``views`` is no sequence of batches, a batch holds something other than tensors, or an encoder returns none.
-        ValueError: Sizes do not fit, there are fewer than two views, the loss is not one number, or the encoder communicates and
-            the batch of a process has fewer samples than another one has chunks.
-        RuntimeError: FSDP shards the encoder together with other modules, or `DistributedDataParallel` is hidden in a function and
-            has ``static_graph=True``. In the backward pass: parameters have changed since the loss was computed.
+        ValueError: Sizes do not fit, there are fewer than two views, the loss is not one number, or the encoder communicates
+            and the batch of a process has fewer samples than another one has chunks.
+        RuntimeError: FSDP shards the encoder together with other modules, or `DistributedDataParallel` is hidden in a function
+            and has ``static_graph=True``. In the backward pass: parameters have changed since the loss was computed.
 
     Examples:
         >>> import torch
