@@ -22,7 +22,6 @@ NAMES: dict[str, Any] = {"torch": torch, "zoo": zoo, "lightning": lightning}
 for name in ("Pretraining", "CachedPretraining", "ManualPretraining"):
     run_block("recipes.md", f"class {name}(", NAMES)
 MODULES = ["Pretraining", "CachedPretraining", "ManualPretraining"]
-# The plain module calls its encoder twice in a forward pass, which a wrapper around everything allows.
 OBJECTIVES = ["sogclr", "emc2", "clip"]
 STRATEGIES: dict[str, dict[str, bool]] = {
     "as it comes": {},
