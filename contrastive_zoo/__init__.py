@@ -15,7 +15,7 @@ from contrastive_zoo.batch_samplers import (
     list_batch_samplers,
     register_batch_sampler,
 )
-from contrastive_zoo.caching import cached_backward
+from contrastive_zoo.caching import cached_backward, cached_loss
 from contrastive_zoo.datasets import IndexedDataset
 from contrastive_zoo.loss import Loss, describe_loss, get_loss, list_losses, register_loss
 from contrastive_zoo.objective import Objective
@@ -36,6 +36,7 @@ __all__ = [
     "Range",
     "batch_samplers",
     "cached_backward",
+    "cached_loss",
     "describe_batch_sampler",
     "describe_loss",
     "describe_sampler",

@@ -1,23 +1,103 @@
 """Gradient caching: the gradients of one big batch, with the activations of a small one.
 
 A contrastive loss couples all samples of a batch, but only through their features. So the features are computed first, a chunk
-at a time and without a graph; the loss gives their gradients; and a second pass over the chunks hands these on to the encoder.
+at a time and without keeping a graph. The backward pass of the loss ends at these features, where a second pass over the chunks
+computes the gradients of the parameters.
 
 Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021, section 3.
 arXiv:2101.06983
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.parallel import DistributedDataParallel
 
 from contrastive_zoo.checks import check_count, shape
+from contrastive_zoo.chunks import Chunk, Encoder, RandomState, make_chunks, same_buffers
+from contrastive_zoo.wrappers import expecting_backward, module_of, quiet, through, wrappers_in
 
-Encoder = Callable[[Any], Tensor]
+
+def cached_loss(
+    loss_fn: Callable[..., Tensor],
+    encoder: Encoder | Sequence[Encoder] | nn.ModuleList,
+    views: Sequence[Any],
+    *,
+    chunk_size: int,
+    index: Tensor | None = None,
+    labels: Tensor | None = None,
+    negatives: Tensor | None = None,
+    negatives_index: Tensor | None = None,
+) -> Tensor:
+    r"""Compute ``loss_fn(encoder(view1), encoder(view2), ...)``, and its gradients later, in chunks of the batch.
+
+    $$\nabla_\theta L = \sum_{\text{chunks } c} \Big(\frac{\partial z_c}{\partial \theta}\Big)^{\!\top}
+      \frac{\partial L}{\partial z_c}$$
+
+    ``loss.backward()`` gives the parameters of the encoder and of the loss the gradients of the whole batch, up to rounding,
+    whoever calls it. The loss is called once. Beyond the features, (B, D) per view, only the activations of one chunk are held,
+    and the gradients of one chunk alongside their sum. The price is a second forward pass of the encoder, during the backward
+    pass.
+
+    The second pass repeats the first: each chunk starts from the same state of torch's random generators on the host and on the
+    accelerators that hold inputs or parameters (other generators, such as NumPy's, are not repeated), from the same buffers of
+    the encoder, and with the same autocast. Afterwards buffers and generators are as after a single pass.
+
+    Layers that look at a batch as a whole see a chunk: batch normalisation computes its statistics from one chunk, and updates
+    its running statistics once per chunk. Gradients are then those of an encoder that is called with one chunk after the other.
+
+    Each parameter gets its gradient once, when all chunks are done. So hooks of parameters see the gradient of the whole batch,
+    and `DistributedDataParallel` reduces gradients once, whether it wraps the encoder or a module whose forward pass returns
+    this loss. A function that calls a wrapped module hides the wrapper: give the wrapped module itself, or a module that holds
+    it. FSDP has to shard the encoder itself, and reduces gradients once per chunk. Encoders that communicate in their forward
+    pass, because of FSDP or SyncBatchNorm, get the same number of chunks on all processes.
+
+    Args:
+        loss_fn: Any loss of the zoo, or any callable that takes the features and those of the keywords below that are given.
+        encoder: From a batch to features (b, D), one row per sample; or a list with one encoder for each view. A module or a
+            method of one, if buffers matter: those of a module inside another function are not seen.
+        views: A batch for each view or modality: a tensor with a leading axis of B samples, or tuples, lists and dicts of them.
+            Two are handed to the loss as ``z1`` and ``z2``, more than two as one tensor (V, B, D).
+        chunk_size: Most samples that the encoder gets at once. Chunks are of equal size as far as B allows.
+        index: (B,) positions in the dataset, for the loss.
+        labels: (B,) labels, for the loss.
+        negatives: Extra negatives, for the loss.
+        negatives_index: Positions of the extra negatives, for the loss.
+
+    Returns:
+        The loss, to call ``.backward()`` on. Under ``torch.no_grad()`` it has no gradient.
+
+    Raises:
+        TypeError: ``views`` is no sequence of batches, a batch holds something other than tensors, or an encoder returns none.
+        ValueError: Sizes do not fit, there are fewer than two views, the loss is not one number, or the encoder communicates
+            and the batch of a process has fewer samples than another one has chunks.
+        RuntimeError: FSDP shards the encoder together with other modules, or `DistributedDataParallel` is hidden in a function
+            and has ``static_graph=True``. In the backward pass: parameters have changed since the loss was computed.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> encoder, loss_fn = torch.nn.Linear(8, 4), zoo.get_loss("ntxent")
+        >>> x1, x2 = torch.randn(2, 64, 8)
+        >>> loss = zoo.cached_loss(loss_fn, encoder, (x1, x2), chunk_size=16)
+        >>> loss.backward()
+        >>> encoder.weight.grad.shape
+        torch.Size([4, 8])
+    """
+    chunks = make_chunks(encoder, views, check_count("chunk_size", chunk_size))
+    features = through(wrappers_in(chunk.encoder for chunk in chunks), partial(_encode, chunks, len(views)))
+    keywords = {"index": index, "labels": labels, "negatives": negatives, "negatives_index": negatives_index}
+    arguments = features if len(features) == 2 else [torch.stack(features)]
+    loss = loss_fn(*arguments, **{name: value for name, value in keywords.items() if value is not None})
+    if loss.dim() != 0:
+        raise ValueError(f"the loss must be one number, got shape {shape(loss)}. Use reduction='mean' or 'sum'.")
+    return loss
 
 
 def cached_backward(
@@ -32,46 +112,33 @@ def cached_backward(
     negatives_index: Tensor | None = None,
     backward: Callable[[Tensor], object] = Tensor.backward,
 ) -> Tensor:
-    r"""Accumulate the gradients of ``loss_fn(encoder(view1), encoder(view2), ...)`` in chunks of the batch.
+    """Accumulate the gradients of ``loss_fn(encoder(view1), encoder(view2), ...)`` in chunks of the batch.
 
-    $$\nabla_\theta L = \sum_{\text{chunks } c} \Big(\frac{\partial z_c}{\partial \theta}\Big)^{\!\top}
-      \frac{\partial L}{\partial z_c}$$
+    The same as ``backward(cached_loss(...))``: see `cached_loss` for what is computed, and for the other arguments. Use
+    `cached_loss` where a trainer calls ``backward`` itself: the loss returned here has no graph.
 
-    Parameters of the encoder and of the loss get the gradients of the whole batch, up to rounding, and the loss is called once.
-    Beyond the features, (B, D) per view, no more activations are held than those of one chunk. The price is a second forward
-    pass of the encoder.
-
-    The second pass repeats the first: torch's random generators, of the host and of the accelerators that hold inputs or
-    parameters, start every chunk where they did then (other generators, such as NumPy's, do not), buffers of the encoder start
-    from where they were, and autocast is that of the caller. Afterwards buffers and generators are as after a single pass.
-
-    Layers that look at a batch as a whole see a chunk: batch normalisation takes its statistics from one chunk, and moves its
-    running statistics once per chunk. Gradients are then those of an encoder that is called with one chunk after the other.
-    Layers that communicate, such as SyncBatchNorm, need the same number of chunks on all processes.
-
-    Under `DistributedDataParallel` gradients are reduced once, with the last chunk; give the wrapped encoder itself.
+    In the forward pass of `DistributedDataParallel`, gradients are reduced as if ``backward`` was called after it.
 
     Args:
-        loss_fn: Any loss of the zoo, or any callable that takes the features and those of the keywords below that are given.
-        encoder: From a batch to features (b, D), one row per sample; or a list with one encoder for each view. A module or a
-            method of one, if buffers matter: those of a module inside of another function are not seen.
-        views: A batch for each view or modality: a tensor with a leading axis of B samples, or tuples, lists and dicts of them.
-            Two are handed to the loss as ``z1`` and ``z2``, more than two as one tensor (V, B, D).
-        chunk_size: Most samples that the encoder gets at once. Chunks are of equal size as far as B allows.
-        index: (B,) positions in the data set, for the loss.
-        labels: (B,) labels, for the loss.
-        negatives: Further keys, for the loss.
-        negatives_index: Positions of the further keys, for the loss.
+        loss_fn: See `cached_loss`.
+        encoder: See `cached_loss`.
+        views: See `cached_loss`.
+        chunk_size: See `cached_loss`.
+        index: See `cached_loss`.
+        labels: See `cached_loss`.
+        negatives: See `cached_loss`.
+        negatives_index: See `cached_loss`.
         backward: Called with the loss; has to call ``.backward()`` on it, scaled or not, such as
-            ``lambda loss: scaler.scale(loss).backward()``.
+            ``lambda loss: scaler.scale(loss).backward()``, ``accelerator.backward``, or ``self.manual_backward`` in Lightning.
 
     Returns:
         The loss, detached.
 
     Raises:
-        TypeError: ``views`` is no sequence of batches, a batch holds something other than tensors, or an encoder returns none.
-        ValueError: Sizes do not fit, there are fewer than two views, or the loss is not one number.
-        RuntimeError: Gradients are off, ``backward`` computed none, or nothing in the encoders wants one.
+        TypeError: See `cached_loss`.
+        ValueError: See `cached_loss`.
+        RuntimeError: Gradients are off, ``backward`` computed none, nothing wants one, or the call is in the forward pass of
+            `DistributedDataParallel` with ``static_graph=True``.
 
     Examples:
         >>> import torch
@@ -83,194 +150,137 @@ def cached_backward(
         torch.Size([4, 8])
     """
     if not torch.is_grad_enabled():
-        raise RuntimeError("cached_backward computes gradients, which are off here. Call it outside of torch.no_grad().")
-    chunks = _chunks(encoder, views, check_count("chunk_size", chunk_size))
-    features = _first_pass(chunks, len(views))
+        raise RuntimeError("cached_backward computes gradients, which are off here. Call it outside torch.no_grad().")
+    enclosing = DistributedDataParallel._active_ddp_module
     keywords = {"index": index, "labels": labels, "negatives": negatives, "negatives_index": negatives_index}
-    arguments = features if len(features) == 2 else [torch.stack(features)]
-    loss = loss_fn(*arguments, **{name: value for name, value in keywords.items() if value is not None})
-    if loss.dim() != 0:
-        raise ValueError(f"the loss must be one number, got shape {shape(loss)}. Use reduction='mean' or 'sum'.")
+    loss = cached_loss(loss_fn, encoder, views, chunk_size=chunk_size, **keywords)
+    if not loss.requires_grad:
+        raise RuntimeError("no encoder has a parameter that wants a gradient. Call requires_grad_() on what is to be trained.")
+    if enclosing is not None:
+        loss = expecting_backward(enclosing, loss)
+    calls: list[Tensor] = []
+    loss.register_hook(calls.append)
     backward(loss)
-    if all(z.grad is None for z in features):
-        raise RuntimeError("backward(loss) computed no gradient of the features. It has to call .backward() on the loss.")
-    _second_pass(chunks, [torch.zeros_like(z) if z.grad is None else z.grad for z in features])
+    if not calls:
+        raise RuntimeError("backward(loss) computed no gradients. It has to call .backward() on the loss.")
     return loss.detach()
 
 
-@dataclass
-class _Chunk:
-    """Some samples of one view, and the random state in which their encoder met them."""
-
-    encoder: Encoder
-    view: int
-    rows: slice
-    batch: Any
-    devices: list[torch.device]
-    random: "_RandomState | None" = None
-
-    def encode(self) -> Tensor:
-        """Features of the samples, checked."""
-        features, size = self.encoder(self.batch), self.rows.stop - self.rows.start
-        if not isinstance(features, Tensor):
-            raise TypeError(
-                f"the encoder of views[{self.view}] must return a tensor of features, got {type(features).__name__}. "
-                "Wrap it in a module that picks the features."
-            )
-        if features.dim() != 2 or len(features) != size:
-            raise ValueError(
-                f"the encoder of views[{self.view}] must return one row for each of its {size} samples, got {shape(features)}."
-            )
+def _encode(chunks: list[Chunk], views: int) -> tuple[Tensor, ...]:
+    """Features of each view, whose backward pass encodes the chunks again."""
+    parts: list[list[Tensor]] = [[] for _ in range(views)]
+    leaves: dict[Tensor, None] = {}
+    with ExitStack() as stack:
+        for module in dict.fromkeys(module_of(chunk.encoder) for chunk in chunks):
+            stack.enter_context(same_buffers(module))
+        for chunk in chunks:
+            chunk.random = RandomState.now(chunk.devices)
+            parts[chunk.view].append(_features_alone(chunk, leaves))
+    features = tuple(map(torch.cat, parts))
+    if not leaves:
         return features
+    encoded: tuple[Tensor, ...] = _Encoded.apply(chunks, features, *leaves)  # type: ignore[no-untyped-call]
+    return encoded
 
 
-@dataclass
-class _RandomState:
-    """Where torch's generators stand, on the host and on accelerators."""
+def _features_alone(chunk: Chunk, leaves: dict[Tensor, None]) -> Tensor:
+    """Features without their graph, which shows the leaves that they depend on."""
+    features = chunk.encode()
+    if features.requires_grad:
+        # Parameters that are sharded are others during a forward pass, so some leaf has to do.
+        found = [torch.zeros((), requires_grad=True)] if chunk.sharded else _leaves(features)
+        leaves.update(dict.fromkeys(found))
+    return features.detach()
 
-    host: Tensor
-    accelerators: list[tuple[torch.device, Tensor]]
+
+def _leaves(features: Tensor) -> Iterator[Tensor]:
+    """All tensors that a backward pass from here gives a gradient."""
+    left = [get_gradient_edge(features).node]
+    seen = set(left)
+    while left:
+        node = left.pop()
+        if type(node).__name__ == "AccumulateGrad":
+            yield node.variable  # type: ignore[attr-defined]
+        _refuse_hidden(getattr(node, "ddp_weakref", None))
+        new = {other for other, _ in node.next_functions if other is not None} - seen
+        seen |= new
+        left.extend(new)
+
+
+def _refuse_hidden(wrapper: Callable[[], DistributedDataParallel] | None) -> None:
+    """A wrapper that is known would not be in the graph of a chunk."""
+    if wrapper is not None and wrapper().static_graph:
+        raise RuntimeError(
+            "the encoder is a function that calls DistributedDataParallel(..., static_graph=True), whose first reduction would "
+            "come before the gradients. Give the wrapped module itself, or a module that holds it."
+        )
+
+
+class _Encoded(torch.autograd.Function):
+    """Features as a function of the leaves that they depend on.
+
+    Leaves get one gradient in the one backward pass, as if there were no chunks. So all that waits for gradients of parameters,
+    be it a hook or a wrapper that reduces them, works as ever.
+    """
 
     @staticmethod
-    def now(devices: list[torch.device]) -> "_RandomState":
-        states = [(device, getattr(torch, device.type).get_rng_state(*_number(device))) for device in devices]
-        return _RandomState(torch.get_rng_state(), states)
+    def forward(ctx: Any, chunks: list[Chunk], features: tuple[Tensor, ...], *leaves: Tensor) -> tuple[Tensor, ...]:
+        ctx.chunks, ctx.leaves, ctx.versions = chunks, leaves, [leaf._version for leaf in leaves]
+        ctx.autocast = _autocast_states({device.type for chunk in chunks for device in chunk.devices})
+        return features
 
-    def restore(self) -> None:
-        torch.set_rng_state(self.host)
-        for device, state in self.accelerators:
-            getattr(torch, device.type).set_rng_state(state, *_number(device))
-
-
-def _number(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # there is but one
-
-
-def _first_pass(chunks: list[_Chunk], views: int) -> list[Tensor]:
-    """Features of each view, leaves that want a gradient; buffers are left as they were."""
-    features: list[list[Tensor]] = [[] for _ in range(views)]
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        for module in dict.fromkeys(_module(chunk.encoder) for chunk in chunks):
-            stack.enter_context(_same_buffers(module))
-        for chunk in chunks:
-            chunk.random = _RandomState.now(chunk.devices)
-            features[chunk.view].append(chunk.encode())
-    # Some versions of PyTorch would give the second pass the weights that were cast in the first, without a graph.
-    torch.clear_autocast_cache()
-    return [torch.cat(parts).requires_grad_() for parts in features]
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        if [leaf._version for leaf in ctx.leaves] != ctx.versions:
+            raise RuntimeError("parameters of the encoder have changed since the loss was computed. Call backward() first.")
+        with ExitStack() as stack:
+            for state in ctx.autocast:
+                stack.enter_context(torch.autocast(*state))
+            return None, None, *_second_pass(ctx.chunks, ctx.leaves, gradients)
 
 
-def _second_pass(chunks: list[_Chunk], gradients: list[Tensor]) -> None:
-    """Hand the gradients of the features on to the encoders."""
-    last = {id(chunk.encoder): number for number, chunk in enumerate(chunks)}
-    after, reached = _RandomState.now(list({device for chunk in chunks for device in chunk.devices})), False
-    try:
-        for number, chunk in enumerate(chunks):
-            assert chunk.random is not None
-            chunk.random.restore()
-            with nullcontext() if last[id(chunk.encoder)] == number else _no_sync(chunk.encoder):
+def _autocast_states(accelerators: set[str]) -> list[tuple[str, torch.dtype, bool, bool]]:
+    """Arguments for `torch.autocast` that make it as it is now; threads that run backward passes do not inherit it."""
+    types, cache = sorted({"cpu", *accelerators}), torch.is_autocast_cache_enabled()
+    return [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache) for kind in types]
+
+
+def _second_pass(chunks: list[Chunk], leaves: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """Gradients of the leaves, from those of the features."""
+    totals: list[Tensor | None] = [None] * len(leaves)
+    after = RandomState.now(list({device for chunk in chunks for device in chunk.devices}))
+    with quiet(wrappers_in(chunk.encoder for chunk in chunks)), _without_hooks(leaves), torch.enable_grad():
+        try:
+            for chunk in chunks:
+                assert chunk.random is not None
+                chunk.random.restore()
                 features = chunk.encode()
-                if features.requires_grad:
-                    features.backward(gradients[chunk.view][chunk.rows])
-                    reached = True
-    finally:
-        after.restore()
-    if not reached:
-        raise RuntimeError("no encoder has a parameter that wants a gradient. Call requires_grad_() on what is to be trained.")
+                upstream = gradients[chunk.view][chunk.rows]
+                if features.requires_grad and chunk.sharded:
+                    features.backward(upstream)
+                elif features.requires_grad:
+                    _add(totals, torch.autograd.grad(features, leaves, upstream, allow_unused=True))
+        finally:
+            after.restore()
+    return totals
 
 
-def _no_sync(encoder: Encoder) -> AbstractContextManager[Any]:
-    """No reduction of gradients over processes, for an encoder that is wrapped to do so."""
-    no_sync = getattr(encoder, "no_sync", nullcontext)
-    context: AbstractContextManager[Any] = no_sync()
-    return context
-
-
-def _module(encoder: Encoder) -> nn.Module | None:
-    owner = getattr(encoder, "__self__", encoder)
-    return owner if isinstance(owner, nn.Module) else None
+def _add(totals: list[Tensor | None], parts: Sequence[Tensor | None]) -> None:
+    for number, part in enumerate(parts):
+        if part is not None:
+            total = totals[number]
+            totals[number] = part if total is None else total + part  # not in place: parts may share memory
 
 
 @contextmanager
-def _same_buffers(module: nn.Module | None) -> Iterator[None]:
-    """Put buffers back where they were, so that running statistics move in one of the two passes only."""
-    if module is None:
-        yield
-        return
-    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    # DistributedDataParallel sends buffers of the first process to the others before a forward pass, unless this is False.
-    sends = getattr(module, "require_forward_param_sync", None)
+def _without_hooks(leaves: tuple[Tensor, ...]) -> Iterator[None]:
+    """Hooks of the leaves are for their whole gradient, not for that of a chunk."""
+    hooks = [(leaf._backward_hooks, dict(leaf._backward_hooks)) for leaf in leaves if leaf._backward_hooks]
+    for of_leaf, _ in hooks:
+        of_leaf.clear()
     try:
         yield
     finally:
-        for name, buffer in module.named_buffers():
-            if name in before:
-                buffer.copy_(before[name])
-        if sends is not None:
-            module.require_forward_param_sync = sends
-
-
-def _chunks(encoder: Any, views: Sequence[Any], chunk_size: int) -> list[_Chunk]:
-    """All chunks in the order in which they are encoded: view after view."""
-    if not isinstance(views, (tuple, list)):
-        raise TypeError(f"views must be a tuple or list with a batch for each view, got {type(views).__name__}.")
-    if len(views) < 2:
-        raise ValueError(f"views must hold at least two batches, one for each view, got {len(views)}.")
-    several = isinstance(encoder, (tuple, list, nn.ModuleList))
-    if several and len(encoder) != len(views):
-        raise ValueError(
-            f"encoder holds {len(encoder)} encoders for {len(views)} views. Give one for each view, or one for all."
-        )
-    tensors = [list(_tensors(view, f"views[{number}]")) for number, view in enumerate(views)]
-    size = _batch_size(tensors)
-    count = -(-size // chunk_size)
-    chunks = []
-    for number, view in enumerate(views):
-        own = encoder[number] if several else encoder
-        devices = _accelerators(own, tensors[number])
-        for part in range(count):
-            rows = slice(size * part // count, size * (part + 1) // count)
-            chunks.append(_Chunk(own, number, rows, _rows(view, rows), devices))
-    return chunks
-
-
-def _batch_size(tensors: list[list[Tensor]]) -> int:
-    """The B that all tensors of all views have in common."""
-    sizes = [len(tensor) for of_view in tensors for tensor in of_view]
-    if len(set(sizes)) != 1 or not all(tensors):
-        found = "; ".join(f"views[{number}]: {', '.join(map(shape, of_view))}" for number, of_view in enumerate(tensors))
-        raise ValueError(f"all tensors of all views must have the batch as leading axis, got {found}.")
-    if sizes[0] == 0:
-        raise ValueError("views are empty: their leading axis is 0. Skip empty batches.")
-    return sizes[0]
-
-
-def _accelerators(encoder: Encoder, inputs: list[Tensor]) -> list[torch.device]:
-    module = _module(encoder)
-    parameters = [] if module is None else list(module.parameters())
-    return sorted({tensor.device for tensor in [*inputs, *parameters]} - {torch.device("cpu")}, key=str)
-
-
-def _tensors(batch: Any, name: str) -> Iterator[Tensor]:
-    """All tensors of a batch."""
-    if isinstance(batch, Tensor):
-        if batch.dim() == 0:
-            raise ValueError(f"{name} is a tensor without axes, wanted a leading axis of samples.")
-        yield batch
-    elif isinstance(batch, (Mapping, tuple, list)):
-        keys = batch.keys() if isinstance(batch, Mapping) else range(len(batch))
-        for key in keys:
-            yield from _tensors(batch[key], f"{name}[{key!r}]")
-    else:
-        raise TypeError(f"{name} must be a tensor, or a tuple, list or dict of tensors, got {type(batch).__name__}.")
-
-
-def _rows(batch: Any, rows: slice) -> Any:
-    """The same rows of all tensors of a batch."""
-    if isinstance(batch, Tensor):
-        return batch[rows]
-    if isinstance(batch, Mapping):
-        return {key: _rows(value, rows) for key, value in batch.items()}
-    parts = [_rows(value, rows) for value in batch]
-    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+        for of_leaf, kept in hooks:
+            of_leaf.update(kept)

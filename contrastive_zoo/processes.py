@@ -44,6 +44,17 @@ def host_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
     return _HOST_GROUPS[group]
 
 
+def exchange(numbers: Sequence[int], group: dist.ProcessGroup | None) -> list[list[int]]:
+    """Each of the whole numbers by process, without waiting for an accelerator."""
+    whole = dist.group.WORLD if group is None else group
+    assert whole is not None
+    host = host_group(whole)
+    own = torch.tensor(numbers, dtype=torch.int64, device=device_of_group(host))
+    rows = [torch.zeros_like(own) for _ in range(dist.get_world_size(host))]
+    dist.all_gather(rows, own, group=host)
+    return torch.stack(rows, 1).tolist()
+
+
 FAILED = -1
 
 
@@ -65,7 +76,6 @@ class Meeting:
         self.group = group
         self.held = False
         self.same: list[int] = []
-        self._host_group = host_group(group)
 
     def sizes(self, size: int, call: dict[str, object], checksum: int = -1) -> list[int]:
         """Number of samples of each process; the last batch of an epoch may differ.
@@ -94,16 +104,13 @@ class Meeting:
     def _exchange(self, *numbers: int) -> list[list[int]]:
         """Each of the numbers by process."""
         self.held = True
-        own = torch.tensor(numbers, dtype=torch.int64, device=device_of_group(self._host_group))
-        rows = [torch.zeros_like(own) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(rows, own, group=self._host_group)
-        return torch.stack(rows, 1).tolist()
+        return exchange(numbers, self.group)
 
     def _said(self, words: object) -> dict[int, Any]:
         """What each process says, by rank."""
         ranks = dist.get_process_group_ranks(self.group)
         said: list[Any] = [None] * len(ranks)
-        dist.all_gather_object(said, words, group=self._host_group)
+        dist.all_gather_object(said, words, group=host_group(self.group))
         return dict(zip(ranks, said, strict=True))
 
     def _refuse(self, call: dict[str, object]) -> NoReturn:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import contrastive_zoo as zoo
-from contrastive_zoo import caching
+from contrastive_zoo import chunks
 
 SIZE, WIDTH, CHUNK, HIDDEN = 11, 6, 4, 64
 BOUNDS = [0, 3, 7, 11]  # three chunks of at most four samples, as equal as can be
@@ -64,6 +64,20 @@ def test_gradients_accumulate() -> None:
     assert_all_close(gradients(encoder), [2 * gradient for gradient in once])
 
 
+def test_a_loss_may_be_handed_to_others_before_its_backward_pass() -> None:
+    encoder, loss_fn, views = network(nn.Dropout(0.5)), zoo.get_loss("dcl"), inputs()
+    torch.manual_seed(0)
+    zoo.cached_backward(loss_fn, encoder, views, chunk_size=CHUNK)
+    wanted = gradients(encoder)
+    torch.manual_seed(0)
+    loss = zoo.cached_loss(loss_fn, encoder, views, chunk_size=CHUNK)
+    torch.rand(3)
+    state = torch.get_rng_state()
+    (3 * loss).backward()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_all_close(gradients(encoder), [3 * gradient for gradient in wanted])
+
+
 def test_an_encoder_never_sees_more_than_a_chunk_and_chunks_are_even() -> None:
     sizes: list[int] = []
     encoder = network()
@@ -78,7 +92,7 @@ class Held:
     now = most = 0
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+        self.tensor = tensor.detach()  # with its graph it would hold what holds it
         if tensor.dim() == 2 and tensor.shape[1] == HIDDEN and len(tensor) != 5:  # activations; the weight has 5 rows
             self._count(len(tensor))
             weakref.finalize(self, self._count, -len(tensor))
@@ -124,7 +138,7 @@ def test_dropout_is_repeated_and_generators_end_as_after_one_pass() -> None:
 def test_generators_of_accelerators_are_repeated_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a generator that counts its draws in the place of an accelerator's."""
     device, draws, drawn = torch.device("cuda", 0), [0], []
-    monkeypatch.setattr(caching, "_accelerators", lambda encoder, inputs: [device])
+    monkeypatch.setattr(chunks, "_accelerators", lambda encoder, inputs: [device])
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda which: torch.tensor(draws[0]) if which == device else None)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, which: draws.__setitem__(0, int(state)))
     linear = network()
@@ -188,6 +202,95 @@ def test_autocast_holds_in_both_passes_and_its_cache_keeps_no_gradient_back(dtyp
         loss = zoo.cached_backward(loss_fn, encoder, views, chunk_size=CHUNK)
     assert_close(loss, expected, "loss")
     assert_all_close(gradients(encoder), wanted, dtype)
+
+
+def test_a_backward_pass_outside_autocast_computes_as_inside() -> None:
+    encoder, loss_fn, views = network(dtype=torch.float32), zoo.get_loss("ntxent"), inputs(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        zoo.cached_backward(loss_fn, encoder, views, chunk_size=CHUNK)
+        wanted = gradients(encoder)
+        loss = zoo.cached_loss(loss_fn, encoder, views, chunk_size=CHUNK)
+    loss.backward()
+    assert all(map(torch.equal, gradients(encoder), wanted))
+
+
+def test_hooks_of_parameters_see_the_gradient_of_the_batch_once() -> None:
+    encoder, loss_fn, views, seen = network(), zoo.get_loss("dcl"), inputs(), []
+    loss_fn(*map(encoder, views)).backward()
+    wanted, (weight, *others) = gradients(encoder), list(encoder.parameters())
+    hook = weight.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
+    for parameter in others:
+        parameter.register_post_accumulate_grad_hook(lambda parameter: seen.append(parameter.grad.clone()))
+    for _ in range(2):
+        seen.clear()
+        zoo.cached_backward(loss_fn, encoder, views, chunk_size=CHUNK)
+        assert wanted[0].abs().max() > 0.01
+        assert_all_close(sorted(seen, key=torch.Tensor.numel), sorted(wanted[1:], key=torch.Tensor.numel))
+        assert_all_close(gradients(encoder), [wanted[0].clamp(-0.01, 0.01), *wanted[1:]])
+    hook.remove()
+    zoo.cached_backward(loss_fn, encoder, views, chunk_size=CHUNK)
+    assert_all_close(gradients(encoder), wanted)
+
+
+def test_a_parameter_outside_any_module_and_in_two_encoders() -> None:
+    prompt = torch.ones(WIDTH, dtype=torch.float64, requires_grad=True)
+    encoder, other, loss_fn, views = network(), network(nn.Tanh()), zoo.get_loss("dcl"), inputs()
+    other[0] = encoder[0]
+    encoders = [lambda x: encoder(x * prompt), lambda x: other(x + prompt)]
+    everything = [prompt, *nn.ModuleList([encoder, other]).parameters()]
+    loss = loss_fn(*(each(view) for each, view in zip(encoders, views, strict=True)))
+    wanted = torch.autograd.grad(loss, everything)
+    zoo.cached_backward(loss_fn, encoders, views, chunk_size=CHUNK)
+    assert_all_close([leaf.grad for leaf in everything], wanted)
+
+
+def test_views_that_want_a_gradient() -> None:
+    encoder, loss_fn, views = network(), zoo.get_loss("dcl"), [view.requires_grad_() for view in inputs()]
+    wanted = torch.autograd.grad(loss_fn(*map(encoder, views)), views)
+    zoo.cached_backward(loss_fn, encoder, views, chunk_size=CHUNK)
+    assert_all_close([view.grad for view in views], wanted)
+
+
+def test_sparse_gradients_stay_sparse() -> None:
+    words = nn.EmbeddingBag(20, 4, mode="sum", sparse=True).double()
+    views = list(torch.randint(20, (2, SIZE, 3), generator=torch.Generator().manual_seed(0)))
+    zoo.get_loss("dcl")(*map(words, views)).backward()
+    wanted = words.weight.grad.to_dense()
+    words.zero_grad()
+    zoo.cached_backward(zoo.get_loss("dcl"), words, views, chunk_size=CHUNK)
+    assert words.weight.grad.is_sparse
+    assert_close(words.weight.grad.to_dense(), wanted, "gradient", magnitude=1.0)
+
+
+def test_a_gradient_of_parameters_that_have_changed_is_refused() -> None:
+    encoder = network()
+    loss = zoo.cached_loss(zoo.get_loss("dcl"), encoder, inputs(), chunk_size=CHUNK)
+    with torch.no_grad():
+        encoder[0].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="parameters of the encoder have changed"):
+        loss.backward()
+
+
+def test_without_gradients_there_is_a_loss_all_the_same() -> None:
+    encoder, loss_fn, views = network(nn.BatchNorm1d(8)).eval(), zoo.get_loss("dcl"), inputs()
+    with torch.no_grad():
+        loss = zoo.cached_loss(loss_fn, encoder, views, chunk_size=CHUNK)
+    assert not loss.requires_grad
+    assert_close(loss, loss_fn(*map(encoder, views)).detach(), "loss")
+
+
+def test_a_compiled_encoder_is_compiled_once() -> None:
+    encoder, loss_fn, views, compiled = network(), zoo.get_loss("dcl"), inputs(), []
+
+    def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    loss_fn(*map(encoder, views)).backward()
+    wanted = gradients(encoder)
+    zoo.cached_backward(loss_fn, torch.compile(encoder, backend=backend, dynamic=True), views, chunk_size=CHUNK)
+    assert_all_close(gradients(encoder), wanted)
+    assert len(compiled) == 1
 
 
 def test_a_scaler_scales_all_gradients() -> None:
@@ -344,5 +447,5 @@ def test_errors(error: type[Exception], message: str, change: dict[str, Any]) ->
 
 
 def test_gradients_that_are_off() -> None:
-    with torch.no_grad(), pytest.raises(RuntimeError, match=r"outside of torch.no_grad\(\)"):
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"outside torch.no_grad\(\)"):
         zoo.cached_backward(zoo.get_loss("dcl"), network(), inputs(), chunk_size=CHUNK)
