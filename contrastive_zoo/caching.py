@@ -63,7 +63,8 @@ def cached_loss(
         encoder: From a batch to features (b, D), one row per sample; or a list with one encoder for each view. A module or a
             method of one, if buffers matter: those of a module inside another function are not seen.
         views: A batch for each view or modality: a tensor with a leading axis of B samples, or tuples, lists and dicts of them.
-            Two are handed to the loss as ``z1`` and ``z2``, more than two as one tensor (V, B, D).
+            Two are handed to the loss as ``z1`` and ``z2``, another number as one tensor (V, B, D): one view, for losses whose
+            positives come from labels, or more than two.
         chunk_size: Most samples that the encoder gets at once. Chunks are of equal size as far as B allows.
         index: (B,) positions in the dataset, for the loss.
         labels: (B,) labels, for the loss.
@@ -75,7 +76,7 @@ def cached_loss(
 
     Raises:
         TypeError: ``views`` is no sequence of batches, a batch holds something other than tensors, or an encoder returns none.
-        ValueError: Sizes do not fit, there are fewer than two views, the loss is not one number, or the encoder communicates
+        ValueError: Sizes do not fit, there is no view, the loss is not one number, or the encoder communicates
             and the batch of a process has fewer samples than another one has chunks.
         RuntimeError: FSDP shards the encoder together with other modules, or `DistributedDataParallel` is hidden in a function
             and has ``static_graph=True``. In the backward pass: parameters have changed since the loss was computed.

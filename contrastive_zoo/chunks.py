@@ -84,8 +84,8 @@ def make_chunks(encoder: Any, views: Sequence[Any], chunk_size: int) -> list[Chu
     """All chunks in the order in which they are encoded: view after view."""
     if not isinstance(views, (tuple, list)):
         raise TypeError(f"views must be a tuple or list with a batch for each view, got {type(views).__name__}.")
-    if len(views) < 2:
-        raise ValueError(f"views must hold at least two batches, one for each view, got {len(views)}.")
+    if not views:
+        raise ValueError("views must hold a batch for each view, got none.")
     several = isinstance(encoder, (tuple, list, nn.ModuleList))
     if several and len(encoder) != len(views):
         raise ValueError(

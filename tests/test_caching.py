@@ -56,6 +56,15 @@ def test_any_size_of_chunks_gives_the_gradient_of_the_batch(chunk_size: int) -> 
     assert_all_close(gradients(encoder), wanted)
 
 
+@pytest.mark.parametrize("name", ["supcon", "scl", "hscl"])
+def test_one_view_where_labels_make_the_positives(name: str) -> None:
+    encoder, loss_fn, (view,), labels = network(nn.Tanh()), zoo.get_loss(name), inputs(1), torch.arange(SIZE) % 3
+    loss_fn(encoder(view), labels=labels).backward()
+    wanted = gradients(encoder)
+    zoo.cached_backward(loss_fn, encoder, (view,), chunk_size=CHUNK, labels=labels)
+    assert_all_close(gradients(encoder), wanted)
+
+
 def test_gradients_accumulate() -> None:
     encoder, views = network(), inputs()
     zoo.cached_backward(zoo.get_loss("dcl"), encoder, views, chunk_size=CHUNK)
@@ -410,7 +419,8 @@ ERRORS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "chunk of none": (ValueError, "chunk_size must be at least 1, got 0", {"chunk_size": 0}),
     "part of a sample": (TypeError, "chunk_size must be a whole number, got 2.5", {"chunk_size": 2.5}),
     "one tensor": (TypeError, "views must be a tuple or list with a batch for each view, got Tensor", {"views": inputs()[0]}),
-    "one view": (ValueError, "views must hold at least two batches, one for each view, got 1", {"views": inputs()[:1]}),
+    "no view": (ValueError, "views must hold a batch for each view, got none", {"views": ()}),
+    "one view of two": (ValueError, "z2 is missing: 'ntxent' needs two views", {"views": inputs()[:1]}),
     "sizes": (
         ValueError,
         r"leading axis, got views\[0\]: \(11, 6\); views\[1\]: \(10, 6\)",
