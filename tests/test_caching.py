@@ -420,7 +420,7 @@ ERRORS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "part of a sample": (TypeError, "chunk_size must be a whole number, got 2.5", {"chunk_size": 2.5}),
     "one tensor": (TypeError, "views must be a tuple or list with a batch for each view, got Tensor", {"views": inputs()[0]}),
     "no view": (ValueError, "views must hold a batch for each view, got none", {"views": ()}),
-    "one view of two": (ValueError, "z2 is missing: 'ntxent' needs two views", {"views": inputs()[:1]}),
+    "one view of two": (ValueError, "z2 is missing: 'dcl' needs two views", {"views": inputs()[:1]}),
     "sizes": (
         ValueError,
         r"leading axis, got views\[0\]: \(11, 6\); views\[1\]: \(10, 6\)",
