@@ -7,88 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from contrastive_zoo.engine import Pairs, Scales
 from contrastive_zoo.logspace import logaddexp, masked_logsumexp
-
-Scales = float | Tensor | tuple[float | Tensor, ...]
-
-
-class Pairs(Protocol):
-    """Sums over pairs of rows; `contrastive_zoo.pairwise` with a backend already chosen."""
-
-    @property
-    def unit_rows(self) -> bool:
-        """Whether all rows have length 1, but for rounding."""
-
-    @property
-    def rounding(self) -> float:
-        """What entries of rows in half precision are rounded to, relative to them; 0 for others."""
-
-    def logsumexp(
-        self,
-        x: Tensor,
-        keys: Tensor | None = None,
-        *,
-        scale: Scales,
-        ids: Tensor | None = None,
-        key_ids: Tensor | None = None,
-    ) -> Tensor:
-        """See `contrastive_zoo.pairwise.logsumexp`."""
-
-    def logsumexp_both(
-        self,
-        x: Tensor,
-        keys: Tensor,
-        *,
-        scale: float | Tensor,
-        ids: Tensor | None = None,
-        key_ids: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """See `contrastive_zoo.pairwise.logsumexp_both`."""
-
-    def logsumexp_with_mean(
-        self,
-        x: Tensor,
-        keys: Tensor | None = None,
-        *,
-        scale: Tensor,
-        ids: Tensor | None = None,
-        key_ids: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """See `contrastive_zoo.pairwise.logsumexp_with_mean`."""
-
-    def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
-        """See `contrastive_zoo.pairwise.kernel_sum`."""
-
-    def on_own_samples(
-        self,
-        function: "Callable[[Pairs, Tensor, Tensor, Scales], Tensor]",
-        x: Tensor,
-        ids: Tensor,
-        scale: Scales,
-    ) -> Tensor:
-        """``function(pairs, x, ids, scale)``, one row per sample, where keys of some samples only are at hand.
-
-        Each process is given its own samples of the batch and a `Pairs` for itself, and gets the results of all.
-        """
-
-    def softplus_sum(
-        self,
-        x: Tensor,
-        keys: Tensor | None = None,
-        *,
-        scale: float | Tensor,
-        bias: float | Tensor = 0.0,
-        ids: Tensor | None = None,
-        key_ids: Tensor | None = None,
-        uniform: bool = False,
-    ) -> Tensor:
-        """See `contrastive_zoo.pairwise.softplus_sum`."""
-
-    def softplus_sum_within(self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:
-        """See `contrastive_zoo.pairwise.softplus_sum_within`."""
-
-    def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
-        """See `contrastive_zoo.pairwise.square_sum`."""
 
 
 class Encoding(Protocol):

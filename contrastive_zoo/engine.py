@@ -1,21 +1,28 @@
-"""The sums over pairs that an objective asks for: a backend chosen, rows known to be bounded, work shared among processes."""
+"""The sums over pairs that an objective asks for: a backend, rows known to be bounded, and work shared among processes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from contrastive_zoo import pairwise
-from contrastive_zoo.batch import Pairs, Scales
 from contrastive_zoo.sharding import ALONE, Share
+
+Scales = float | Tensor | tuple[float | Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Engine:
-    """`contrastive_zoo.pairwise` with a backend chosen, a bound on the length of rows, and work shared among processes.
+class Pairs:
+    """Sums over pairs of rows; the functions of `contrastive_zoo.pairwise` with all that is known about the rows of a batch.
 
-    ``rounding`` is that of the entries of half-precision rows, relative to them; 0 for others.
+    Attributes:
+        backend: As for `contrastive_zoo.pairwise`.
+        unit_rows: Whether all rows have length 1, but for rounding.
+        norm_bound: A bound on the length of all rows.
+        share: What this process has to do with the work of all.
+        rounding: What entries of rows in half precision are rounded to, relative to them; 0 for others.
     """
 
     backend: str
@@ -24,28 +31,23 @@ class Engine:
     share: Share = ALONE
     rounding: float = 0.0
 
+    def _known(self) -> dict[str, Any]:
+        """What the functions of `contrastive_zoo.pairwise` are told besides the rows."""
+        return {"norm_bound": self.norm_bound, "backend": self.backend, "part": self.share.part}
+
     def logsumexp(
         self,
         x: Tensor,
         keys: Tensor | None = None,
         *,
-        scale: float | Tensor | tuple[float | Tensor, ...],
+        scale: Scales,
         ids: Tensor | None = None,
         key_ids: Tensor | None = None,
     ) -> Tensor:
         """See `contrastive_zoo.pairwise.logsumexp`."""
-        x, keys, scale = self.share.enter(x, keys, scale)
-        rows = pairwise.logsumexp(
-            x,
-            keys,
-            scale=scale,
-            ids=ids,
-            key_ids=key_ids,
-            norm_bound=self.norm_bound,
-            backend=self.backend,
-            part=self.share.part,
-        )
-        return self.share.leave(rows, log=True)[0]
+        x, keys, scale, _ = self.share.enter(x, keys, scale)
+        sums = pairwise.logsumexp(x, keys, scale=scale, ids=ids, key_ids=key_ids, **self._known())
+        return self.share.leave(sums, log=True)[0]
 
     def logsumexp_both(
         self,
@@ -57,18 +59,9 @@ class Engine:
         key_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `contrastive_zoo.pairwise.logsumexp_both`."""
-        x, keys, scale = self.share.enter(x, keys, scale)
-        rows, columns = pairwise.logsumexp_both(
-            x,
-            keys,
-            scale=scale,
-            ids=ids,
-            key_ids=key_ids,
-            norm_bound=self.norm_bound,
-            backend=self.backend,
-            part=self.share.part,
-        )
-        rows, columns = self.share.leave(rows, columns, log=True)
+        x, keys, scale, _ = self.share.enter(x, keys, scale)
+        sums = pairwise.logsumexp_both(x, keys, scale=scale, ids=ids, key_ids=key_ids, **self._known())
+        rows, columns = self.share.leave(*sums, log=True)
         return rows, columns
 
     def logsumexp_with_mean(
@@ -81,13 +74,14 @@ class Engine:
         key_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `contrastive_zoo.pairwise.logsumexp_with_mean`."""
-        return pairwise.logsumexp_with_mean(
-            x, keys, scale=scale, ids=ids, key_ids=key_ids, norm_bound=self.norm_bound, backend=self.backend
-        )
+        x, keys, scale, _ = self.share.enter(x, keys, scale)
+        sums, means = pairwise.logsumexp_with_mean(x, keys, scale=scale, ids=ids, key_ids=key_ids, **self._known())
+        (whole,) = self.share.leave(sums, log=True)
+        return whole, self.share.mean(means, sums, whole)
 
     def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
-        x, _, _ = self.share.enter(x, None, None)
+        x, *_ = self.share.enter(x, None, None)
         sums = pairwise.kernel_sum(
             x,
             kernel=kernel,
@@ -99,12 +93,6 @@ class Engine:
             part=self.share.part,
         )
         return self.share.leave(sums, log=False)[0]
-
-    def on_own_samples(
-        self, function: Callable[[Pairs, Tensor, Tensor, Scales], Tensor], x: Tensor, ids: Tensor, scale: Scales
-    ) -> Tensor:
-        """See `contrastive_zoo.batch.Pairs`."""
-        return self.share.on_own_samples(partial(function, replace(self, share=ALONE)), x, ids, scale)
 
     def softplus_sum(
         self,
@@ -118,24 +106,27 @@ class Engine:
         uniform: bool = False,
     ) -> Tensor:
         """See `contrastive_zoo.pairwise.softplus_sum`."""
-        return pairwise.softplus_sum(
-            x,
-            keys,
-            scale=scale,
-            bias=bias,
-            ids=ids,
-            key_ids=key_ids,
-            uniform=uniform,
-            norm_bound=self.norm_bound,
-            backend=self.backend,
+        x, keys, scale, bias = self.share.enter(x, keys, scale, bias)
+        sums = pairwise.softplus_sum(
+            x, keys, scale=scale, bias=bias, ids=ids, key_ids=key_ids, uniform=uniform, **self._known()
         )
+        return self.share.leave(sums, log=False)[0]
 
     def softplus_sum_within(self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:
         """See `contrastive_zoo.pairwise.softplus_sum_within`."""
-        return pairwise.softplus_sum_within(
-            x, ids=ids, scale=scale, bias=bias, norm_bound=self.norm_bound, backend=self.backend
-        )
+        x, _, scale, bias = self.share.enter(x, None, scale, bias)
+        sums = pairwise.softplus_sum_within(x, ids=ids, scale=scale, bias=bias, **self._known())
+        return self.share.leave(sums, log=False)[0]
 
     def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
-        """See `contrastive_zoo.pairwise.square_sum`."""
+        """See `contrastive_zoo.pairwise.square_sum`; each process computes it whole."""
         return pairwise.square_sum(x, keys, ids=ids, backend=self.backend)
+
+    def on_own_samples(
+        self, function: "Callable[[Pairs, Tensor, Tensor, Scales], Tensor]", x: Tensor, ids: Tensor, scale: Scales
+    ) -> Tensor:
+        """``function(pairs, x, ids, scale)``, one row per sample, where keys of some samples only are at hand.
+
+        Each process is given its own samples of the batch and a `Pairs` for itself, and gets the results of all.
+        """
+        return self.share.on_own_samples(partial(function, replace(self, share=ALONE)), x, ids, scale)

@@ -24,11 +24,11 @@ from contrastive_zoo.checks import (
     shape,
 )
 from contrastive_zoo.encoding import Outside
-from contrastive_zoo.engine import Engine
+from contrastive_zoo.engine import Pairs
 from contrastive_zoo.features import HALF, stack_views
 from contrastive_zoo.objective import FunctionObjective, Objective, keyword_parameters
 from contrastive_zoo.operators import uncompiled, without_autocast
-from contrastive_zoo.pairwise.dispatch import choose_backend
+from contrastive_zoo.pairwise.backends import check_backend
 from contrastive_zoo.registry import Card, losses
 from contrastive_zoo.sample_ids import all_differ, checksum, regular_ids, sample_ids
 from contrastive_zoo.sharding import Share
@@ -92,13 +92,14 @@ class Loss(nn.Module):
         self.num_samples = num_samples
         self.normalize = normalize if isinstance(normalize, str) else "sphere" if normalize else "none"
         self.reduction = reduction
-        self.backend = choose_backend(backend)
+        check_backend(backend)
+        self.backend = backend
         self.gather = gather
         self.process_group = process_group
         self.validate = validate
         self.on_empty = on_empty
         bound = math.inf if self.normalize == "none" else 1.01  # half-precision rows may be a little longer than 1
-        self._engine = Engine(self.backend, self.normalize == "sphere", bound)
+        self._pairs = Pairs(self.backend, self.normalize == "sphere", bound)
         self._seen: Batch | None = None
         self._warned_of_same_samples = False
 
@@ -208,7 +209,7 @@ class Loss(nn.Module):
             batch,
             x=batch.x.detach(),
             pair_similarity=batch.pair_similarity.detach(),
-            pairs=self._engine,
+            pairs=self._pairs,
             negatives=None,
             negatives_ids=None,
             encode=None,
@@ -334,10 +335,10 @@ class Loss(nn.Module):
         if negatives is not None:
             rows, _ = self._rows(negatives.flatten(0, -2), None, operand, "negatives")
             negatives = rows.to(x.dtype).view(negatives.shape)
-        engine = replace(self._engine, rounding=torch.finfo(operand).eps) if operand in HALF else self._engine
+        pairs = replace(self._pairs, rounding=torch.finfo(operand).eps) if operand in HALF else self._pairs
         if meeting is not None:
             x, similarity, index, labels, share = self._gathered(x, similarity, views, index, labels, negatives, meeting)
-            engine = replace(engine, share=share)
+            pairs = replace(pairs, share=share)
         index = None if index is None else index.to(torch.int64)
         size = x.shape[0] // views
         distinct = self._all_differ(index)
@@ -351,7 +352,7 @@ class Loss(nn.Module):
             sample_ids=ids,
             views=views,
             pair_similarity=similarity,
-            pairs=engine,
+            pairs=pairs,
             index=index,
             labels=labels,
             negatives=negatives,

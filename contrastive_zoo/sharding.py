@@ -21,6 +21,7 @@ from contrastive_zoo.processes import device_of_group, gather_features, own_rows
 
 K = TypeVar("K", Tensor, Tensor | None)
 S = TypeVar("S")
+F = TypeVar("F")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +47,9 @@ class Share:
         """The part of the tiles that this process visits."""
         return (self.rank, len(self.sizes)) if self.divided else (0, 1)
 
-    def enter(self, x: Tensor, keys: K, scale: S) -> tuple[Tensor, K, S]:
-        """Rows, keys and scale at the entry to a shared sum: their gradient is that of the parts of all processes."""
-        return _joined(x, keys, scale, self.group, 0) if self.divided else (x, keys, scale)
+    def enter(self, x: Tensor, keys: K, scale: S, offset: F = None) -> tuple[Tensor, K, S, F]:  # type: ignore[assignment]
+        """What a shared sum depends on: its gradient is the sum of those that the processes find for their parts."""
+        return _joined(x, keys, scale, offset, self.group, 0) if self.divided else (x, keys, scale, offset)
 
     def leave(self, *sums: Tensor, log: bool) -> tuple[Tensor, ...]:
         """Sums over all pairs, or log-sum-exps if ``log``, from those over the part of each process."""
@@ -56,11 +57,18 @@ class Share:
             return sums
         return merged(torch.cat(sums, -1), log, self.group).split([each.shape[-1] for each in sums], -1)
 
+    def mean(self, means: Tensor, sums: Tensor, whole: Tensor) -> Tensor:
+        """Means over all pairs from those over the part of each process, which weigh exp(sums); without gradient."""
+        if not self.divided:
+            return means
+        weight = (sums.detach() - torch.where(whole == -torch.inf, torch.inf, whole.detach())).exp()
+        return merged(means * weight, False, self.group)
+
     def on_own_samples(self, function: Callable[[Tensor, Tensor, S], Tensor], x: Tensor, ids: Tensor, scale: S) -> Tensor:
         """``function(x, ids, scale)``, one row per sample, of the samples of each process by that process, put together."""
         if self.x is None:
             return function(x, ids, scale)
-        x, _, scale = _joined(self.x, None, scale, self.group, len(self.sizes))
+        x, _, scale, _ = _joined(self.x, None, scale, None, self.group, len(self.sizes))
         return uncompiled(self._of_all, function(x, own_rows(ids, self.sizes, self.rank), scale))
 
     def _of_all(self, values: Tensor) -> Tensor:
@@ -70,13 +78,13 @@ class Share:
 ALONE = Share()
 
 
-def _joined(x: Tensor, keys: Any, scale: Any, group: str, own: int) -> Any:
+def _joined(x: Tensor, keys: Any, scale: Any, offset: Any, group: str, own: int) -> Any:
     """`joint` of those that want a gradient; the others as they are."""
     if isinstance(scale, tuple) and any(map(_wants_gradient, scale)):
         scales = [torch.as_tensor(each, dtype=None if isinstance(each, Tensor) else torch.float64) for each in scale]
-        x, keys, scale = _joined(x, keys, torch.stack(scales), group, own)
-        return x, keys, scale.unbind()
-    given = (x, keys, scale)
+        x, keys, scale, offset = _joined(x, keys, torch.stack(scales), offset, group, own)
+        return x, keys, scale.unbind(), offset
+    given = (x, keys, scale, offset)
     wanted = [_wants_gradient(each) for each in given]
     if not any(wanted):
         return given
@@ -101,18 +109,18 @@ def _reduced(values: Tensor, group: str, operation: Any) -> Tensor:
     return total.to(values.device)
 
 
-# One operator for all: collectives of one would come from a thread for each device, and in which order, nobody could tell.
+# One operator for all: autograd runs a thread per device, so each rank could issue separate collectives in another order.
 @operator(
     "contrastive_zoo::joint",
-    "(Tensor? x, Tensor? keys, Tensor? scale, str group, int own) -> (Tensor, Tensor, Tensor)",
+    "(Tensor? x, Tensor? keys, Tensor? scale, Tensor? offset, str group, int own) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def joint(x: Tensor | None, keys: Tensor | None, scale: Tensor | None, group: str, own: int) -> tuple[Tensor, Tensor, Tensor]:
+def joint(*given: Any) -> tuple[Tensor, ...]:
     """Copies, whose gradients are the sums of those that the processes find.
 
     With ``own``, the number of processes, rows and keys are those of one process, and gradients carry that number: then those
-    of rows and keys stay as they are, and that of the scale is the mean.
+    of rows and keys stay as they are, and those of scale and offset are the mean.
     """
-    return _copied(x), _copied(keys), _copied(scale)
+    return tuple(map(_copied, given[:4]))
 
 
 def _copied(tensor: Tensor | None) -> Tensor:
@@ -120,29 +128,26 @@ def _copied(tensor: Tensor | None) -> Tensor:
 
 
 @joint.register_fake
-def _(x: Tensor | None, keys: Tensor | None, scale: Tensor | None, group: str, own: int) -> tuple[Tensor, Tensor, Tensor]:
-    return _copied(x), _copied(keys), _copied(scale)
+def _(*given: Any) -> tuple[Tensor, ...]:
+    return tuple(map(_copied, given[:4]))
 
 
 @operator(
     "contrastive_zoo::joint_backward",
-    "(Tensor? grad_x, Tensor? grad_keys, Tensor? grad_scale, str group, int own) -> (Tensor, Tensor, Tensor)",
+    "(Tensor? grad_x, Tensor? grad_keys, Tensor? grad_scale, Tensor? grad_offset, str group, int own)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def joint_backward(
-    grad_x: Tensor | None, grad_keys: Tensor | None, grad_scale: Tensor | None, group: str, own: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums, or what ``own`` says, over processes."""
-    grad_x, grad_keys = (_copied(g) if g is None or own else _reduced(g, group, dist.ReduceOp.SUM) for g in (grad_x, grad_keys))
-    if grad_scale is not None:
-        grad_scale = _reduced(grad_scale, group, dist.ReduceOp.SUM).div_(own or 1)
-    return grad_x, grad_keys, _copied(grad_scale)
+def joint_backward(*given: Any) -> tuple[Tensor, ...]:
+    """Gradients of what one process was given, from those of all."""
+    *grads, group, own = given
+    of_rows = (_copied(g) if g is None or own else _reduced(g, group, dist.ReduceOp.SUM) for g in grads[:2])
+    of_others = (_copied(g) if g is None else _reduced(g, group, dist.ReduceOp.SUM).div_(own or 1) for g in grads[2:])
+    return *of_rows, *of_others
 
 
 @joint_backward.register_fake
-def _(
-    grad_x: Tensor | None, grad_keys: Tensor | None, grad_scale: Tensor | None, group: str, own: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _copied(grad_x), _copied(grad_keys), _copied(grad_scale)
+def _(*given: Any) -> tuple[Tensor, ...]:
+    return tuple(map(_copied, given[:4]))
 
 
 def _joint_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -151,7 +156,7 @@ def _joint_setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _joint_gradient(ctx: Any, compute: Any, *grads: Tensor) -> Any:
-    wanted = ctx.needs_input_grad[:3]
+    wanted = ctx.needs_input_grad[:4]
     gradients = compute(*(g if want else None for g, want in zip(grads, wanted, strict=True)), ctx.group, ctx.own)
     return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), None, None
 

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import contrastive_zoo as zoo
 from contrastive_zoo.objective import FunctionObjective
-from contrastive_zoo.pairwise import tiles
+from contrastive_zoo.pairwise.tiled import tiles
 
 try:
     from torch.distributed.fsdp import fully_shard

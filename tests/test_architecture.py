@@ -28,18 +28,17 @@ ARROWS: dict[str, set[str]] = {
     "processes": set(),
     "state": {"checks"},
     "temperature": {"bounded", "checks", "state"},
-    "scratch": set(),
     "wrappers": set(),
     "chunks": {"checks", "processes", "wrappers"},
     "caching": {"checks", "chunks", "wrappers"},
     "sharding": {"operators", "processes"},
     "schedules": {"checks", "operators"},
     "tables": {"checks", "operators", "state"},
-    "batch": {"checks", "logspace"},
+    "batch": {"checks", "engine", "logspace"},
     "features": {"checks", "operators"},
     "objective": {"batch", "state", "temperature"},
     "registry": {"batch", "checks", "objective"},
-    "pairwise": {"checks", "logspace", "operators", "sample_ids", "scratch"},
+    "pairwise": {"checks", "logspace", "operators", "sample_ids"},
     "samplers": {"batch", "checks", "logspace", "objective", "operators", "pairwise", "registry", "state", "tables"},
     "batch_samplers": {"checks", "features", "loss", "pairwise", "processes", "registry"},
     "objectives": {
@@ -56,7 +55,7 @@ ARROWS: dict[str, set[str]] = {
         "tables",
     },
     "metrics": {"checks"},
-    "engine": {"batch", "pairwise", "sharding"},
+    "engine": {"pairwise", "sharding"},
     "encoding": {"checks", "features", "operators", "processes"},
     "sample_ids": {"checks", "operators"},
     "loss": {
@@ -78,7 +77,7 @@ ARROWS: dict[str, set[str]] = {
     "functional": {"bounded", "loss", "objectives", "temperature"},
     "parameters": {"loss"},
 }
-BACKENDS = {"dense", "softmax_means", "squares", "tiled", "tiled_kernels", "tiled_softplus"}
+BACKENDS = {"dense", "tiled"}
 
 
 def name_of(path: Path) -> str:

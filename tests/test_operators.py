@@ -76,7 +76,7 @@ def every_use() -> Iterator[Callable[[], Any]]:
     share = Share((3,), 0, dist.group.WORLD.group_name, x, divided=True)
     yield lambda: torch.cat(share.leave(*(rows.sum(1) for rows in share.enter(x, keys, 2.0)[:2]), log=True))
     yield lambda: share.leave(share.enter(x.detach(), None, (scale, 2 * scale))[2][1] * x.sum(1), log=False)[0]
-    yield lambda: torch.mul(*joint(x, None, scale, share.group, 2)[::2])
+    yield lambda: torch.mul(*joint(x, None, scale, None, share.group, 2)[::2])
 
 
 class RecordedUses:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import contrastive_zoo as zoo
-from contrastive_zoo import scratch
+from contrastive_zoo.pairwise import scratch
 
 FLOATS = 2**18  # 1 MiB
 

@@ -1,6 +1,6 @@
 """The readable reference: builds the whole matrix, plain autograd, any number of derivatives.
 
-Shapes: N rows of `x`, M rows of `keys`, D features, K scales.
+Shapes: G sets of N rows `x`, M rows `keys`, D features, K scales.
 """
 
 import torch
@@ -8,78 +8,53 @@ from torch import Tensor
 
 from contrastive_zoo.logspace import log1p_exp, masked_logsumexp
 from contrastive_zoo.pairwise.kernels import distance_floor, get_kernel
+from contrastive_zoo.pairwise.sweep import KernelSum, LogSumExp, Softplus, Sums, Sweep, Term
 
 
-def _excluded(x: Tensor, keys: Tensor | None, ids: Tensor | None, key_ids: Tensor | None) -> Tensor:
+def forward(sweep: Sweep, term: Term) -> Sums:
+    """The sums of a sweep over all its pairs."""
+    similarity = sweep.x @ (sweep.x if sweep.keys is None else sweep.keys).mT  # (G, N, M)
+    excluded = _excluded(sweep)  # (N, M)
+    if isinstance(term, LogSumExp):
+        return _logsumexp(similarity, excluded, term, sweep.both)
+    values = _softplus(similarity, term) if isinstance(term, Softplus) else _kernel(similarity, sweep.x, term)
+    rows, empty = values.masked_fill(excluded, 0).sum(-1)[None], similarity.new_empty(1, 0)
+    return Sums(rows, empty, empty)
+
+
+def _excluded(sweep: Sweep) -> Tensor:
     """(N, M) mask of the pairs that do not count."""
-    if ids is None or (keys is not None and key_ids is None):
-        if keys is None:
-            return torch.eye(len(x), dtype=torch.bool, device=x.device)
-        return torch.zeros(len(x), len(keys), dtype=torch.bool, device=x.device)
-    others = ids if keys is None else key_ids
-    assert others is not None
-    return ids.to(x.device)[:, None] == others.to(x.device)[None, :]
+    device, rows = sweep.x.device, sweep.x.shape[1]
+    own = torch.eye(rows, dtype=torch.bool, device=device)
+    if sweep.ids is None:
+        return own if sweep.keys is None else own.new_zeros(rows, sweep.keys.shape[0])
+    others = sweep.ids if sweep.key_ids is None else sweep.key_ids
+    equal = sweep.ids.to(device)[:, None] == others.to(device)[None, :]
+    return equal if sweep.counts == "different" else ~equal | own
 
 
-def logsumexp(
-    x: Tensor,
-    keys: Tensor | None,
-    scale: Tensor,
-    ids: Tensor | None,
-    key_ids: Tensor | None,
-    both: bool,
-) -> tuple[Tensor, Tensor]:
-    """Rows (K, N) and, if ``both``, columns (K, M) of the pairwise log-sum-exp."""
-    similarity = x @ (x if keys is None else keys).T  # (N, M)
-    excluded = _excluded(x, keys, ids, key_ids)
-    scale = scale.to(x)
-    rows = masked_logsumexp(scale[:, :, None] * similarity, excluded)  # (K, N)
-    if not both:
-        return rows, rows.new_empty(0)
-    return rows, masked_logsumexp(scale[:, :, None] * similarity.T, excluded.T)  # (K, M)
+def _logsumexp(similarity: Tensor, excluded: Tensor, term: LogSumExp, both: bool) -> Sums:
+    scale = term.scale.to(similarity)[:, None, :, None]  # (K, 1, N or 1, 1)
+    logits = scale * similarity  # (K, G, N, M)
+    rows = masked_logsumexp(logits, excluded)
+    columns = means = rows.new_empty(len(rows), 0)
+    if both:
+        columns = masked_logsumexp(logits.mT, excluded.T)[:, 0]
+    if term.mean:
+        weights = (logits - rows[..., None]).exp().masked_fill(excluded, 0)
+        means = (weights * similarity).sum(-1).detach()
+    return Sums(rows, columns, means)
 
 
-def kernel_sum(
-    x: Tensor, squared_norms: Tensor | None, ids: Tensor | None, kernel: str, parameter: float, rounding: float
-) -> Tensor:
-    """(N,) sums of a kernel of the squared distances to all rows with another id."""
-    similarity = x @ x.T
-    if squared_norms is None:
-        distances, floor = 2 - 2 * similarity, distance_floor(kernel, x, rounding)
+def _softplus(similarity: Tensor, term: Softplus) -> Tensor:
+    return log1p_exp(term.scale.to(similarity) * similarity + term.bias[:, None])
+
+
+def _kernel(similarity: Tensor, x: Tensor, term: KernelSum) -> Tensor:
+    norms = term.squared_norms
+    if norms is None:
+        distances, floor = 2 - 2 * similarity, distance_floor(term.kernel, x, term.rounding)
     else:
-        norms = squared_norms[:, None] + squared_norms[None, :]
-        distances, floor = norms - 2 * similarity, distance_floor(kernel, x, rounding, norms.detach() / 2)
-    value = get_kernel(kernel).floored(distances, floor, parameter)
-    return value.masked_fill(_excluded(x, None, ids, None), 0).sum(1)
-
-
-def softplus_sum(
-    x: Tensor, keys: Tensor | None, scale: Tensor, bias: Tensor, ids: Tensor | None, key_ids: Tensor | None
-) -> Tensor:
-    """(N,) sums of the softplus over the keys with another id."""
-    logits = scale.to(x) * (x @ (x if keys is None else keys).T) + bias[:, None]  # (N, M)
-    return log1p_exp(logits).masked_fill(_excluded(x, keys, ids, key_ids), 0).sum(1)
-
-
-def softplus_sum_within(x: Tensor, scale: Tensor, bias: Tensor, ids: Tensor) -> Tensor:
-    """(N,) sums of the softplus over the other rows with the same id."""
-    logits = scale.to(x) * (x @ x.T) + bias[:, None]  # (N, N)
-    equal = _excluded(x, None, ids, None).fill_diagonal_(False)
-    return log1p_exp(logits).masked_fill(~equal, 0).sum(1)
-
-
-def logsumexp_with_mean(
-    x: Tensor, keys: Tensor | None, scale: Tensor, ids: Tensor | None, key_ids: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(N,) log-sum-exps with a scale for each row, and (N,) mean similarities under their softmax, without gradient."""
-    similarity = x @ (x if keys is None else keys).T
-    excluded = _excluded(x, keys, ids, key_ids)
-    logits = scale[:, None] * similarity
-    sums = masked_logsumexp(logits, excluded)
-    weights = (logits - sums[:, None]).exp().masked_fill(excluded, 0)
-    return sums, (weights * similarity).sum(1).detach()
-
-
-def square_sum(x: Tensor, keys: Tensor, ids: Tensor) -> Tensor:
-    """(N,) sums of the squared similarities to all keys with another id."""
-    return (x @ keys.T).masked_fill(_excluded(x, keys, ids, ids), 0).square().sum(1)
+        both = norms[..., :, None] + norms[..., None, :]
+        distances, floor = both - 2 * similarity, distance_floor(term.kernel, x, term.rounding, both.detach() / 2)
+    return get_kernel(term.kernel).floored(distances, floor, term.parameter)

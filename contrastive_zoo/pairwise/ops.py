@@ -1,12 +1,16 @@
-"""The public functions: check, choose a backend, call its operator."""
+"""The public functions: a sweep and a term from what a caller gives, and a backend for them."""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from contrastive_zoo.checks import check_choice, check_device, check_features, check_integers, check_number, check_same, shape
-from contrastive_zoo.pairwise import dense, operators, softmax_means, softplus_operators, squares
-from contrastive_zoo.pairwise.dispatch import choose_backend
+from contrastive_zoo.checks import check_choice, check_features, check_integers, check_number, check_same, shape
+from contrastive_zoo.pairwise import squares
+from contrastive_zoo.pairwise.backends import check_backend, choose
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, get_kernel
+from contrastive_zoo.pairwise.operator_ import compute
+from contrastive_zoo.pairwise.sweep import KernelSum, LogSumExp, Softplus, Sums, Sweep, Term, in_working_precision
 
 
 def logsumexp(
@@ -50,9 +54,12 @@ def logsumexp(
         >>> pairwise.logsumexp(torch.eye(3), scale=1.0)
         tensor([0.6931, 0.6931, 0.6931])
     """
-    stacked, single = _check_scale(scale, x)
-    rows, _ = _logsumexp(x, keys, stacked, ids, key_ids, False, norm_bound, backend, part)
-    return rows.squeeze(0) if single else rows
+    check_backend(backend)
+    stacked = _stacked_scales(scale, x)
+    sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part, sets=True)
+    rows = _sums(sweep, LogSumExp(stacked), backend).rows
+    rows = rows[:, 0] if x.dim() == 2 else rows
+    return rows if isinstance(scale, tuple) else rows[0]
 
 
 def logsumexp_both(
@@ -81,11 +88,13 @@ def logsumexp_both(
         >>> rows.exp(), columns.exp()
         (tensor([3., 3.]), tensor([2., 2., 2.]))
     """
-    stacked, _ = _check_scale(scale, x)
+    check_backend(backend)
+    stacked = _stacked_scales(scale, x)
     if stacked.shape != (1, 1):
         raise ValueError(f"scale must be one number for both directions, got shape {shape(torch.as_tensor(scale))}.")
-    rows, columns = _logsumexp(x, keys, stacked, ids, key_ids, True, norm_bound, backend, part)
-    return rows.squeeze(0), columns.squeeze(0)
+    sweep = Sweep.of(x, keys, ids, key_ids, both=True, norm_bound=norm_bound, part=part)
+    sums = _sums(sweep, LogSumExp(stacked), backend)
+    return sums.rows[0, 0], sums.columns[0]
 
 
 def logsumexp_with_mean(
@@ -97,6 +106,7 @@ def logsumexp_with_mean(
     key_ids: Tensor | None = None,
     norm_bound: float = torch.inf,
     backend: str = "auto",
+    part: tuple[int, int] = (0, 1),
 ) -> tuple[Tensor, Tensor]:
     r"""Log-sum-exp with a scale for each row, and the mean similarity of the row under the softmax of its logits.
 
@@ -111,6 +121,7 @@ def logsumexp_with_mean(
         key_ids: (M,) integers.
         norm_bound: A known bound on the length of all rows and keys.
         backend: "auto", "dense" or "tiled".
+        part: As for `logsumexp`; means are those over the part.
 
     Returns:
         (N,) log-sum-exps as from `logsumexp`, and (N,) means without gradient, 0 for a row without keys.
@@ -126,15 +137,13 @@ def logsumexp_with_mean(
         >>> pairwise.logsumexp_with_mean(torch.eye(2), keys, scale=torch.tensor([100.0, 1.0]))
         (tensor([100.0000,   0.6931]), tensor([1., 0.]))
     """
-    backend = choose_backend(backend)
-    x, keys = _check_rows(x, keys, ids, key_ids)
+    check_backend(backend)
+    sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
     if not isinstance(scale, Tensor) or scale.shape != x.shape[:1]:
         given = shape(scale) if isinstance(scale, Tensor) else type(scale).__name__
         raise ValueError(f"scale must be a tensor with one scale per row, ({len(x)},), got {given}.")
-    scale = scale.to(x).contiguous()
-    if backend == "dense":
-        return dense.logsumexp_with_mean(x, keys, scale, ids, key_ids)
-    return softmax_means.logsumexp_with_mean(x, keys, scale, ids, key_ids, float(norm_bound))
+    sums = _sums(sweep, LogSumExp(scale.to(sweep.x).contiguous()[None], mean=True), backend)
+    return sums.rows[0, 0], sums.means[0, 0]
 
 
 def kernel_sum(
@@ -182,49 +191,23 @@ def kernel_sum(
         >>> pairwise.kernel_sum(torch.eye(3), kernel="riesz", parameter=-2.0)
         tensor([-4., -4., -4.])
     """
-    backend = choose_backend(backend)
-    _check_part(part, backend)
-    check_features("x", x, (2, 3))
+    check_backend(backend)
+    sweep = Sweep.of(x, ids=ids, norm_bound=1.01 if unit_rows else torch.inf, part=part, sets=True)
     check_choice("kernel", kernel, KERNEL_NAMES)
-    check_number("parameter", parameter)
+    parameter = check_number("parameter", parameter)
     if not get_kernel(kernel).valid(parameter):
         raise ValueError(f"the {kernel} kernel wants {get_kernel(kernel).wanted}, got t = {parameter!r}.")
-    if ids is not None:
-        check_integers("ids", ids, x.shape[-2])
-    rounding = max(float(rounding), torch.finfo(x.dtype).eps if x.dtype in (torch.float16, torch.bfloat16) else 0.0)
-    x = _computed(x)
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    rounding = max(float(rounding), torch.finfo(x.dtype).eps if half else 0.0)
     if kernel == "gaussian" and unit_rows:
         # exp(-t d2) of unit rows is exp(2 t s) over exp(2 t), and that sum can keep its tiles.
-        stacked, _ = _check_scale(2.0 * parameter, x)
-        logarithms, _ = _logsumexp(x, None, stacked, ids, None, False, 1.01, backend, part)
-        return (logarithms[0] - 2 * parameter).exp()
-    sums = [_kernel_sum(rows, kernel, float(parameter), ids, unit_rows, rounding, backend, part) for rows in operators.sets(x)]
-    return sums[0] if x.dim() == 2 else torch.stack(sums)
-
-
-def _kernel_sum(
-    x: Tensor,
-    kernel: str,
-    parameter: float,
-    ids: Tensor | None,
-    unit_rows: bool,
-    rounding: float,
-    backend: str,
-    part: tuple[int, int],
-) -> Tensor:
-    # Equal rows of length 1.001 would be at a squared distance of -0.004 if their length were taken for 1.
-    squared_norms = None if unit_rows and not rounding else x.square().sum(1)
-    if backend == "dense":
-        return dense.kernel_sum(x, squared_norms, ids, kernel, parameter, rounding)
-    return operators.kernel_sum(x, squared_norms, ids, kernel, parameter, rounding, part)
-
-
-def _check_part(part: tuple[int, int], backend: str) -> None:
-    number, parts = part
-    if not 0 <= number < parts:
-        raise ValueError(f"part must be (number, parts) with 0 <= number < parts, got {part!r}.")
-    if backend == "dense" and parts > 1:
-        raise ValueError("backend='dense' has no parts: it builds the whole matrix. Use backend='tiled'.")
+        logarithms = _sums(sweep, LogSumExp(_stacked_scales(2.0 * parameter, x)), backend).rows[0]
+        sums = (logarithms - 2 * parameter).exp()
+    else:
+        # Equal rows of length 1.001 would be at a squared distance of -0.004 if their length were taken for 1.
+        squared_norms = None if unit_rows and not rounding else sweep.x.square().sum(-1)
+        sums = _sums(sweep, KernelSum(kernel, parameter, squared_norms, rounding), backend).rows[0]
+    return sums[0] if x.dim() == 2 else sums
 
 
 def square_sum(x: Tensor, keys: Tensor, *, ids: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -253,15 +236,15 @@ def square_sum(x: Tensor, keys: Tensor, *, ids: Tensor | None = None, backend: s
         >>> pairwise.square_sum(torch.ones(3, 2), torch.ones(3, 2))
         tensor([8., 8., 8.])
     """
-    backend = choose_backend(backend)
+    check_backend(backend)
     check_features("x", x, (2,))
     check_features("keys", keys, (2,))
     check_same("x", x, "keys", keys)
     if ids is None:
         ids = torch.arange(len(x))
     check_integers("ids", ids, len(x))
-    dtype = torch.promote_types(_computed(x).dtype, _computed(keys).dtype)
-    sums = dense.square_sum if backend == "dense" else squares.square_sum
+    dtype = torch.promote_types(in_working_precision(x).dtype, in_working_precision(keys).dtype)
+    sums = squares.dense_square_sum if backend == "dense" else squares.square_sum
     return sums(x.to(dtype), keys.to(dtype), ids)
 
 
@@ -276,6 +259,7 @@ def softplus_sum(
     uniform: bool = False,
     norm_bound: float = torch.inf,
     backend: str = "auto",
+    part: tuple[int, int] = (0, 1),
 ) -> Tensor:
     r"""Sum of a softplus over the keys with another id, for every row.
 
@@ -291,8 +275,9 @@ def softplus_sum(
         key_ids: (M,) integers, given together with ``ids`` where there are keys.
         uniform: A promise that the upstream gradient will be the same for all rows, as that of a mean is. One sweep then does
             for both passes.
-        norm_bound: A known bound on the length of all rows and keys, 1 for unit rows. It saves looking.
+        norm_bound: A known bound on the length of all rows and keys, 1 for unit rows. If given, norms are not computed.
         backend: "auto", "dense" (builds the matrix; any number of derivatives) or "tiled".
+        part: (p, P) sums over part p of P of the pairs, as for `logsumexp`; the sum over all parts is the whole.
 
     Returns:
         (N,); 0, without gradient, for a row without keys.
@@ -308,14 +293,9 @@ def softplus_sum(
         >>> pairwise.softplus_sum(torch.eye(3), scale=1.0)
         tensor([1.3863, 1.3863, 1.3863])
     """
-    backend = choose_backend(backend)
-    x, keys = _check_rows(x, keys, ids, key_ids)
-    scale, bias = _check_affine(scale, bias, x)
-    if backend == "dense":
-        return dense.softplus_sum(x, keys, scale, bias, ids, key_ids)
-    differentiable = any(t is not None and t.requires_grad for t in (x, keys, scale, bias)) and torch.is_grad_enabled()
-    sums = softplus_operators.softplus_sum(x, keys, scale, bias, ids, key_ids, float(norm_bound), uniform and differentiable)
-    return sums[0]
+    check_backend(backend)
+    sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
+    return _sums(sweep, Softplus(*_check_affine(scale, bias, sweep.x[0]), uniform), backend).rows[0, 0]
 
 
 def softplus_sum_within(
@@ -326,6 +306,7 @@ def softplus_sum_within(
     bias: float | Tensor = 0.0,
     norm_bound: float = torch.inf,
     backend: str = "auto",
+    part: tuple[int, int] = (0, 1),
 ) -> Tensor:
     r"""Sum of a softplus over the other rows with the same id, for every row; arguments as for `softplus_sum`.
 
@@ -348,55 +329,35 @@ def softplus_sum_within(
         >>> pairwise.softplus_sum_within(torch.eye(4), ids=torch.tensor([7, 5, 7, 7]), scale=1.0)
         tensor([1.3863, 0.0000, 1.3863, 1.3863])
     """
-    backend = choose_backend(backend)
-    x, _ = _check_rows(x, None, ids, None)
-    scale, bias = _check_affine(scale, bias, x)
+    check_backend(backend)
+    sweep = Sweep.of(x, ids=ids, counts="equal", norm_bound=norm_bound, part=part)
+    scale, bias = _check_affine(scale, bias, sweep.x[0])
     if backend == "dense":
-        return dense.softplus_sum_within(x, scale, bias, ids)
-    return softplus_operators.softplus_sum_within(x, scale, bias, ids, float(norm_bound))
+        return _sums(sweep, Softplus(scale, bias), backend).rows[0, 0]
+    # Side by side, the rows of an id are visited in blocks.
+    order = ids.argsort(stable=True)
+    there = order.to(x.device)
+    ordered = replace(sweep, x=sweep.x[:, there], ids=ids[order])
+    sums = _sums(ordered, Softplus(scale, bias[there]), backend).rows[0, 0]
+    return sums[there.argsort()]
 
 
-def _computed(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+def _sums(sweep: Sweep, term: Term, backend: str) -> Sums:
+    return compute(sweep, term, choose(sweep, term, backend))
 
 
-def _check_scale(scale: float | Tensor | tuple[float | Tensor, ...], x: Tensor) -> tuple[Tensor, bool]:
-    """Scales as (K, 1) or (1, N), and whether there is one only."""
+def _stacked_scales(scale: float | Tensor | tuple[float | Tensor, ...], x: Tensor) -> Tensor:
+    """Scales as (K, 1) or (1, N)."""
     if isinstance(scale, tuple):
         for one in scale:
             if isinstance(one, Tensor) and one.dim():
                 raise ValueError(f"a tuple of scales holds numbers or 0-dim tensors, got one of shape {shape(one)} as scale.")
-        return torch.stack([torch.as_tensor(s, dtype=None if isinstance(s, Tensor) else torch.float64) for s in scale])[
-            :, None
-        ], False
+        scales = [torch.as_tensor(s, dtype=None if isinstance(s, Tensor) else torch.float64) for s in scale]
+        return torch.stack(scales)[:, None]
     tensor = scale if isinstance(scale, Tensor) else torch.tensor(check_number("scale", scale), dtype=torch.float64)
     if tensor.dim() > 1 or (tensor.dim() == 1 and len(tensor) != x.shape[-2]):
         raise ValueError(f"scale must be a number or hold one per row, ({x.shape[-2]},), got shape {shape(tensor)}.")
-    return (tensor[None, :] if tensor.dim() else tensor.reshape(1, 1)), True
-
-
-def _logsumexp(
-    x: Tensor,
-    keys: Tensor | None,
-    scale: Tensor,
-    ids: Tensor | None,
-    key_ids: Tensor | None,
-    both: bool,
-    norm_bound: float,
-    backend: str,
-    part: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    backend = choose_backend(backend)
-    _check_part(part, backend)
-    x, keys = _check_rows(x, keys, ids, key_ids, (2, 3) if keys is None else (2,))
-    if backend == "dense":
-        if x.dim() == 3:
-            return torch.stack([dense.logsumexp(rows, None, scale, ids, None, False)[0] for rows in x.unbind()], 1), x[:0]
-        return dense.logsumexp(x, keys, scale, ids, key_ids, both)
-    differentiable = any(t is not None and t.requires_grad for t in (x, keys, scale)) and torch.is_grad_enabled()
-    keep = differentiable and operators.keeps_tiles(x, keys, part)
-    rows, columns, _ = operators.logsumexp(x, keys, scale, ids, key_ids, both, float(norm_bound), keep, part)
-    return rows, columns
+    return tensor[None, :] if tensor.dim() else tensor.reshape(1, 1)
 
 
 def _check_affine(scale: float | Tensor, bias: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -408,27 +369,3 @@ def _check_affine(scale: float | Tensor, bias: float | Tensor, x: Tensor) -> tup
     if bias.shape not in ((), (len(x),)):
         raise ValueError(f"bias must be a number or hold one per row, ({len(x)},), got shape {shape(bias)}.")
     return scale, bias.to(x).expand(len(x))
-
-
-def _check_rows(
-    x: Tensor, keys: Tensor | None, ids: Tensor | None, key_ids: Tensor | None, dims: tuple[int, ...] = (2,)
-) -> tuple[Tensor, Tensor | None]:
-    """Rows and keys in the precision of the computation."""
-    check_features("x", x, dims)
-    if ids is not None:
-        check_integers("ids", ids, x.shape[-2])
-    if keys is None and key_ids is not None:
-        raise ValueError("key_ids was given without keys: rows that are their own keys have ids only.")
-    if keys is not None:
-        check_features("keys", keys, (2,))
-        check_device("x", x, "keys", keys)
-        if keys.shape[1] != x.shape[1] or keys.dtype != x.dtype:
-            raise ValueError(
-                f"x and keys must have the same width and dtype, got {shape(x)} {x.dtype} and {shape(keys)} {keys.dtype}."
-            )
-        if (ids is None) != (key_ids is None):
-            raise ValueError("ids and key_ids go together: give both, or neither to leave no pair out.")
-        if key_ids is not None:
-            check_integers("key_ids", key_ids, len(keys))
-        keys = _computed(keys)
-    return _computed(x), keys

@@ -60,6 +60,12 @@ def _gradient(ctx: Any, compute: Any, grad: Tensor) -> Any:
 square_sum.differentiate(square_sum_backward, _setup, _gradient)
 
 
+def dense_square_sum(x: Tensor, keys: Tensor, ids: Tensor) -> Tensor:
+    """The same from the matrix of all pairs, by plain autograd."""
+    similarity, there = x @ keys.T, ids.to(x.device)
+    return similarity.masked_fill(there[:, None] == there, 0).square().sum(1)
+
+
 def _groups(ids: Tensor, device: torch.device) -> Iterator[Tensor]:
     """Positions (n, m) of the rows of the n ids that come m times, for every m above 1."""
     ordered, order = ids.sort(stable=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from contrastive_zoo.pairwise import operators, tiles
+from contrastive_zoo.pairwise.tiled import loop, tiles
 
 TILINGS = {"one tile": (512, 2**24), "kept tiles": (16, 2**24), "recomputed tiles": (16, 0)}
 
@@ -13,5 +13,5 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     size, budget = TILINGS[request.param]
     monkeypatch.setattr(tiles, "TILE_CPU", size)
     monkeypatch.setattr(tiles, "SINGLE_TILE_CPU", 0)
-    monkeypatch.setattr(operators, "KEEP_BYTES", budget)
+    monkeypatch.setattr(loop, "KEEP_BYTES", budget)
     return "tiled"

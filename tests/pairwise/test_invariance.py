@@ -11,7 +11,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 from contrastive_zoo import pairwise
-from contrastive_zoo.pairwise import operators, tiles
+from contrastive_zoo.pairwise.tiled import loop, tiles
 
 SWEEPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "self": lambda x, keys: pairwise.logsumexp(x, scale=10.0),
@@ -55,7 +55,7 @@ def test_size_of_tiles_does_not_matter(
     sweep: Callable[[Tensor, Tensor], Tensor], budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = outcome(sweep)
-    monkeypatch.setattr(operators, "KEEP_BYTES", budget)
+    monkeypatch.setattr(loop, "KEEP_BYTES", budget)
     for size in (2, 6, 14, 32, 62, 64, 126):
         monkeypatch.setattr(tiles, "TILE_CPU", size)
         monkeypatch.setattr(tiles, "SINGLE_TILE_CPU", 0)
@@ -171,7 +171,7 @@ def test_tiled_equals_dense(arguments: dict[str, object], size: int, budget: int
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "TILE_CPU", size)
         patch.setattr(tiles, "SINGLE_TILE_CPU", 0)
-        patch.setattr(operators, "KEEP_BYTES", budget)
+        patch.setattr(loop, "KEEP_BYTES", budget)
         outcomes = []
         for backend in ("tiled", "dense"):
             value = pairwise.logsumexp(**arguments, backend=backend)

@@ -11,13 +11,14 @@ from tolerances import assert_close
 from torch import Tensor
 
 from contrastive_zoo import pairwise
-from contrastive_zoo.pairwise import operators, tiles
-from contrastive_zoo.pairwise.tiles import Tiles
+from contrastive_zoo.pairwise.sweep import Sweep
+from contrastive_zoo.pairwise.tiled import loop, tiles
+from contrastive_zoo.pairwise.tiled.tiles import Tiles
 
 Part = tuple[int, int]
-Sweep = Callable[[Tensor, Tensor, Tensor, Part], Tensor]
+Summing = Callable[[Tensor, Tensor, Tensor, Part], Tensor]
 
-LOGSUMEXPS: dict[str, Sweep] = {
+LOGSUMEXPS: dict[str, Summing] = {
     "self": lambda x, keys, scale, part: pairwise.logsumexp(x, scale=scale, part=part),
     "self, views": lambda x, keys, scale, part: pairwise.logsumexp(x, scale=scale, ids=torch.arange(len(x)) // 2, part=part),
     "self, shuffled ids": lambda x, keys, scale, part: pairwise.logsumexp(
@@ -34,7 +35,7 @@ LOGSUMEXPS: dict[str, Sweep] = {
         x, scale=scale * torch.linspace(1, 2, len(x), dtype=x.dtype), part=part
     ),
 }
-SUMS: dict[str, Sweep] = {
+SUMS: dict[str, Summing] = {
     "kernel": lambda x, keys, scale, part: pairwise.kernel_sum(scale * x, kernel="imq", parameter=1.0, part=part),
     "kernel, ids": lambda x, keys, scale, part: pairwise.kernel_sum(
         x, kernel="log", parameter=2.0, ids=torch.arange(len(x)) // 3, unit_rows=True, part=part
@@ -52,7 +53,7 @@ def outcome(whole: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Tensor, 
 @pytest.fixture(params=[0, 2**24], ids=["recomputed tiles", "kept tiles"])
 def _small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "GRAIN", 2)
-    monkeypatch.setattr(operators, "KEEP_BYTES", request.param)
+    monkeypatch.setattr(loop, "KEEP_BYTES", request.param)
 
 
 @pytest.mark.usefixtures("_small_tiles")
@@ -80,7 +81,7 @@ def test_each_pair_is_visited_once(size: int, keys: int | None, parts: int) -> N
     seen: set[tuple[int, int]] = set()
     area = 0
     for number in range(parts):
-        part = Tiles(x, others, None, None, (number, parts))
+        part = Tiles(Sweep.of(x, others, part=(number, parts)))
         for i, j in part:
             assert (i.start, j.start) not in seen
             seen.add((i.start, j.start))
@@ -94,15 +95,15 @@ def test_parts_are_the_same_work(keys: int | None, parts: int) -> None:
     x, others = torch.empty(4096, 1), None if keys is None else torch.empty(keys, 1)
     work = []
     for number in range(parts):
-        visited = Tiles(x, others, None, None, (number, parts))
+        visited = Tiles(Sweep.of(x, others, part=(number, parts)))
         work.append(sum((i.stop - i.start) * (j.stop - j.start) for i, j in visited))
     assert max(work) <= 1.1 * sum(work) / parts
 
 
 def test_the_dense_backend_has_no_parts() -> None:
-    with pytest.raises(ValueError, match="backend='dense' has no parts"):
+    with pytest.raises(ValueError, match="backend='dense' cannot do this: it builds the whole matrix, and has no parts"):
         pairwise.logsumexp(rows(4, 3), scale=1.0, backend="dense", part=(0, 2))
-    with pytest.raises(ValueError, match="backend='dense' has no parts"):
+    with pytest.raises(ValueError, match="backend='dense' cannot do this: it builds the whole matrix, and has no parts"):
         pairwise.kernel_sum(rows(4, 3), kernel="imq", parameter=1.0, backend="dense", part=(1, 2))
 
 

@@ -11,8 +11,10 @@ from tolerances import assert_close
 from torch import Tensor
 
 from contrastive_zoo import pairwise
-from contrastive_zoo.pairwise import tiled_softplus, tiles
-from contrastive_zoo.pairwise.tiled_softplus import ClassTiles
+from contrastive_zoo.pairwise.sweep import Softplus, Sweep
+from contrastive_zoo.pairwise.tiled import tiles
+from contrastive_zoo.pairwise.tiled.terms import on_tiles
+from contrastive_zoo.pairwise.tiled.tiles import Tiles
 
 IDS = {
     "different": lambda size: torch.arange(size),
@@ -167,7 +169,7 @@ def test_half_precision_is_computed_in_float32(pairs: str, engine: str, dtype: t
 def visited(ids: Tensor) -> Tensor:
     """How often each pair of rows, of ids in order, is in a visited tile, either way round."""
     seen = torch.zeros(len(ids), len(ids), dtype=torch.int64)
-    grid = ClassTiles(torch.zeros(len(ids), 2), ids)
+    grid = Tiles(Sweep.of(torch.zeros(len(ids), 2), ids=ids, counts="equal"))
     for i, j in grid:
         seen[i, j] += 1
         if grid.mirrored(i, j):
@@ -188,12 +190,13 @@ def test_only_tiles_that_hold_pairs_are_visited(sizes: list[int], monkeypatch: p
 
 
 def test_of_ids_on_an_accelerator_nothing_is_known() -> None:
-    grid = ClassTiles(torch.zeros(9, 2), torch.zeros(9, dtype=torch.int64, device="meta"))
+    ids = torch.zeros(9, dtype=torch.int64, device="meta")
+    grid = Tiles(Sweep.of(torch.zeros(9, 2), ids=ids, counts="equal"))
     assert grid._blocks == [(0, 9)]
 
 
 def test_a_sweep_is_bounded_if_no_exponential_overflows() -> None:
-    grid = tiles.Tiles(rows(5, 3, dtype=torch.float32), None, None, None)
+    sweep = Sweep.of(rows(5, 3, dtype=torch.float32), norm_bound=1.0)
     for scale, bias, bounded in [
         (79.0, 0.0, True),
         (81.0, 0.0, False),
@@ -201,5 +204,5 @@ def test_a_sweep_is_bounded_if_no_exponential_overflows() -> None:
         (10.0, 71.0, False),
         (200.0, -130.0, True),
     ]:
-        found = tiled_softplus._is_bounded(grid, torch.tensor(scale), torch.full((5,), bias), 1.0)
-        assert found == bounded
+        term = Softplus(torch.tensor(scale), torch.full((5,), bias))
+        assert on_tiles(term, sweep, Tiles(sweep), 0).bounded == bounded

@@ -1,0 +1,66 @@
+"""Which backend computes a sweep: a record for each, and the choice at the call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from contrastive_zoo.checks import check_choice
+from contrastive_zoo.pairwise import dense
+from contrastive_zoo.pairwise.sweep import Gradients, Sums, Sweep, Term
+from contrastive_zoo.pairwise.tiled import loop
+
+Forward = Callable[[Sweep, Term, int], tuple[Sums, Tensor]]
+Backward = Callable[[Sweep, Term, Sums, tuple[Tensor, Tensor], Tensor, tuple[bool, bool, bool, bool]], Gradients]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to compute sweeps.
+
+    Attributes:
+        name: Its name.
+        refuses: Why it cannot compute a term over a sweep, a sentence for users; empty if it can.
+        plain: Sums by plain autograd, differentiable any number of times; or None, and then the rest is there.
+        residual: Entries that the forward pass keeps for the backward pass, if there will be one.
+        forward: From the sweep, the term and the number of entries to keep to the sums and the entries kept.
+        backward: From those, the sums and their upstream gradients, and what needs a gradient, to gradients.
+    """
+
+    name: str
+    refuses: Callable[[Sweep, Term], str]
+    plain: Callable[[Sweep, Term], Sums] | None = None
+    residual: Callable[[Sweep, Term], int] | None = None
+    forward: Forward | None = None
+    backward: Backward | None = None
+
+
+def _refused_by_dense(sweep: Sweep, term: Term) -> str:
+    return "it builds the whole matrix, and has no parts" if sweep.part[1] > 1 else ""
+
+
+TILED = Backend("tiled", lambda sweep, term: "", residual=loop.residual, forward=loop.forward, backward=loop.backward)
+DENSE = Backend("dense", _refused_by_dense, plain=dense.forward)
+BACKENDS = {backend.name: backend for backend in (TILED, DENSE)}
+# The first that does not refuse.
+AUTO = (TILED,)
+
+
+def check_backend(name: object) -> None:
+    """Raise unless a backend, or "auto", has that name."""
+    check_choice("backend", name, ("auto", *sorted(BACKENDS)))
+
+
+def choose(sweep: Sweep, term: Term, name: str) -> Backend:
+    """The backend for a sweep. One that was asked for by name is never replaced.
+
+    Raises:
+        ValueError: There is none of that name, or it refuses.
+    """
+    check_backend(name)
+    if name == "auto":
+        return next(backend for backend in AUTO if not backend.refuses(sweep, term))
+    reason = BACKENDS[name].refuses(sweep, term)
+    if reason:
+        raise ValueError(f"backend={name!r} cannot do this: {reason}. Use backend='auto'.")
+    return BACKENDS[name]
