@@ -1,10 +1,9 @@
 """Every argument check of the package: what was wanted, what came, what to do."""
 
-import dataclasses
 import difflib
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -74,10 +73,15 @@ def check_number(
         TypeError: ``value`` is not a number.
         ValueError: it is not finite, or outside the interval.
     """
+    if torch.compiler.is_compiling() and isinstance(value, float):
+        return value  # checked where it came from; the compiler may not know its value
     given = as_scalar(argument, value)
     if isinstance(given, bool) or not isinstance(given, numbers.Real):
         raise TypeError(f"{argument} must be a number, got {value!r} of type {type(value).__name__}.")
-    number = float(given)
+    try:
+        number = float(given)
+    except OverflowError:
+        number = math.inf
     below = number <= low if open_low else number < low
     above = number >= high if open_high else number > high
     if not math.isfinite(number) or below or above:
@@ -88,8 +92,8 @@ def check_number(
     return number
 
 
-def check_count(argument: str, value: object, low: int = 1, high: int | None = None) -> int:
-    """Return ``value``, any whole scalar, as an int; raise unless it is at least ``low``, and at most ``high`` if given.
+def check_count(argument: str, value: object, low: int = 1, high: int = 2**63 - 1) -> int:
+    """Return ``value``, any whole scalar, as an int; raise unless it is from ``low`` to ``high``.
 
     Raises:
         TypeError: ``value`` is not a whole number.
@@ -101,7 +105,7 @@ def check_count(argument: str, value: object, low: int = 1, high: int | None = N
     number = int(given)
     if number < low:
         raise ValueError(f"{argument} must be at least {low}, got {number}.")
-    if high is not None and number > high:
+    if number > high:
         raise ValueError(f"{argument} must be at most {high}, got {number}.")
     return number
 
@@ -122,14 +126,17 @@ def comparable(value: object) -> object:
     """What a setting is known by to another process: a value, or the name of a function or a class with what it was given."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if dataclasses.is_dataclass(value):
-        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return [comparable(entry) for entry in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(repr(comparable(entry)) for entry in value)
+    if isinstance(value, Mapping):
+        return {repr(comparable(key)): comparable(entry) for key, entry in value.items()}
     if callable(value) and hasattr(value, "__qualname__"):
         return value.__qualname__
-    attributes = {
-        k: v for k, v in getattr(value, "__dict__", {}).items() if isinstance(v, (int, float, str)) and not k.startswith("_")
-    }
-    return f"{type(value).__qualname__}({', '.join(f'{k}={v!r}' for k, v in sorted(attributes.items()) if k != 'training')})"
+    public = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_") and k != "training"}
+    known = {k: comparable(v) for k, v in public.items() if v is None or callable(v) or isinstance(v, (bool, int, float, str))}
+    return f"{type(value).__qualname__}({', '.join(f'{k}={v!r}' for k, v in sorted(known.items()))})"
 
 
 def check_features(argument: str, tensor: object, dims: tuple[int, ...]) -> None:

@@ -63,7 +63,7 @@ class Outside(NamedTuple):
 
         def make(meeting: processes.Meeting) -> tuple[Tensor, list[int]]:
             rows = self._rows(encode, index[own], view[own], like)
-            return rows, meeting.sizes(len(rows), {})
+            return rows, meeting.sizes(len(rows), {"the number of samples to encode": len(index)})
 
         rows, sizes = processes.meet(group, make)
         return processes.gather_features([rows], sizes, group)[0]

@@ -94,7 +94,8 @@ def _composite(
         scaled = z / safe
         # A zero row has no direction: the norm of a constant vector stands in, whose gradient is nobody's.
         norm = torch.linalg.vector_norm(torch.where(largest > 0, scaled, 1), dim=-1, keepdim=True)
-        z = torch.where(norm * safe > 1, scaled / norm, z) if normalize == "ball" else scaled / norm
+        longer = (norm * safe > 1) & (largest > 0)
+        z = torch.where(longer, scaled / norm, z) if normalize == "ball" else scaled / norm
         if normalize == "sphere":
             z = torch.where(largest > 0, z, z.detach())
     rows = _rounded(z.flatten(0, 1), operand)

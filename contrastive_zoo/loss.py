@@ -134,11 +134,17 @@ class Loss(nn.Module):
         """Learned bias of the logits, of objectives that have one; of shape () or (1,)."""
         return self.objective.get_parameter("logit_bias")
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "temperature" or name in OF_OBJECTIVE:
+            raise AttributeError(f"{self.card.name!r} has no {name}.")
+        return super().__getattr__(name)
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "temperature":
+            getattr(self, name)  # an objective without it says so
             self.objective.held_temperature.set(value)
         elif name in OF_OBJECTIVE:
-            getattr(self, name)  # an objective without it says so
+            getattr(self, name)
             setattr(self.objective, name, value)
         else:
             super().__setattr__(name, value)
@@ -189,8 +195,6 @@ class Loss(nn.Module):
             IndexError: A position outside the data set.
             RuntimeError: A loss with state is called by a backward pass, as activation checkpointing would do.
         """
-        self._refuse_recomputation()
-        self._refuse_half_tables()
         make = partial(self._checked_batch, z1, z2, index, labels, negatives, negatives_index)
         several = self.training and processes.group_size(self.gather, self.process_group) > 1
         batch = uncompiled(processes.meet, self.process_group, make) if several else make(None)
@@ -215,8 +219,12 @@ class Loss(nn.Module):
             encode=None,
         )
 
-    def _refuse_half_tables(self) -> None:
-        """Tables keep to float32 by themselves, but a wrapper can still write to a buffer's ``data``."""
+    def _refuse_broken_state(self) -> None:
+        """A wrapper can write half precision to a buffer's ``data``, and an optimiser NaN to a parameter."""
+        for name, parameter in () if torch.compiler.is_compiling() else self.objective.named_parameters():
+            if parameter.is_cpu and parameter.numel() == 1 and math.isnan(parameter.item()):
+                learned = name.removeprefix("_").removesuffix(".value")
+                raise ValueError(f"the learned {learned} of {self.card.name!r} is NaN: training has diverged.")
         if not self.card.stateful or not self.training:
             return
         for name, buffer in self.objective.named_buffers():
@@ -245,6 +253,8 @@ class Loss(nn.Module):
         negatives_index: Tensor | None,
         meeting: processes.Meeting | None,
     ) -> Batch:
+        self._refuse_recomputation()
+        self._refuse_broken_state()
         self._check(z1, z2, index, labels, negatives, negatives_index)
         group = None if meeting is None else meeting.group
         outside = self._outside(z1.device.type, self._operand_dtype(z1, z2), group)
@@ -434,9 +444,11 @@ class Loss(nn.Module):
             **{name: comparable(value) for name, value in self.settings.items() if name != "temperature"},
             **{name: getattr(self, name) for name in ("num_samples", "normalize", "reduction", "backend", "on_empty")},
             "temperature": held[0] if held else None,
+            "what is learned": [name for name, parameter in self.objective.named_parameters() if parameter.requires_grad],
+            **{f"the shape of {name}": list(buffer.shape) for name, buffer in self.objective.named_buffers()},
             "seed": [part.value for part in parts if isinstance(part, Seed)],
             "the number of steps so far": [part.value.item() for part in parts if isinstance(part, StepCounter)],
-            **self.objective.agreement(),
+            **{name: comparable(value) for name, value in self.objective.agreement().items()},
         }
 
     def _nothing_to_contrast(self, batch: Batch) -> str:

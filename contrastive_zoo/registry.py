@@ -11,6 +11,8 @@ from torch import Tensor
 from contrastive_zoo.checks import as_scalar, check_bool, check_name, check_number, check_parameters
 from contrastive_zoo.objective import keyword_parameters
 
+# Numbers beyond these sizes give infinities in float32.
+TINY, HUGE = 1e-30, 1e30
 REQUIRED = inspect.Parameter.empty
 # What a class may take besides the parameters of its card.
 STATE_PARAMETERS = ("num_samples", "embedding_dim", "seed")
@@ -127,6 +129,8 @@ class Card:
         number = check_number(
             name, value, low=limits.low, high=limits.high, open_low=limits.open_low, open_high=limits.open_high
         )
+        if 0 < abs(number) < TINY or abs(number) > HUGE:
+            raise ValueError(f"{name} must be 0 or between {TINY:g} and {HUGE:g} in size, got {value!r}.")
         scalar = as_scalar(name, value)
         return scalar if isinstance(scalar, int) else number
 

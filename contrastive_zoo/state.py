@@ -38,7 +38,8 @@ class PreciseModule(nn.Module):
         """
         integral = torch.bool if isinstance(fill, bool) else torch.int64
         dtype = at_least_float32(torch.get_default_dtype()) if isinstance(fill, float) else integral
-        self.register_buffer(name, torch.full(shape, fill, dtype=dtype))
+        with torch.inference_mode(False):  # a tensor made in inference mode could never be written to outside it
+            self.register_buffer(name, torch.full(shape, fill, dtype=dtype))
         self._fills[name] = fill
 
     @property
@@ -86,7 +87,8 @@ class StepCounter(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.value = torch.zeros((), dtype=torch.int64, device="cpu")
+        with torch.inference_mode(False):  # a tensor made in inference mode could never be changed outside it
+            self.value = torch.zeros((), dtype=torch.int64, device="cpu")
 
     def advance(self) -> None:
         """Count one step."""
@@ -102,7 +104,7 @@ class StepCounter(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over a saved count."""
-        self.value.copy_(state)
+        self.value.fill_(check_count("the saved count of steps", state, low=0))
 
 
 class Seed(nn.Module):
@@ -135,7 +137,7 @@ class Seed(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over a saved seed."""
-        self.set(int(state))
+        self.set(check_count("the saved seed", state, low=0))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.setdefault(f"{prefix}_extra_state", self.value)  # checkpoints of version 0.1 do not hold it

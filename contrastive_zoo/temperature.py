@@ -11,10 +11,15 @@ from contrastive_zoo.state import at_least_float32
 
 # A learned temperature stays in this interval: at its ends, no gradient leads further out.
 LOWEST, HIGHEST = 0.001, 10.0
+# Beyond these, similarities over a constant temperature are no numbers in float32.
+TINY, HUGE = 1e-30, 1e30
 
 
 def as_temperature(value: object) -> Tensor:
-    """Return a temperature as a tensor of one entry; a number becomes one in float64 on the host.
+    """Return a temperature as a tensor of one entry.
+
+    What wants a gradient is returned itself. A number, or a tensor that holds one, becomes a new tensor in float64 on the host;
+    a tensor on an accelerator, whose value would have to be waited for, a copy there.
 
     Raises:
         TypeError: ``value`` is neither a number nor a tensor.
@@ -22,15 +27,24 @@ def as_temperature(value: object) -> Tensor:
             the CPU), or it has more than one entry.
     """
     if not isinstance(value, Tensor):
-        number = check_number("temperature", value, low=0, open_low=True)
-        return torch.tensor(number, dtype=torch.float64, device="cpu")
+        return _constant(check_number("temperature", value, low=0, open_low=True))
     if tuple(value.shape) not in ((), (1,)):
         raise ValueError(f"temperature must be a number or a tensor of shape () or (1,), got shape {shape(value)}.")
-    if value.is_cpu and isinstance(value, nn.Parameter):
+    learned = isinstance(value, nn.Parameter)
+    if value.is_cpu and learned:
         check_number("temperature (a parameter)", value.item(), low=LOWEST, high=HIGHEST)
     elif value.is_cpu:
-        check_number("temperature", value.item(), low=0, open_low=True)
-    return value
+        number = check_number("temperature", value.item(), low=0, open_low=True)
+    if learned or value.requires_grad:
+        return value
+    return _constant(number) if value.is_cpu else value.detach().to(at_least_float32(value.dtype)).clone().reshape(())
+
+
+def _constant(number: float) -> Tensor:
+    if not TINY <= number <= HUGE:
+        raise ValueError(f"temperature must be between {TINY:g} and {HUGE:g}, got {number!r}.")
+    with torch.inference_mode(False):  # a tensor made in inference mode could never be changed outside it
+        return torch.tensor(number, dtype=torch.float64, device="cpu")
 
 
 class Temperature(nn.Module):
@@ -67,7 +81,7 @@ class Temperature(nn.Module):
         value = self.value
         if value.requires_grad or isinstance(value, nn.Parameter):
             return within(value.to(at_least_float32(value.dtype)), LOWEST, HIGHEST)
-        return value.reshape(())
+        return value.clone()  # which may be set anew before the backward pass
 
     def number(self) -> float | None:
         """The saved temperature, as far as it is known without waiting for an accelerator."""
@@ -91,7 +105,9 @@ class Temperature(nn.Module):
                 "the first value of the temperature is not known, because it was a tensor on another device than the CPU. "
                 "Load a state_dict, or set loss_fn.temperature."
             )
-        self._restore(torch.tensor(self._first, dtype=torch.float64, device="cpu"))
+        if self._kept is not None:
+            self._place(as_temperature(self._first))
+        self.value.fill_(self._first)
 
     @property
     def _saved(self) -> Tensor:
@@ -122,14 +138,22 @@ class Temperature(nn.Module):
 
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if isinstance(self.value, nn.Parameter):
+        key = f"{prefix}value"
+        if key not in state_dict:  # checkpoints of version 0.1 hold no number
+            return
+        saved = state_dict[key]
+        if isinstance(self.value, nn.Parameter) and isinstance(saved, Tensor):
             match_shapes(self, state_dict, prefix)
+            state_dict[key] = state_dict[key].to(self.value.dtype)
+            if saved.is_cpu and bool(saved.isnan().any()):
+                args[-1].append(f"{key}: temperature must be a number, got NaN.")
+                return
             super()._load_from_state_dict(state_dict, prefix, *args)
-        elif f"{prefix}value" in state_dict:  # checkpoints of version 0.1 hold no number
-            try:
-                self._restore(as_temperature(state_dict[f"{prefix}value"]))
-            except (TypeError, ValueError) as error:
-                args[-1].append(f"{prefix}value: {error}")
+            return
+        try:
+            self._restore(as_temperature(saved.detach() if isinstance(saved, Tensor) else saved))
+        except (TypeError, ValueError) as error:
+            args[-1].append(f"{key}: {error}")
 
 
 def match_shapes(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:

@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -244,6 +245,8 @@ def work(rank: int, world: int, folder: Path) -> None:
     found["errors"] = errors(batches[0], rank, world)
     found["settings"] = settings_that_differ(batches[0], rank, world)
     found["encode that fails"] = encode_that_fails(batches, rank, world)
+    found["schedule"] = counted_schedule(batches[0]._replace(index=torch.arange(len(batches[0].index))))
+    found["chains"] = state_of_one_process(batches, rank, world)
     found["same samples"] = warnings_of_same_samples(local_batch(0, (4,) * world, rank), rank)
     found["entries"] = entries_visited(rank, world)
     found["sharded"] = {}
@@ -295,7 +298,7 @@ def errors(batch: Views, rank: int, world: int) -> dict[str, str]:
 
 def settings(last: bool) -> dict[str, tuple[str, dict[str, Any]]]:
     """Names with parameters of which the last process has another one."""
-    late = 5 if last else 3
+    late, encode = 5 if last else 3, {"encode": encoded_at_random} if last else {}
 
     def schedule(step: Tensor) -> float:
         if last:
@@ -318,7 +321,17 @@ def settings(last: bool) -> dict[str, tuple[str, dict[str, Any]]]:
         "schedule": ("sogclr", {"gamma": zoo.CosineSchedule(1.0, 0.2, steps=late)}),
         "function": ("sogclr", {"gamma": lambda step: 0.5 + 0.1 * last}),
         "broken schedule": ("isogclr", {"gamma": schedule}),
+        "queue": ("sampled", {"sampler": zoo.get_sampler("queue", num_negatives=16 + last)}),
+        "encoder of a sampler": ("sampled", {"sampler": zoo.get_sampler("topk", num_samples=NUM_SAMPLES, **encode)}),
+        "embedding_dim": ("emc2", {"embedding_dim": 5 + last}),
+        "what is learned": ("siglip", {}),
+        "rounded table": ("sogclr", {}),
+        "a set": ("dcl", {}),
     }
+
+
+def encoded_at_random(index: Tensor, view: Tensor) -> Tensor:
+    return torch.randn(len(index), WIDTH)
 
 
 def settings_that_differ(batch: Views, rank: int, world: int) -> dict[str, str]:
@@ -326,6 +339,12 @@ def settings_that_differ(batch: Views, rank: int, world: int) -> dict[str, str]:
     heard = {}
     for setting, (name, params) in settings(rank == world - 1).items():
         loss_fn = zoo.get_loss(name, **{"num_samples": NUM_SAMPLES, **params})
+        if setting == "what is learned":
+            loss_fn.logit_scale.requires_grad_(rank < world - 1)
+        elif setting == "rounded table" and rank == world - 1:
+            loss_fn.objective.averages.log_value.data = loss_fn.objective.averages.log_value.data.bfloat16()
+        elif setting == "a set":
+            loss_fn.objective.agreement = lambda last=rank == world - 1: {"a set": {"a", "c" if last else "b"}}
         heard[setting] = _heard(lambda loss_fn=loss_fn: batch.call(loss_fn))
     behind = zoo.get_loss("sogclr", num_samples=NUM_SAMPLES, gather=False)
     if rank < world - 1:
@@ -357,6 +376,43 @@ def encode_that_fails(batches: list[Views], rank: int, world: int) -> dict[str, 
         value = batches[2].call(loss_fn).detach()
         found[name] = {"heard": heard, "unchanged": unchanged, "value": value, "state": snapshot(loss_fn)}
     return found
+
+
+def counted_schedule(batch: Views) -> dict[str, Any]:
+    """What a schedule that changes its argument is given in two steps, and the value with one that holds a function."""
+    steps: list[int] = []
+
+    def schedule(step: Tensor) -> float:
+        steps.append(int(step))
+        step.add_(5)
+        return 0.5
+
+    loss_fn = zoo.get_loss("sogclr", num_samples=NUM_SAMPLES, gamma=schedule).double()
+    for _ in range(2):
+        batch.call(loss_fn)
+    return {"steps": steps, "value": _heard(lambda: batch.call(zoo.get_loss("sogclr", num_samples=9, gamma=Held(abs))))}
+
+
+@dataclass(frozen=True)
+class Held:
+    """A schedule that holds a function, whose address differs between processes."""
+
+    function: Callable[[float], float]
+
+    def __call__(self, step: Tensor) -> float:
+        return self.function(-0.5)
+
+
+def state_of_one_process(batches: list[Views], rank: int, world: int) -> str:
+    """What a process hears when chains of the last one were reset, so that it has fewer states to encode."""
+    loss_fn = zoo.get_loss(
+        "emc2", num_samples=NUM_SAMPLES, out_of_batch="encode", encode=lambda index, view: torch.ones(len(index), WIDTH)
+    ).double()
+    for batch in batches:
+        batch.call(loss_fn)
+    if rank == world - 1:
+        loss_fn.objective.sampler.chain.fill_(-1)
+    return _heard(lambda: batches[0].call(loss_fn))
 
 
 def warnings_of_same_samples(batch: Views, rank: int) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.batch import Batch
+from contrastive_zoo.checks import check_number
 from contrastive_zoo.objective import Objective
 from contrastive_zoo.registry import Range, losses
 from contrastive_zoo.schedules import scheduled_weight
@@ -84,6 +85,7 @@ class SogCLR(Objective):
     ) -> None:
         super().__init__(temperature)
         self.gamma = gamma
+        self._agreed_weight: float | Tensor | None = None
         self.intra_view = intra_view
         self.step = StepCounter()
         self.averages = LogAverage(num_samples, sides=1 if intra_view else 2)
@@ -128,15 +130,23 @@ class SogCLR(Objective):
         return log_u
 
     def _weight(self) -> float | Tensor:
-        """Weight of the new value in this step."""
+        """Weight of the new value in this step; a schedule is called once per step."""
+        agreed, self._agreed_weight = self._agreed_weight, None
+        return self._scheduled() if agreed is None else agreed
+
+    def _scheduled(self) -> float | Tensor:
         if not callable(self.gamma):
             return self.gamma
-        return scheduled_weight(torch.as_tensor(self.gamma(self.step.value), dtype=torch.float64))
+        weight = self.gamma(self.step.value.clone())
+        if not isinstance(weight, Tensor):
+            weight = torch.as_tensor(check_number("gamma", weight, low=0, high=1, open_low=True), dtype=torch.float64)
+        return scheduled_weight(weight.detach().to(torch.float64))
 
     def agreement(self) -> dict[str, object]:
         """See `Objective.agreement`."""
-        weight = self._weight()
-        return {"gamma in this step": weight.item() if isinstance(weight, Tensor) and weight.is_cpu else "not compared"}
+        weight = self._agreed_weight = self._scheduled()
+        on_host = not isinstance(weight, Tensor) or weight.is_cpu
+        return {"gamma in this step": float(weight) if on_host else "not compared"}
 
     def table(self) -> dict[str, Tensor]:
         """``u`` (num_samples,) in natural scale and ``visited``; with two modalities ``u1``, ``u2`` and ``visited``."""

@@ -102,9 +102,8 @@ def encode_rows(batch: Batch, encode: Encode, rows: Tensor) -> tuple[Tensor, Ten
     different, place = rows.unique(return_inverse=True)
     missing = int(bool((different < 0).any()))  # -1 comes first
     different = different[missing:].to(batch.index.device)
-    if len(different) == 0:
-        return batch.x.new_zeros(1, batch.x.shape[1]), place
-    return batch.encode(encode, different // 2, different % 2, batch.x), (place - missing).clamp_min(0)
+    features = batch.encode(encode, different // 2, different % 2, batch.x)
+    return features if len(features) else batch.x.new_zeros(1, batch.x.shape[1]), (place - missing).clamp_min(0)
 
 
 def data_rows(batch: Batch) -> Tensor:

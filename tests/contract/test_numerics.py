@@ -4,9 +4,22 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BACKENDS, CONFIGURATIONS, NUM_SAMPLES, Configuration, Views, gradients, guaranteed, snapshot
+from cases import (
+    BACKENDS,
+    CONFIGURATIONS,
+    DEFAULTS,
+    NUM_SAMPLES,
+    Configuration,
+    Views,
+    gradients,
+    guaranteed,
+    outcome,
+    snapshot,
+    views,
+)
 from hypothesis import given
 from hypothesis import strategies as st
+from tolerances import assert_close
 
 GEOMETRIES = ["random", "all rows equal", "views equal", "views opposite", "orthogonal", "few directions"]
 
@@ -85,3 +98,15 @@ def test_float64_reaches_further() -> None:
         loss = Configuration("ntxent", {}).make()(*z)
         assert loss.isfinite()
         assert torch.autograd.grad(loss, z)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("configuration", DEFAULTS, ids=str)
+def test_a_zero_row_in_the_ball_has_the_same_gradient_on_both_backends(configuration: Configuration) -> None:
+    """It is inside the ball, so nothing is scaled."""
+    batch = views(12, 64)
+    with torch.no_grad():
+        batch.z1.mul_(0.05)[0] = 0
+        batch.z2.mul_(0.05)
+    dense, tiled = (outcome(configuration, batch, backend=backend, normalize="ball") for backend in ("dense", "tiled"))
+    for number, (some, other) in enumerate(zip(dense, tiled, strict=True)):
+        assert_close(some, other, f"output {number}", magnitude=1.0)

@@ -49,9 +49,15 @@ SETTINGS = {
     "kernel": "kernel is gaussian on rank 0, ... log on rank {last}",
     "sampler": "sampler is uniform on rank 0, ... topk on rank {last}",
     "made sampler": "num_negatives=3, ... num_negatives=5, ",
-    "schedule": "gamma is CosineSchedule(start=1.0, end=0.2, steps=3) ... steps=5) on rank {last}",
+    "schedule": "gamma is CosineSchedule(end=0.2, start=1.0, steps=3) ... steps=5) on rank {last}",
     "function": "gamma in this step is 0.5 on rank 0, ... 0.6 on rank {last}",
     "broken schedule": "ZeroDivisionError: no epochs",
+    "queue": "the shape of sampler.queue.owner is [16] on rank 0, ... [17] on rank {last}",
+    "encoder of a sampler": "encode=None, ... encode='encoded_at_random'",
+    "what is learned": "what is learned is ['logit_scale', 'logit_bias'] on rank 0, ... ['logit_bias'] on rank {last}",
+    "embedding_dim": "the shape of sampler.embeddings.rows is [40, 2, 5] on rank 0, ... [40, 2, 6] on rank {last}",
+    "rounded table": "is in torch.bfloat16, too coarse",
+    "a set": "a set is [\"'a'\", \"'b'\"] on rank 0, ... [\"'a'\", \"'c'\"] on rank {last}",
     "steps": "the number of steps so far is [1] on rank 0, ... [0] on rank {last}",
 }
 
@@ -82,6 +88,18 @@ def test_a_random_encoder_makes_the_same_tables_on_all_processes(name: str, foun
     for of_rank in others:
         assert torch.equal(of_rank["value"], first["value"])
         assert all(torch.equal(tensor, first["state"][key]) for key, tensor in of_rank["state"].items())
+
+
+def test_a_schedule_is_called_once_a_step_with_a_copy_of_the_count(found: list[FOUND]) -> None:
+    for of_rank in found:
+        assert of_rank["schedule"]["steps"] == [0, 1]
+        assert of_rank["schedule"]["value"].startswith("a loss of")
+
+
+def test_chains_that_differ_are_an_error_of_all(found: list[FOUND]) -> None:
+    for of_rank in found:
+        assert f"0 on rank {len(found) - 1}" in of_rank["chains"]
+        assert "the number of samples to encode is" in of_rank["chains"]
 
 
 def test_processes_that_bring_the_same_samples_are_warned_once(found: list[FOUND], world: int) -> None:
