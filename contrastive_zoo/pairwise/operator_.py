@@ -129,7 +129,8 @@ def _(*taken: Any) -> tuple[Tensor, ...]:
     given, needs = taken[:4], taken[-1]
     x = taken[0]
     return tuple(
-        torch.empty_like(each) if need and each is not None else x.new_empty(0) for each, need in zip(given, needs, strict=True)
+        each.new_empty(each.shape) if need and each is not None else x.new_empty(0)
+        for each, need in zip(given, needs, strict=True)
     )
 
 

@@ -12,7 +12,7 @@ from tolerances import assert_close
 import contrastive_zoo as zoo
 from contrastive_zoo import Loss
 from contrastive_zoo.batch import Batch
-from contrastive_zoo.engine import Engine
+from contrastive_zoo.engine import Pairs
 
 NUM_SAMPLES = 15
 PARAMS: dict[str, dict[str, Any]] = {
@@ -149,7 +149,7 @@ def test_what_is_not_finite_enters_no_table(intra_view: bool, backend: str) -> N
             sample_ids=samples,
             views=2,
             pair_similarity=torch.linalg.vecdot(x[::2], x[1::2])[:, None],
-            pairs=Engine(backend, True, 1.01),
+            pairs=Pairs(backend, True, 1.01),
             index=batch.index,
         )
     )

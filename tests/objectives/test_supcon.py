@@ -12,7 +12,7 @@ from torch import Tensor
 
 import contrastive_zoo as zoo
 from contrastive_zoo.batch import Batch
-from contrastive_zoo.engine import Engine
+from contrastive_zoo.engine import Pairs
 from contrastive_zoo.objectives import supcon
 
 LABELS = {
@@ -33,7 +33,7 @@ def batch_of(views: Sequence[Tensor], labels: list[int], backend: str) -> Batch:
         sample_ids=samples,
         views=len(views),
         pair_similarity=x.new_empty(len(labels), 0),
-        pairs=Engine(backend, True, 1.01),
+        pairs=Pairs(backend, True, 1.01),
         labels=torch.tensor(labels),
     )
 

@@ -126,8 +126,8 @@ class _Gradient:
 
     def __init__(self, tiles: Tiles, needs_x: bool, needs_keys: bool) -> None:
         self.tiles = tiles
-        self.x = torch.zeros_like(tiles.x) if needs_x or tiles.symmetric else None
-        self.keys = self.x if tiles.symmetric else torch.zeros_like(tiles.keys) if needs_keys else None
+        self.x = tiles.x.new_zeros(tiles.x.shape) if needs_x or tiles.symmetric else None
+        self.keys = self.x if tiles.symmetric else tiles.keys.new_zeros(tiles.keys.shape) if needs_keys else None
 
     def spread(self, i: slice, j: slice, slopes: Tensor) -> None:
         """Add a tile of derivatives in the similarities."""
