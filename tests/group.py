@@ -457,8 +457,9 @@ def entries_visited(rank: int, world: int) -> dict[str, int]:
     draws = torch.Generator().manual_seed(rank)
     z1, z2 = (torch.randn(ROWS_PER_PROCESS, 8, generator=draws, requires_grad=True) for _ in range(2))
     entries = {}
-    for name in ("ntxent", "infonce", "dhel", "kcl", "hcl"):
+    for name in ("ntxent", "infonce", "dhel", "kcl", "hcl", "siglip", "isogclr"):
         with counted_entries() as sizes:
-            zoo.get_loss(name)(z1, z2).backward()
+            index = torch.arange(ROWS_PER_PROCESS) + rank * ROWS_PER_PROCESS
+            zoo.get_loss(name, num_samples=world * ROWS_PER_PROCESS)(z1, z2, index=index).backward()
         entries[name] = sum(sizes)
     return entries

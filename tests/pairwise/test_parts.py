@@ -31,11 +31,21 @@ LOGSUMEXPS: dict[str, Summing] = {
     "both": lambda x, keys, scale, part: torch.cat(pairwise.logsumexp_both(x, keys, scale=scale, part=part)),
     "small temperature": lambda x, keys, scale, part: pairwise.logsumexp(x, scale=100 * scale, part=part),
     "two scales": lambda x, keys, scale, part: pairwise.logsumexp(x, scale=(scale, 40 * scale), part=part),
+    "with mean": lambda x, keys, scale, part: pairwise.logsumexp_with_mean(
+        x, keys, scale=scale * torch.linspace(1, 2, len(x), dtype=x.dtype), part=part
+    )[0],
     "scale per row": lambda x, keys, scale, part: pairwise.logsumexp(
         x, scale=scale * torch.linspace(1, 2, len(x), dtype=x.dtype), part=part
     ),
 }
 SUMS: dict[str, Summing] = {
+    "softplus": lambda x, keys, scale, part: pairwise.softplus_sum(
+        x, scale=scale, bias=torch.linspace(-1, 1, len(x), dtype=x.dtype), ids=torch.arange(len(x)) // 2, part=part
+    ),
+    "softplus, keys": lambda x, keys, scale, part: pairwise.softplus_sum(x, keys, scale=scale, bias=0.5, part=part),
+    "softplus within": lambda x, keys, scale, part: pairwise.softplus_sum_within(
+        x, ids=torch.arange(len(x)) * 7 % 5, scale=scale, bias=torch.linspace(-1, 1, len(x), dtype=x.dtype), part=part
+    ),
     "kernel": lambda x, keys, scale, part: pairwise.kernel_sum(scale * x, kernel="imq", parameter=1.0, part=part),
     "kernel, ids": lambda x, keys, scale, part: pairwise.kernel_sum(
         x, kernel="log", parameter=2.0, ids=torch.arange(len(x)) // 3, unit_rows=True, part=part
@@ -111,3 +121,19 @@ def test_the_dense_backend_has_no_parts() -> None:
 def test_a_part_is_one_of_its_number(part: Part) -> None:
     with pytest.raises(ValueError, match=r"part must be \(number, parts\)"):
         pairwise.logsumexp_both(rows(4, 3), rows(4, 3), scale=1.0, part=part)
+
+
+def test_parts_of_a_mean_weigh_their_sums() -> None:
+    x, scale = rows(63, 7), torch.linspace(1, 30, 63, dtype=torch.float64)
+    whole, mean = pairwise.logsumexp_with_mean(x, scale=scale)
+    parts = [pairwise.logsumexp_with_mean(x, scale=scale, part=(number, 3)) for number in range(3)]
+    weighted = sum((sums - whole).exp() * means for sums, means in parts)
+    assert_close(weighted, mean, "mean", magnitude=1.0)
+
+
+def test_a_uniform_promise_holds_for_parts() -> None:
+    x, keys = rows(63, 7), rows(45, 7, seed=1)
+    whole = torch.autograd.grad(pairwise.softplus_sum(x, keys, scale=3.0, uniform=True).mean(), (x, keys))
+    parts = [pairwise.softplus_sum(x, keys, scale=3.0, uniform=True, part=(number, 3)).mean() for number in range(3)]
+    for what, found, wanted in zip(("rows", "keys"), torch.autograd.grad(sum(parts), (x, keys)), whole, strict=True):
+        assert_close(found, wanted, what, magnitude=1.0)

@@ -16,7 +16,15 @@ MISTAKES = {
     "index out of range": ("IndexError: index holds", "IndexError: index holds"),
 }
 # How many sweeps a step takes, forward and backward, of how many rows a sample has, and whether pairs are visited once.
-SWEEPS = {"ntxent": (2, 2, True), "infonce": (2, 1, False), "dhel": (4, 1, True), "kcl": (4, 1, True), "hcl": (2, 2, True)}
+SWEEPS = {
+    "ntxent": (2, 2, True),
+    "infonce": (2, 1, False),
+    "dhel": (4, 1, True),
+    "kcl": (4, 1, True),
+    "hcl": (2, 2, True),
+    "siglip": (1, 1, False),
+    "isogclr": (2, 2, True),
+}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
