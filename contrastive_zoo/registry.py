@@ -129,8 +129,10 @@ class Card:
         number = check_number(
             name, value, low=limits.low, high=limits.high, open_low=limits.open_low, open_high=limits.open_high
         )
-        if 0 < abs(number) < TINY or abs(number) > HUGE:
-            raise ValueError(f"{name} must be 0 or between {TINY:g} and {HUGE:g} in size, got {value!r}.")
+        # What must not be 0 divides something.
+        tiny = limits.open_low and limits.low == 0 and number < TINY
+        if tiny or abs(number) > HUGE:
+            raise ValueError(f"{name} must be between {TINY if tiny else -HUGE:g} and {HUGE:g}, got {value!r}.")
         scalar = as_scalar(name, value)
         return scalar if isinstance(scalar, int) else number
 
