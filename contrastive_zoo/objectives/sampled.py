@@ -41,7 +41,7 @@ class GlobalObjective(Objective):
         positive = batch.positive_similarity() * scale
         if not self.training:
             return batch.logsumexp(scale) - batch.negatives_count().clamp_min(1).to(batch.x).log() - positive
-        negatives = self.sampler(batch, scale)
+        negatives = self.sampler.sample(batch, scale)
         batch.diagnostics.update(negatives.diagnostics)
         value = negatives.log_mean + (negatives.surrogate - negatives.surrogate.detach())
         return batch.per_view(value) - positive

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.batch import Batch
+from contrastive_zoo.checks import check_features, check_integers, check_same
+from contrastive_zoo.encoding import Outside
+from contrastive_zoo.engine import Pairs
+from contrastive_zoo.features import stack_views
+from contrastive_zoo.sample_ids import sample_ids
 from contrastive_zoo.state import PreciseModule
+from contrastive_zoo.temperature import Temperature
 
 # From (n,) positions in the data set and (n,) views to features (n, D).
 Encode = Callable[[Tensor, Tensor], Tensor]
@@ -48,8 +54,10 @@ class Negatives(NamedTuple):
 class NegativeSampler(PreciseModule):
     """Base of negative samplers: finds negatives for the rows of a batch, and remembers what it needs between batches.
 
-    Subclasses implement `forward`, keep state in buffers, and draw from a generator that is seeded from a seed and a step.
-    ``table()`` and ``load_table(**tables)``, where they have them, serve the methods of these names of the loss.
+    Call it with the features of two views to get the negatives and their weights, for a loop of your own; `sampled` and its
+    relatives call `sample`. Subclasses implement `sample`, keep state in buffers (`register_table`), and draw from a generator
+    that is seeded from a seed and a step. ``table()`` and ``load_table(**tables)``, where they have them, serve the methods of
+    these names of the loss.
 
     Attributes:
         law: The distribution over rows of other samples that the weighted negatives stand for.
@@ -59,14 +67,65 @@ class NegativeSampler(PreciseModule):
     law: ClassVar[str] = ""
     num_samples: int | None = None
 
-    def forward(self, batch: Batch, scale: Tensor) -> Negatives:
+    @torch.no_grad()
+    def forward(self, z1: Tensor, z2: Tensor, *, index: Tensor, temperature: float | Tensor = 0.1) -> WeightedNegatives:
+        """Find weighted negatives for each row of two views; moves the state on, as a step of a loss does.
+
+        Anchor 2 i + v of the N = 2B anchors is sample i in view v. A negative is the row 2 * sample + view of the dataset; its
+        features are in the batch, or the sampler's own.
+
+        Args:
+            z1: (B, D) features of the first view, any float dtype, not normalised.
+            z2: (B, D) features of the second.
+            index: (B,) integers, positions in the dataset.
+            temperature: Positive; the law of most samplers is a softmax of similarities over it.
+
+        Returns:
+            Rows of the dataset, their weights, and whether they are in the batch, (N, K) each.
+
+        Raises:
+            TypeError: An argument is no tensor or has the wrong dtype.
+            ValueError: Shapes or devices do not fit, features are NaN or infinite, or the temperature is not positive.
+            IndexError: A position is outside the dataset.
+
+        Examples:
+            >>> import torch
+            >>> import contrastive_zoo as zoo
+            >>> sampler = zoo.get_sampler("topk", num_samples=100, num_negatives=4)
+            >>> z1, z2 = torch.randn(2, 8, 16)
+            >>> negatives = sampler(z1, z2, index=torch.arange(8))
+            >>> negatives.rows.shape, torch.allclose(negatives.weights.sum(1), torch.ones(16))
+            (torch.Size([16, 4]), True)
+        """
+        held = Temperature(temperature)
+        batch = _batch_of(z1, z2, index, -1 if self.num_samples is None else self.num_samples)
+        return self.sample(batch, 1 / held.bounded()).listing()
+
+    def sample(self, batch: Batch, scale: Tensor) -> Negatives:
         """Negatives for the rows of a training batch of two views; moves the state on.
 
         Args:
-            batch: Rows, who is who, and positions in the data set.
+            batch: Rows, who is who, and positions in the dataset.
             scale: 0-dim, 1 / temperature.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement forward(batch, scale).")
+        raise NotImplementedError(f"{type(self).__name__} must implement sample(batch, scale).")
+
+
+def _batch_of(z1: Tensor, z2: Tensor, index: Tensor, num_samples: int) -> Batch:
+    """Two views of features as a batch of one process."""
+    check_features("z1", z1, (2,))
+    check_features("z2", z2, (2,))
+    check_same("z1", z1, "z2", z2)
+    check_integers("index", index, len(z1))
+    dtype = torch.promote_types(z1.dtype, z2.dtype)
+    x, similarity = stack_views(z1, z2, "sphere", dtype, name="z1 or z2", validate=False, second_order=False)
+    index = index.to(torch.int64)
+    ids = sample_ids(index, num_samples, index.is_cpu)
+    outside = Outside(z1.device.type, None, dtype, "sphere", False, False)
+    pairs = Pairs("auto", unit_rows=True, norm_bound=1.01)
+    return Batch(
+        x, ids.repeat_interleave(2), ids, views=2, pair_similarity=similarity, pairs=pairs, index=index, encode=outside
+    )
 
 
 def check_encode(encode: Encode | None) -> Encode | None:

@@ -126,8 +126,8 @@ class ChainSampler(NegativeSampler):
         elif out_of_batch == "skip":
             self.register_table("log_score", num_samples, 2, fill=0.0)
 
-    def forward(self, batch: Batch, scale: Tensor) -> Negatives:
-        """See `NegativeSampler.forward`."""
+    def sample(self, batch: Batch, scale: Tensor) -> Negatives:
+        """See `NegativeSampler.sample`."""
         assert batch.index is not None
         index = batch.index.to(batch.x.device)
         state = self.chain[index].flatten()

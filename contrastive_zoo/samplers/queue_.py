@@ -130,8 +130,8 @@ class QueueSampler(NegativeSampler):
         super().__init__()
         self.queue = FeatureQueue(check_count("num_negatives", num_negatives), embedding_dim)
 
-    def forward(self, batch: Batch, scale: Tensor) -> Negatives:
-        """See `NegativeSampler.forward`."""
+    def sample(self, batch: Batch, scale: Tensor) -> Negatives:
+        """See `NegativeSampler.sample`."""
         x, own, others = batch.x, data_rows(batch) // 2, has_negatives(batch)
         self.queue.embeddings.fit(x.shape[1])
         log_sum, mean = memory_softmax(x.detach(), scale.detach(), own, self.queue.embeddings.rows, self.queue.owner)

@@ -86,8 +86,8 @@ class TableSampler(NegativeSampler):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement draw(x, scale, own, keys, owners).")
 
-    def forward(self, batch: Batch, scale: Tensor) -> Negatives:
-        """See `NegativeSampler.forward`."""
+    def sample(self, batch: Batch, scale: Tensor) -> Negatives:
+        """See `NegativeSampler.sample`."""
         own = data_rows(batch) // 2
         before = self._write(batch)
         keys, owners = self.embeddings.rows.flatten(0, 1), self._owners()

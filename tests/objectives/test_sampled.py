@@ -79,7 +79,7 @@ def test_a_sampler_without_a_table_says_so() -> None:
     loss_fn = make("sampled", sampler=First())
     with pytest.raises(TypeError, match="First has no table"):
         loss_fn.table()
-    with pytest.raises(NotImplementedError, match=r"First must implement forward\(batch, scale\)"):
+    with pytest.raises(NotImplementedError, match=r"First must implement sample\(batch, scale\)"):
         batch_of(0).call(loss_fn)
 
 

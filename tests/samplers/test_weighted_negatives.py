@@ -32,8 +32,8 @@ class Recorder(NegativeSampler):
         super().__init__()
         self.sampler = sampler
 
-    def forward(self, batch: zoo.Batch, scale: Tensor) -> Negatives:
-        self.batch, self.found = batch, self.sampler(batch, scale)
+    def sample(self, batch: zoo.Batch, scale: Tensor) -> Negatives:
+        self.batch, self.found = batch, self.sampler.sample(batch, scale)
         return self.found
 
 
