@@ -38,5 +38,5 @@ def bare_sweep_of(objective: Objective, z1: Tensor, z2: Tensor) -> Step | None:
 
     a, b = (F.normalize(z.detach(), dim=1) for z in (z1, z2))
     blocks = {"stacked": [(torch.cat([a, b]), None)], "views": [(a, None), (b, None)], "cross": [(a, b)], None: []}
-    steps = [bare_sweep(x, keys, 2.0, Tiles(Sweep.of(x, keys)).size) for x, keys in blocks[objective.sweep]]
+    steps = [bare_sweep(x, keys, 2.0, Tiles(Sweep.of(x, keys), x).size) for x, keys in blocks[objective.sweep]]
     return (lambda: [step() for step in steps]) if steps else None

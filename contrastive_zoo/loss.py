@@ -100,7 +100,7 @@ class Loss(nn.Module):
         self.on_empty = on_empty
         bound = math.inf if self.normalize == "none" else 1.01  # half-precision rows may be a little longer than 1
         self._pairs = Pairs(self.backend, self.normalize == "sphere", bound)
-        self._seen: Batch | None = None
+        self._seen: dict[str, Any] = {}
         self._warned_of_same_samples = False
 
     @property
@@ -206,18 +206,19 @@ class Loss(nn.Module):
             self._seen = self._constants(batch)
             return self._reduce(values, batch)
 
-    def _constants(self, batch: Batch) -> Batch:
+    def _constants(self, batch: Batch) -> dict[str, Any]:
         """What diagnostics need of a batch, without the graph that its features came with."""
-        batch.diagnostics.update({name: figure.detach() for name, figure in batch.diagnostics.items()})
-        return replace(
-            batch,
-            x=batch.x.detach(),
-            pair_similarity=batch.pair_similarity.detach(),
-            pairs=self._pairs,
-            negatives=None,
-            negatives_ids=None,
-            encode=None,
-        )
+        for name, figure in batch.diagnostics.items():
+            batch.diagnostics[name] = figure.detach()
+        return {
+            "x": batch.x.detach(),
+            "pair_similarity": batch.pair_similarity.detach(),
+            "ids": batch.ids,
+            "sample_ids": batch.sample_ids,
+            "views": batch.views,
+            "labels": batch.labels,
+            "diagnostics": batch.diagnostics,
+        }
 
     def _refuse_broken_state(self) -> None:
         """A wrapper can write half precision to a buffer's ``data``, and an optimiser NaN to a parameter."""
@@ -457,7 +458,7 @@ class Loss(nn.Module):
             return ""
         if batch.size == 1:
             return "the batch holds one sample, which has no negatives"
-        if torch.compiler.is_compiling() or batch.index is None or batch.ids.device.type != "cpu":
+        if batch.complete or torch.compiler.is_compiling() or batch.index is None or batch.ids.device.type != "cpu":
             return ""
         return "" if bool(batch.sample_ids.any()) else "all rows of the batch are one sample, by index"
 
@@ -502,9 +503,10 @@ class Loss(nn.Module):
         of two samples. Objectives that need labels go by class: over the pairs of different rows of one class, and over those
         of two classes. Both are 0 if there is no such pair. "dropped_anchors" is the share of anchors that the loss leaves out.
         """
-        if self._seen is None:
+        if not self._seen:
             return {}
-        batch, x = self._seen, self._seen.x.detach()
+        batch = Batch(**self._seen, pairs=self._pairs)
+        x = batch.x
         by_class = "labels" in self.needs
         groups = (batch.class_ids().repeat_interleave(batch.views) if by_class else batch.ids).to(x.device)
         # Sums over pairs are squares of sums over rows.
@@ -548,7 +550,7 @@ class Loss(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the last batch behind."""
-        return {**self.__dict__, "_seen": None}
+        return {**self.__dict__, "_seen": {}}
 
 
 def _number_of_views(z1: Tensor) -> int:

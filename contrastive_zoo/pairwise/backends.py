@@ -57,9 +57,10 @@ def choose(sweep: Sweep, term: Term, name: str) -> Backend:
     Raises:
         ValueError: There is none of that name, or it refuses.
     """
-    check_backend(name)
     if name == "auto":
         return next(backend for backend in AUTO if not backend.refuses(sweep, term))
+    if name not in BACKENDS:
+        check_backend(name)
     reason = BACKENDS[name].refuses(sweep, term)
     if reason:
         raise ValueError(f"backend={name!r} cannot do this: {reason}. Use backend='auto'.")

@@ -1,6 +1,6 @@
 """The readable reference: builds the whole matrix, plain autograd, any number of derivatives.
 
-Shapes: G sets of N rows `x`, M rows `keys`, D features, K scales.
+Shapes: N rows `x`, or G sets of them, M rows `keys`, D features, K scales.
 """
 
 import torch
@@ -13,7 +13,7 @@ from contrastive_zoo.pairwise.sweep import KernelSum, LogSumExp, Softplus, Sums,
 
 def forward(sweep: Sweep, term: Term) -> Sums:
     """The sums of a sweep over all its pairs."""
-    similarity = sweep.x @ (sweep.x if sweep.keys is None else sweep.keys).mT  # (G, N, M)
+    similarity = sweep.x @ (sweep.x if sweep.keys is None else sweep.keys).mT  # (N, M) or (G, N, M)
     excluded = _excluded(sweep)  # (N, M)
     if isinstance(term, LogSumExp):
         return _logsumexp(similarity, excluded, term, sweep.both)
@@ -24,7 +24,7 @@ def forward(sweep: Sweep, term: Term) -> Sums:
 
 def _excluded(sweep: Sweep) -> Tensor:
     """(N, M) mask of the pairs that do not count."""
-    device, rows = sweep.x.device, sweep.x.shape[1]
+    device, rows = sweep.x.device, sweep.x.shape[-2]
     own = torch.eye(rows, dtype=torch.bool, device=device)
     if sweep.ids is None:
         return own if sweep.keys is None else own.new_zeros(rows, sweep.keys.shape[0])
@@ -34,12 +34,12 @@ def _excluded(sweep: Sweep) -> Tensor:
 
 
 def _logsumexp(similarity: Tensor, excluded: Tensor, term: LogSumExp, both: bool) -> Sums:
-    scale = term.scale.to(similarity)[:, None, :, None]  # (K, 1, N or 1, 1)
-    logits = scale * similarity  # (K, G, N, M)
+    scale = term.scale.to(similarity)[..., None]  # (K, N or 1, 1)
+    logits = (scale if similarity.dim() == 2 else scale[:, None]) * similarity  # (K, N, M) or (K, G, N, M)
     rows = masked_logsumexp(logits, excluded)
     columns = means = rows.new_empty(len(rows), 0)
     if both:
-        columns = masked_logsumexp(logits.mT, excluded.T)[:, 0]
+        columns = masked_logsumexp(logits.mT, excluded.T)
     if term.mean:
         weights = (logits - rows[..., None]).exp().masked_fill(excluded, 0)
         means = (weights * similarity).sum(-1).detach()

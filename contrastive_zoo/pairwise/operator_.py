@@ -101,8 +101,9 @@ def _(*taken: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     sweep, term = _unpacked(_Packed(*packed))
     x, scales = sweep.x, term.scale.shape[0] if isinstance(term, LogSumExp) else 1
     keys = 0 if sweep.keys is None or not sweep.both else sweep.keys.shape[0]
-    rows = x.new_empty(scales, x.shape[0], x.shape[1])
-    means = torch.empty_like(rows) if isinstance(term, LogSumExp) and term.mean else x.new_empty(scales, x.shape[0], 0)
+    rows = x.new_empty(scales, *x.shape[:-1])
+    has_means = isinstance(term, LogSumExp) and term.mean
+    means = torch.empty_like(rows) if has_means else x.new_empty(scales, *x.shape[:-2], 0)
     return rows, x.new_empty(scales, keys), means, x.new_empty(residual(sweep, term) if keep else 0)
 
 

@@ -54,12 +54,10 @@ def logsumexp(
         >>> pairwise.logsumexp(torch.eye(3), scale=1.0)
         tensor([0.6931, 0.6931, 0.6931])
     """
-    check_backend(backend)
     stacked = _stacked_scales(scale, x)
     sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part, sets=True)
     rows = _sums(sweep, LogSumExp(stacked), backend).rows
-    rows = rows[:, 0] if x.dim() == 2 else rows
-    return rows if isinstance(scale, tuple) else rows[0]
+    return rows if isinstance(scale, tuple) else rows.squeeze(0)
 
 
 def logsumexp_both(
@@ -88,13 +86,12 @@ def logsumexp_both(
         >>> rows.exp(), columns.exp()
         (tensor([3., 3.]), tensor([2., 2., 2.]))
     """
-    check_backend(backend)
     stacked = _stacked_scales(scale, x)
     if stacked.shape != (1, 1):
         raise ValueError(f"scale must be one number for both directions, got shape {shape(torch.as_tensor(scale))}.")
     sweep = Sweep.of(x, keys, ids, key_ids, both=True, norm_bound=norm_bound, part=part)
     sums = _sums(sweep, LogSumExp(stacked), backend)
-    return sums.rows[0, 0], sums.columns[0]
+    return sums.rows.squeeze(0), sums.columns.squeeze(0)
 
 
 def logsumexp_with_mean(
@@ -137,13 +134,12 @@ def logsumexp_with_mean(
         >>> pairwise.logsumexp_with_mean(torch.eye(2), keys, scale=torch.tensor([100.0, 1.0]))
         (tensor([100.0000,   0.6931]), tensor([1., 0.]))
     """
-    check_backend(backend)
     sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
     if not isinstance(scale, Tensor) or scale.shape != x.shape[:1]:
         given = shape(scale) if isinstance(scale, Tensor) else type(scale).__name__
         raise ValueError(f"scale must be a tensor with one scale per row, ({len(x)},), got {given}.")
     sums = _sums(sweep, LogSumExp(scale.to(sweep.x).contiguous()[None], mean=True), backend)
-    return sums.rows[0, 0], sums.means[0, 0]
+    return sums.rows.squeeze(0), sums.means.squeeze(0)
 
 
 def kernel_sum(
@@ -191,7 +187,6 @@ def kernel_sum(
         >>> pairwise.kernel_sum(torch.eye(3), kernel="riesz", parameter=-2.0)
         tensor([-4., -4., -4.])
     """
-    check_backend(backend)
     sweep = Sweep.of(x, ids=ids, norm_bound=1.01 if unit_rows else torch.inf, part=part, sets=True)
     check_choice("kernel", kernel, KERNEL_NAMES)
     parameter = check_number("parameter", parameter)
@@ -201,13 +196,11 @@ def kernel_sum(
     rounding = max(float(rounding), torch.finfo(x.dtype).eps if half else 0.0)
     if kernel == "gaussian" and unit_rows:
         # exp(-t d2) of unit rows is exp(2 t s) over exp(2 t), and that sum can keep its tiles.
-        logarithms = _sums(sweep, LogSumExp(_stacked_scales(2.0 * parameter, x)), backend).rows[0]
-        sums = (logarithms - 2 * parameter).exp()
-    else:
-        # Equal rows of length 1.001 would be at a squared distance of -0.004 if their length were taken for 1.
-        squared_norms = None if unit_rows and not rounding else sweep.x.square().sum(-1)
-        sums = _sums(sweep, KernelSum(kernel, parameter, squared_norms, rounding), backend).rows[0]
-    return sums[0] if x.dim() == 2 else sums
+        logarithms = _sums(sweep, LogSumExp(_stacked_scales(2.0 * parameter, x)), backend).rows.squeeze(0)
+        return (logarithms - 2 * parameter).exp()
+    # Equal rows of length 1.001 would be at a squared distance of -0.004 if their length were taken for 1.
+    squared_norms = None if unit_rows and not rounding else sweep.x.square().sum(-1)
+    return _sums(sweep, KernelSum(kernel, parameter, squared_norms, rounding), backend).rows.squeeze(0)
 
 
 def square_sum(x: Tensor, keys: Tensor, *, ids: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -293,9 +286,8 @@ def softplus_sum(
         >>> pairwise.softplus_sum(torch.eye(3), scale=1.0)
         tensor([1.3863, 1.3863, 1.3863])
     """
-    check_backend(backend)
     sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
-    return _sums(sweep, Softplus(*_check_affine(scale, bias, sweep.x[0]), uniform), backend).rows[0, 0]
+    return _sums(sweep, Softplus(*_check_affine(scale, bias, sweep.x), uniform), backend).rows.squeeze(0)
 
 
 def softplus_sum_within(
@@ -329,16 +321,15 @@ def softplus_sum_within(
         >>> pairwise.softplus_sum_within(torch.eye(4), ids=torch.tensor([7, 5, 7, 7]), scale=1.0)
         tensor([1.3863, 0.0000, 1.3863, 1.3863])
     """
-    check_backend(backend)
     sweep = Sweep.of(x, ids=ids, counts="equal", norm_bound=norm_bound, part=part)
-    scale, bias = _check_affine(scale, bias, sweep.x[0])
+    scale, bias = _check_affine(scale, bias, sweep.x)
     if backend == "dense":
-        return _sums(sweep, Softplus(scale, bias), backend).rows[0, 0]
+        return _sums(sweep, Softplus(scale, bias), backend).rows.squeeze(0)
     # Side by side, the rows of an id are visited in blocks.
     order = ids.argsort(stable=True)
     there = order.to(x.device)
-    ordered = replace(sweep, x=sweep.x[:, there], ids=ids[order])
-    sums = _sums(ordered, Softplus(scale, bias[there]), backend).rows[0, 0]
+    ordered = replace(sweep, x=sweep.x[there], ids=ids[order])
+    sums = _sums(ordered, Softplus(scale, bias[there]), backend).rows.squeeze(0)
     return sums[there.argsort()]
 
 

@@ -17,7 +17,7 @@ class Sweep:
     """Which pairs are summed over, and what is known about them.
 
     Attributes:
-        x: (G, N, D) rows, in float32 or float64.
+        x: (N, D) rows, or (G, N, D) sets of rows, in float32 or float64.
         keys: (M, D) keys of the one set of rows. None: each set is its own keys, and every pair is visited once.
         ids: (N,) integers. Without keys the default is one id per row, with keys no pair is left out.
         key_ids: (M,) integers, given together with ``ids`` where there are keys.
@@ -77,12 +77,12 @@ class Sweep:
             raise ValueError(f"part must be (number, parts) with 0 <= number < parts, got {part!r}.")
         rows = in_working_precision(x)
         keys = None if keys is None else in_working_precision(keys)
-        return Sweep(rows if x.dim() == 3 else rows[None], keys, ids, key_ids, counts, both, float(norm_bound), part)
+        return Sweep(rows, keys, ids, key_ids, counts, both, float(norm_bound), part)
 
     @property
-    def differentiable(self) -> bool:
-        """Whether rows or keys want a gradient."""
-        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (self.x, self.keys))
+    def sets(self) -> tuple[Tensor, ...]:
+        """The sets of rows, (N, D) each."""
+        return self.x.unbind() if self.x.dim() == 3 else (self.x,)
 
 
 def in_working_precision(x: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class KernelSum:
     Attributes:
         kernel: Name of the kernel.
         parameter: t.
-        squared_norms: (G, N) squared lengths of the rows; None for rows of length 1.
+        squared_norms: (N,) or (G, N) squared lengths of the rows; None for rows of length 1.
         rounding: Relative rounding of the entries of half-precision rows; 0 for others.
     """
 
@@ -155,9 +155,9 @@ class Sums(NamedTuple):
     """What a sweep gives.
 
     Attributes:
-        rows: (K, G, N) sums of the rows; K is 1 unless the term has several scales.
+        rows: (K, N) or (K, G, N) sums of the rows; K is 1 unless the term has several scales.
         columns: (K, M) sums of the keys, if both are wanted, else empty.
-        means: (K, G, N) means of the term that has them, else empty; they carry no gradient.
+        means: As the rows, means of the term that has them, else empty; they carry no gradient.
     """
 
     rows: Tensor
@@ -169,7 +169,7 @@ class Gradients(NamedTuple):
     """Gradients of what a sweep was given; empty where none is needed.
 
     Attributes:
-        x: (G, N, D).
+        x: As the rows.
         keys: (M, D).
         scale: As the scale of the term.
         offset: As the bias or the squared norms of the term.

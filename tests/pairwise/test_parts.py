@@ -91,7 +91,7 @@ def test_each_pair_is_visited_once(size: int, keys: int | None, parts: int) -> N
     seen: set[tuple[int, int]] = set()
     area = 0
     for number in range(parts):
-        part = Tiles(Sweep.of(x, others, part=(number, parts)))
+        part = Tiles(Sweep.of(x, others, part=(number, parts)), x)
         for i, j in part:
             assert (i.start, j.start) not in seen
             seen.add((i.start, j.start))
@@ -105,7 +105,7 @@ def test_parts_are_the_same_work(keys: int | None, parts: int) -> None:
     x, others = torch.empty(4096, 1), None if keys is None else torch.empty(keys, 1)
     work = []
     for number in range(parts):
-        visited = Tiles(Sweep.of(x, others, part=(number, parts)))
+        visited = Tiles(Sweep.of(x, others, part=(number, parts)), x)
         work.append(sum((i.stop - i.start) * (j.stop - j.start) for i, j in visited))
     assert max(work) <= 1.1 * sum(work) / parts
 

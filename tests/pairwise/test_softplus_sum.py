@@ -169,7 +169,7 @@ def test_half_precision_is_computed_in_float32(pairs: str, engine: str, dtype: t
 def visited(ids: Tensor) -> Tensor:
     """How often each pair of rows, of ids in order, is in a visited tile, either way round."""
     seen = torch.zeros(len(ids), len(ids), dtype=torch.int64)
-    grid = Tiles(Sweep.of(torch.zeros(len(ids), 2), ids=ids, counts="equal"))
+    grid = Tiles(Sweep.of(torch.zeros(len(ids), 2), ids=ids, counts="equal"), torch.zeros(len(ids), 2))
     for i, j in grid:
         seen[i, j] += 1
         if grid.mirrored(i, j):
@@ -191,7 +191,7 @@ def test_only_tiles_that_hold_pairs_are_visited(sizes: list[int], monkeypatch: p
 
 def test_of_ids_on_an_accelerator_nothing_is_known() -> None:
     ids = torch.zeros(9, dtype=torch.int64, device="meta")
-    grid = Tiles(Sweep.of(torch.zeros(9, 2), ids=ids, counts="equal"))
+    grid = Tiles(Sweep.of(torch.zeros(9, 2), ids=ids, counts="equal"), torch.zeros(9, 2))
     assert grid._blocks == [(0, 9)]
 
 
@@ -205,4 +205,4 @@ def test_a_sweep_is_bounded_if_no_exponential_overflows() -> None:
         (200.0, -130.0, True),
     ]:
         term = Softplus(torch.tensor(scale), torch.full((5,), bias))
-        assert on_tiles(term, sweep, Tiles(sweep), 0).bounded == bounded
+        assert on_tiles(term, sweep, Tiles(sweep, sweep.x), 0).bounded == bounded

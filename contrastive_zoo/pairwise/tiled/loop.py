@@ -3,6 +3,7 @@
 Shapes: G sets of N rows `x`, M rows `keys`, D features, K scales.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -20,11 +21,10 @@ KEEP_BYTES = 16 * 2**20
 
 def residual(sweep: Sweep, term: Term) -> int:
     """Entries that the forward pass keeps for the backward pass: all tiles, or the gradient itself."""
-    sets, rows, width = sweep.x.shape
     if isinstance(term, Softplus):
         keys = 0 if sweep.keys is None else sweep.keys.numel()
-        return rows * width + keys + 1 + rows if term.uniform else 0
-    numel = sets * tiles_numel(sweep)
+        return sweep.x.numel() + keys + 1 + sweep.x.shape[0] if term.uniform else 0
+    numel = tiles_numel(sweep) * (sweep.x.shape[0] if sweep.x.dim() == 3 else 1)
     keeps = isinstance(term, LogSumExp) and not term.mean and numel * sweep.x.element_size() <= KEEP_BYTES
     return numel if keeps else 0
 
@@ -33,18 +33,21 @@ def forward(sweep: Sweep, term: Term, keep: int) -> tuple[Sums, Tensor]:
     """The sums, and ``keep`` entries for the backward pass."""
     if isinstance(term, Softplus) and keep:
         return _forward_with_gradient(sweep, term)
-    sets = sweep.x.shape[0]
-    kept = scratch.empty(sweep.x, sets, keep // sets)
-    found = []
+    sets = sweep.sets
+    kept = scratch.empty(sweep.x, keep)
+    found, tiles = [], Tiles(sweep, sets[0])
     with without_autocast(sweep.x):
-        for number in range(sets):
-            tiles = Tiles(sweep, number)
+        for number, (x, room) in enumerate(zip(sets, kept.chunk(len(sets)) if keep else [kept] * len(sets), strict=True)):
+            tiles = tiles.of(x)
             on = on_tiles(term, sweep, tiles, number)
-            for i, j, room in _rooms(tiles, kept[number]):
-                on.add(tiles.products(i, j, on.factor, room), i, j)
+            on.start()
+            for i, j, place in _places(tiles, room):
+                on.add(tiles.products(i, j, on.factor, place), i, j)
             found.append(on.sums())
+    if sweep.x.dim() == 2:
+        return found[0], kept
     rows, means = (torch.stack(each, 1) for each in zip(*((sums.rows, sums.means) for sums in found), strict=True))
-    return Sums(rows, found[0].columns, means), kept.view(-1)
+    return Sums(rows, found[0].columns, means), kept
 
 
 def backward(
@@ -52,44 +55,60 @@ def backward(
 ) -> Gradients:
     """Gradients of rows, keys, scale and offset, as far as they are needed, given those of the sums of rows and keys."""
     if isinstance(term, Softplus) and kept.numel():
-        return _kept_gradient(sweep, term, upstream[0], kept)
-    gradients = []
+        return _kept_gradient(sweep, upstream[0], kept)
+    sets = sweep.sets
+    grad_x = sweep.x.new_zeros(sweep.x.shape) if needs[0] or needs[2] or sweep.keys is None else sweep.x.new_empty(0)
+    grad_sets = grad_x.unbind() if grad_x.dim() == 3 else (grad_x,)
+    found, tiles = [], Tiles(sweep, sets[0])
     with without_autocast(sweep.x):
-        for number, tiles_kept in enumerate(kept.chunk(sweep.x.shape[0]) if kept.numel() else [kept] * sweep.x.shape[0]):
-            tiles = Tiles(sweep, number)
+        for number, (x, grad, room) in enumerate(
+            zip(sets, grad_sets, kept.chunk(len(sets)) if kept.numel() else [kept] * len(sets), strict=True)
+        ):
+            tiles = tiles.of(x)
             on = on_tiles(term, sweep, tiles, number)
             on.begin(_upstream_of(sums, upstream, number, tiles, needs[2]))
-            gradient = _Gradient(tiles, needs[0] or needs[2], needs[1])
-            for i, j, room in _rooms(tiles, tiles_kept):
-                tile = tiles.products(i, j, on.factor) if room is None else room
-                gradient.spread(i, j, on.slopes(tile, i, j, added=room is not None))
-            gradients.append(gradient.finished(on))
-    return _together(gradients, term)
+            keys = tiles.keys.new_zeros(tiles.keys.shape if needs[1] and not tiles.symmetric else 0)
+            gradient = _Gradient(tiles, grad, keys)
+            for i, j, place in _places(tiles, room):
+                tile = tiles.products(i, j, on.factor) if place is None else place
+                gradient.spread(i, j, on.slopes(tile, i, j, added=place is not None))
+            found.append(gradient.finished(on))
+    scale, offset = zip(*found, strict=True)
+    by_set = torch.stack(offset) if isinstance(term, KernelSum) and sweep.x.dim() == 3 else offset[0]
+    return Gradients(grad_x, keys, scale[0] if len(sets) == 1 else sum(scale[1:], scale[0]), by_set)
 
 
 def _forward_with_gradient(sweep: Sweep, term: Softplus) -> tuple[Sums, Tensor]:
     """One sweep for both passes, where the upstream gradient is known but for a factor."""
     with without_autocast(sweep.x):
-        tiles = Tiles(sweep)
+        tiles = Tiles(sweep, sweep.x)
         on = on_tiles(term, sweep, tiles, 0)
-        ones, empty = sweep.x.new_ones(1, sweep.x.shape[1]), sweep.x.new_empty(1, 0)
+        ones, empty = sweep.x.new_ones(1, sweep.x.shape[0]), sweep.x.new_empty(1, 0)
+        on.start()
         on.begin(Upstream(Sums(empty, empty, empty), ones, ones, True))
-        gradient = _Gradient(tiles, True, True)
+        kept = sweep.x.new_zeros(residual(sweep, term))
+        of_x, of_keys, of_scale, of_bias = _split(kept, sweep)
+        gradient = _Gradient(tiles, of_x, of_keys)
         for i, j in tiles:
             tile = tiles.products(i, j, on.factor)
             on.add(tile, i, j)
             gradient.spread(i, j, on.slopes(tile, i, j, added=True))
-        sums, gradients = on.sums(), gradient.finished(on)
-    kept = torch.cat([each.flatten() for each in gradients])
-    return Sums(sums.rows[:, None], sums.columns, sums.means[:, None]), kept
+        sums, (scale, bias) = on.sums(), gradient.finished(on)
+        of_scale.copy_(scale)
+        of_bias.copy_(bias)
+    return sums, kept
 
 
-def _kept_gradient(sweep: Sweep, term: Softplus, grad: Tensor, kept: Tensor) -> Gradients:
-    keys = 0 if sweep.keys is None else sweep.keys.numel()
-    factor, parts = _uniform(grad.flatten()), kept.split([sweep.x.numel(), keys, 1, sweep.x.shape[1]])
-    x, of_keys, scale, bias = (part * factor for part in parts)
-    shape = (0,) if sweep.keys is None else sweep.keys.shape
-    return Gradients(x.view(sweep.x.shape), of_keys.view(shape), scale.reshape(()), bias)
+def _split(kept: Tensor, sweep: Sweep) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of rows, keys, scale and bias as parts of one tensor."""
+    keys = (0,) if sweep.keys is None else sweep.keys.shape
+    parts = kept.split([sweep.x.numel(), math.prod(keys), 1, sweep.x.shape[0]])
+    return parts[0].view(sweep.x.shape), parts[1].view(keys), parts[2].view(()), parts[3]
+
+
+def _kept_gradient(sweep: Sweep, grad: Tensor, kept: Tensor) -> Gradients:
+    factor = _uniform(grad.flatten())
+    return Gradients(*(part * factor for part in _split(kept, sweep)))
 
 
 def _uniform(grad: Tensor) -> Tensor:
@@ -102,13 +121,14 @@ def _uniform(grad: Tensor) -> Tensor:
     return torch.where(same, grad[0], torch.nan)
 
 
-def _rooms(tiles: Tiles, kept: Tensor) -> Iterator[tuple[slice, slice, Tensor | None]]:
+def _places(tiles: Tiles, kept: Tensor) -> Iterator[tuple[slice, slice, Tensor | None]]:
     """The tiles, and the place of each among the kept ones, if there are any."""
+    if not kept.numel():
+        for i, j in tiles:
+            yield i, j, None
+        return
     offset = 0
     for i, j in tiles:
-        if not kept.numel():
-            yield i, j, None
-            continue
         height, width = i.stop - i.start, j.stop - j.start
         yield i, j, kept[offset : offset + height * width].view(height, width)
         offset += height * width
@@ -116,40 +136,39 @@ def _rooms(tiles: Tiles, kept: Tensor) -> Iterator[tuple[slice, slice, Tensor | 
 
 def _upstream_of(sums: Sums, upstream: tuple[Tensor, Tensor], number: int, tiles: Tiles, needs_scale: bool) -> Upstream:
     """What concerns one set of rows."""
-    rows, grad_rows = sums.rows[:, number], upstream[0][:, number]
+    rows, means, grad_rows = sums.rows, sums.means, upstream[0]
+    if rows.dim() == 3:
+        rows, means, grad_rows = rows[:, number], means[:, number], grad_rows[:, number]
     columns, grad_columns = (rows, grad_rows) if tiles.symmetric else (sums.columns, upstream[1])
-    return Upstream(Sums(rows, columns, sums.means[:, number]), grad_rows, grad_columns, needs_scale)
+    return Upstream(Sums(rows, columns, means), grad_rows, grad_columns, needs_scale)
 
 
 class _Gradient:
-    """Gradient of one set of rows and of its keys, added up tile by tile; a side that needs none costs no products."""
+    """Gradient of one set of rows and of its keys, added up tile by tile; a side that needs none costs no products.
 
-    def __init__(self, tiles: Tiles, needs_x: bool, needs_keys: bool) -> None:
-        self.tiles = tiles
-        self.x = tiles.x.new_zeros(tiles.x.shape) if needs_x or tiles.symmetric else None
-        self.keys = self.x if tiles.symmetric else tiles.keys.new_zeros(tiles.keys.shape) if needs_keys else None
+    Args:
+        tiles: The tiles.
+        x: Zeros in the shape of the rows, or empty if they need no gradient.
+        keys: The same for the keys; empty where rows are their own keys.
+    """
+
+    def __init__(self, tiles: Tiles, x: Tensor, keys: Tensor) -> None:
+        self.tiles, self.x, self.keys = tiles, x, x if tiles.symmetric else keys
 
     def spread(self, i: slice, j: slice, slopes: Tensor) -> None:
         """Add a tile of derivatives in the similarities."""
-        if self.x is not None:
+        if self.x.numel():
             self.x[i].addmm_(slopes, self.tiles.keys[j])
-        if self.keys is not None and (not self.tiles.symmetric or self.tiles.mirrored(i, j)):
+        if self.keys.numel() and (not self.tiles.symmetric or self.tiles.mirrored(i, j)):
             self.keys[j].addmm_(slopes.T, self.tiles.x[i])
 
-    def finished(self, on: OnTiles) -> Gradients:
-        """The gradient of everything that the sums depend on."""
-        empty = self.tiles.x.new_empty(0)
-        scale, offset = on.gradients(empty if self.x is None else self.x)
-        chain, keys = on.chain(), empty if self.tiles.symmetric or self.keys is None else self.keys
+    def finished(self, on: OnTiles) -> tuple[Tensor, Tensor]:
+        """Complete the gradients of rows and keys; those of scale and offset, empty where there is none."""
+        scale, offset = on.gradients(self.x)
+        chain = on.chain()
         if not isinstance(chain, float) or chain != 1.0:
-            for each in (self.x, keys):
-                if each is not None:
-                    each.mul_(chain)
-        return Gradients(*(empty if each is None else each for each in (self.x, keys, scale, offset)))
-
-
-def _together(gradients: list[Gradients], term: Term) -> Gradients:
-    """Of all sets: rows and squared norms by set, the scale for all."""
-    x, keys, scale, offset = zip(*gradients, strict=True)
-    by_set = torch.stack(offset) if isinstance(term, KernelSum) else offset[0]
-    return Gradients(torch.stack(x), keys[0], sum(scale[1:], scale[0]), by_set)
+            self.x.mul_(chain)
+            if not self.tiles.symmetric:
+                self.keys.mul_(chain)
+        empty = self.x.new_empty
+        return empty(0) if scale is None else scale, empty(0) if offset is None else offset

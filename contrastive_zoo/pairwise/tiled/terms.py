@@ -50,6 +50,9 @@ class OnTiles(Protocol):
 
     factor: float
 
+    def start(self) -> None:
+        """Prepare for `add`."""
+
     def add(self, tile: Tensor, i: slice, j: slice) -> None:
         """Add a tile to the sums. What it leaves in the tile is what `slopes` gets if tiles are kept."""
 
@@ -72,7 +75,8 @@ class OnTiles(Protocol):
 def on_tiles(term: Term, sweep: Sweep, tiles: Tiles, number: int) -> OnTiles:
     """The term on the tiles of set ``number`` of a sweep."""
     if isinstance(term, KernelSum):
-        return Kernels(term, tiles, number)
+        norms = term.squared_norms
+        return Kernels(term, tiles, norms if norms is None or norms.dim() == 1 else norms[number])
     largest = _largest(term.scale, tiles, sweep.norm_bound)
     if isinstance(term, Softplus):
         bias = float(term.bias.max()) if term.bias.is_cpu else torch.inf
@@ -90,7 +94,8 @@ def _largest(scale: Tensor, tiles: Tiles, norm_bound: float) -> float:
     bound = norm_bound * norm_bound
     if norm_bound == torch.inf:
         bound = float(tiles.x.norm(dim=1).max()) * float(tiles.keys.norm(dim=1).max())
-    return float(scale.abs().max()) * bound
+    largest = abs(scale.item()) if scale.numel() == 1 else float(scale.abs().max())
+    return largest * bound
 
 
 class Exponentials:
@@ -99,9 +104,14 @@ class Exponentials:
     def __init__(self, scales: list[float], tiles: Tiles) -> None:
         self.tiles, self.scales, self.single = tiles, scales, len(scales) == 1
         self.factor = scales[0] * LOG2_E if self.single else 1.0
-        self._rows = tiles.x.new_zeros(len(scales), tiles.x.shape[0])
+        self._needs_scale = False
+
+    def start(self) -> None:
+        """See `OnTiles`."""
+        scales, tiles = len(self.scales), self.tiles
+        self._rows = tiles.x.new_zeros(scales, tiles.x.shape[0])
         keys = tiles.keys.shape[0] if tiles.columns else 0
-        self._columns = self._rows if tiles.symmetric else tiles.x.new_zeros(len(scales), keys)
+        self._columns = self._rows if tiles.symmetric else tiles.x.new_zeros(scales, keys)
 
     def add(self, tile: Tensor, i: slice, j: slice) -> None:
         """See `OnTiles`."""
@@ -120,15 +130,16 @@ class Exponentials:
 
     def sums(self) -> Sums:
         """See `OnTiles`."""
-        empty = self._rows.new_empty(len(self.scales), 0)
-        return Sums(self._rows.log_(), empty if self.tiles.symmetric else self._columns.log_(), empty)
+        columns = self._rows.new_empty(len(self.scales), 0) if self.tiles.symmetric else self._columns.log_()
+        return Sums(self._rows.log_(), columns, self._rows.new_empty(len(self.scales), 0))
 
     def begin(self, upstream: Upstream) -> None:
         """See `OnTiles`."""
         sums, self._needs_scale = upstream.sums, upstream.needs_scale
         self._of_rows = _inverse_sum(upstream.rows, sums.rows)
         self._of_columns = self._of_rows if self.tiles.symmetric else _inverse_sum(upstream.columns, sums.columns)
-        self._grad_scale = upstream.rows.new_zeros(len(self.scales), 1)
+        if self._needs_scale:
+            self._grad_scale = upstream.rows.new_zeros(len(self.scales), 1)
 
     def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
         """See `OnTiles`."""
@@ -153,9 +164,9 @@ class Exponentials:
 
     def gradients(self, grad_x: Tensor) -> tuple[Tensor | None, None]:
         """See `OnTiles`."""
-        if self.single and self._needs_scale:
-            return _of_scale(grad_x, self.tiles).reshape(1, 1), None
-        return self._grad_scale, None
+        if not self._needs_scale:
+            return None, None
+        return _of_scale(grad_x, self.tiles).reshape(1, 1) if self.single else self._grad_scale, None
 
 
 def _inverse_sum(grad: Tensor, logsumexp: Tensor) -> Tensor:
@@ -179,10 +190,15 @@ class ScaledExponentials:
     def __init__(self, term: LogSumExp, tiles: Tiles, bounded: bool) -> None:
         self.tiles, self.mean = tiles, term.mean
         self.scale = term.scale.to(tiles.x)
-        shape = (self.scale.shape[0], tiles.x.shape[0])
-        self._rows = _RunningSum(tiles.x.new_zeros(shape), bounded, term.mean)
+        self.bounded = bounded
+
+    def start(self) -> None:
+        """See `OnTiles`."""
+        tiles, scales = self.tiles, self.scale.shape[0]
         keys = tiles.keys.shape[0] if tiles.columns else 0
-        self._columns = self._rows if tiles.symmetric else _RunningSum(tiles.x.new_zeros(shape[0], keys), bounded, False)
+        self._rows = self._columns = _RunningSum(tiles.x.new_zeros(scales, tiles.x.shape[0]), self.bounded, self.mean)
+        if not tiles.symmetric:
+            self._columns = _RunningSum(tiles.x.new_zeros(scales, keys), self.bounded, False)
 
     def _logits(self, tile: Tensor, k: int, side: slice, by_row: bool) -> Tensor:
         """Logits of some rows, which lie along the rows or the columns of a tile."""
@@ -201,8 +217,9 @@ class ScaledExponentials:
 
     def sums(self) -> Sums:
         """See `OnTiles`."""
-        rows, empty = self._rows.result(), self.scale.new_empty(self.scale.shape[0], 0)
-        return Sums(rows, empty if self.tiles.symmetric else self._columns.result(), self._rows.means() if self.mean else empty)
+        rows, scales = self._rows.result(), self.scale.shape[0]
+        columns = self.scale.new_empty(scales, 0) if self.tiles.symmetric else self._columns.result()
+        return Sums(rows, columns, self._rows.means() if self.mean else self.scale.new_empty(scales, 0))
 
     def begin(self, upstream: Upstream) -> None:
         """See `OnTiles`."""
@@ -294,24 +311,31 @@ class Softpluses:
     A finished tile holds powers of 2 of bounded logits, from which the softplus and its slope are cheap, or else the logits.
     """
 
-    factor = 1.0
-
     def __init__(self, term: Softplus, tiles: Tiles, bounded: bool) -> None:
         self.tiles, self.bounded, self.scale = tiles, bounded, term.scale.to(tiles.x)
         base = LOG2_E if bounded else 1.0
-        self._scale, self._bias = self.scale * base, term.bias * base
-        self._sums = tiles.x.new_zeros(tiles.x.shape[0])
+        # A scale on the host goes into the product at no cost; one on an accelerator would have to be waited for.
+        self.factor = term.scale.item() * base if term.scale.is_cpu else 1.0
+        self._scale, self._bias = None if term.scale.is_cpu else self.scale * base, term.bias * base
+
+    def start(self) -> None:
+        """See `OnTiles`."""
+        self._sums = self.tiles.x.new_zeros(self.tiles.x.shape[0])
 
     def _finish(self, tile: Tensor, i: slice, j: slice) -> Tensor:
         """Finish a tile for its rows, in place, and return another one that is finished for its columns."""
         columns = tile
         if self.tiles.mirrored(i, j):
-            columns = torch.addcmul(self._bias[None, j], tile, self._scale, out=self.tiles.scratch(2, *tile.shape))
-            self._finish_side(columns, i, j)
-        self._finish_side(torch.addcmul(self._bias[i, None], tile, self._scale, out=tile), i, j)
+            columns = self.tiles.scratch(2, *tile.shape)
+            self._finish_side(tile, self._bias[None, j], i, j, columns)
+        self._finish_side(tile, self._bias[i, None], i, j, tile)
         return columns
 
-    def _finish_side(self, logits: Tensor, i: slice, j: slice) -> None:
+    def _finish_side(self, tile: Tensor, bias: Tensor, i: slice, j: slice, out: Tensor) -> None:
+        if self._scale is None:
+            logits = torch.add(tile, bias, out=out)
+        else:
+            logits = torch.addcmul(bias, tile, self._scale, out=out)
         if self.bounded:
             self.tiles.exclude(logits.exp2_(), i, j, 0)
         else:
@@ -337,7 +361,7 @@ class Softpluses:
 
     def begin(self, upstream: Upstream) -> None:
         """See `OnTiles`."""
-        self._upstream, self._grad_bias = upstream.rows[0], torch.zeros_like(self._sums)
+        self._upstream, self._grad_bias = upstream.rows[0], upstream.rows.new_zeros(self.tiles.x.shape[0])
 
     def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
         """See `OnTiles`."""
@@ -366,15 +390,17 @@ class Kernels:
 
     factor = -2.0
 
-    def __init__(self, term: KernelSum, tiles: Tiles, number: int) -> None:
-        self.tiles, self.kernel, self.parameter = tiles, get_kernel(term.kernel), term.parameter
-        self.norms = None if term.squared_norms is None else term.squared_norms[number]
+    def __init__(self, term: KernelSum, tiles: Tiles, norms: Tensor | None) -> None:
+        self.tiles, self.kernel, self.parameter, self.norms = tiles, get_kernel(term.kernel), term.parameter, norms
         self._floors: Tensor | float
         if self.norms is None:
             self._floors = distance_floor(term.kernel, tiles.x, term.rounding)
         else:  # halves, of which each pair takes two
             self._floors = distance_floor(term.kernel, tiles.x, term.rounding, self.norms) / 2
-        self._sums = tiles.x.new_zeros(tiles.x.shape[0])
+
+    def start(self) -> None:
+        """See `OnTiles`."""
+        self._sums = self.tiles.x.new_zeros(self.tiles.x.shape[0])
 
     def _distances(self, tile: Tensor, i: slice, j: slice) -> Tensor:
         """Squared distances, in place, off by what rounding does to inner products."""
@@ -401,7 +427,7 @@ class Kernels:
 
     def begin(self, upstream: Upstream) -> None:
         """See `OnTiles`."""
-        self._upstream, self._grad_norms = upstream.rows[0], torch.zeros_like(self._sums)
+        self._upstream, self._grad_norms = upstream.rows[0], upstream.rows.new_zeros(self.tiles.x.shape[0])
 
     def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
         """See `OnTiles`."""

@@ -5,6 +5,7 @@ Shapes: N rows of `x`, M rows of `keys`, D features.
 
 import threading
 from collections.abc import Iterator
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def tile_size(rows: int, columns: int, device: torch.device, symmetric: bool) ->
 
 def tiles_numel(sweep: Sweep) -> int:
     """Entries of all the tiles of one set of rows, of its other parts too."""
-    rows = sweep.x.shape[1]
+    rows = sweep.x.shape[-2]
     if sweep.keys is not None:
         return rows * sweep.keys.shape[0]
     size = tile_size(rows, rows, sweep.x.device, True)
@@ -68,11 +69,11 @@ class Tiles:
 
     Args:
         sweep: The sweep.
-        number: Number of the set of rows.
+        x: (N, D) one of its sets of rows.
     """
 
-    def __init__(self, sweep: Sweep, number: int = 0) -> None:
-        self.x = sweep.x[number]
+    def __init__(self, sweep: Sweep, x: Tensor) -> None:
+        self.x = x
         self.symmetric = sweep.keys is None
         self.keys = self.x if sweep.keys is None else sweep.keys
         self.columns = sweep.both or self.symmetric
@@ -86,6 +87,15 @@ class Tiles:
         self._group = 0 if self._equal else self._group_size()
         self._blocks = self._class_blocks() if self._equal else [(0, self.x.shape[0])]
         self._scratch = _scratch_of(self.x.device)
+
+    def of(self, x: Tensor) -> "Tiles":
+        """The same tiles of another set of rows."""
+        if x is self.x:
+            return self
+        others = copy(self)
+        others.x = x
+        others.keys = x if self.symmetric else self.keys
+        return others
 
     def _group_size(self) -> int:
         """How often each id comes if rows and keys have ids 0, 0, ..., 1, 1, ... on the host, as batches do; else 0."""
@@ -111,6 +121,10 @@ class Tiles:
         return [*blocks, (start, stop)]
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        rows, columns = self.x.shape[0], self.keys.shape[0]
+        if max(rows, columns) <= self.size and self._part[1] == 1 and len(self._blocks) == 1:
+            yield slice(0, rows), slice(0, columns)  # small matrices, where every call counts
+            return
         for low, high in strips(self.x.shape[0], self._part):
             for start, stop in self._blocks:
                 yield from self._tiles_of(max(low, start), min(high, stop), stop)
