@@ -332,10 +332,7 @@ class Softpluses:
         return columns
 
     def _finish_side(self, tile: Tensor, bias: Tensor, i: slice, j: slice, out: Tensor) -> None:
-        if self._scale is None:
-            logits = torch.add(tile, bias, out=out)
-        else:
-            logits = torch.addcmul(bias, tile, self._scale, out=out)
+        logits = torch.add(tile, bias, out=out) if self._scale is None else torch.addcmul(bias, tile, self._scale, out=out)
         if self.bounded:
             self.tiles.exclude(logits.exp2_(), i, j, 0)
         else:
