@@ -1,7 +1,7 @@
 """The sums over pairs that an objective asks for: a backend, rows known to be bounded, and work shared among processes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,8 +28,12 @@ class Pairs:
     backend: str
     unit_rows: bool
     norm_bound: float
-    share: Share = ALONE
-    rounding: float = 0.0
+    share: Share
+    rounding: float
+
+    def with_share(self, share: Share, rounding: float) -> "Pairs":
+        """The same for rows that are shared and rounded in another way."""
+        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, rounding)
 
     def _known(self) -> dict[str, Any]:
         """What the functions of `contrastive_zoo.pairwise` are told besides the rows."""
@@ -129,4 +133,5 @@ class Pairs:
 
         Each process is given its own samples of the batch and a `Pairs` for itself, and gets the results of all.
         """
-        return self.share.on_own_samples(partial(function, replace(self, share=ALONE)), x, ids, scale)
+        alone = self.with_share(ALONE, self.rounding)
+        return self.share.on_own_samples(partial(function, alone), x, ids, scale)

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +30,7 @@ from contrastive_zoo.operators import uncompiled, without_autocast
 from contrastive_zoo.pairwise.backends import check_backend
 from contrastive_zoo.registry import Card, losses
 from contrastive_zoo.sample_ids import all_differ, checksum, regular_ids, sample_ids
-from contrastive_zoo.sharding import Share
+from contrastive_zoo.sharding import ALONE, Share
 from contrastive_zoo.state import Seed, StepCounter
 from contrastive_zoo.temperature import Temperature
 
@@ -99,7 +98,8 @@ class Loss(nn.Module):
         self.validate = validate
         self.on_empty = on_empty
         bound = math.inf if self.normalize == "none" else 1.01  # half-precision rows may be a little longer than 1
-        self._pairs = Pairs(self.backend, self.normalize == "sphere", bound)
+        self._pairs = Pairs(self.backend, self.normalize == "sphere", bound, ALONE, rounding=0.0)
+        self._tables = [(module, name) for module in objective.modules() for name, _ in module.named_buffers(recurse=False)]
         self._seen: dict[str, Any] = {}
         self._warned_of_same_samples = False
 
@@ -228,10 +228,11 @@ class Loss(nn.Module):
                 raise ValueError(f"the learned {learned} of {self.card.name!r} is NaN: training has diverged.")
         if not self.card.stateful or not self.training:
             return
-        for name, buffer in self.objective.named_buffers():
-            if buffer.dtype in HALF:
+        for module, name in self._tables:
+            dtype = getattr(module, name).dtype
+            if dtype in HALF:
                 raise TypeError(
-                    f"the table {name!r} of {self.card.name!r} is in {buffer.dtype}, too coarse for a moving average. "
+                    f"the table {name!r} of {self.card.name!r} is in {dtype}, too coarse for a moving average. "
                     "Something converted it: for FSDP, pass MixedPrecision(buffer_dtype=torch.float32)."
                 )
 
@@ -346,10 +347,10 @@ class Loss(nn.Module):
         if negatives is not None:
             rows, _ = self._rows(negatives.flatten(0, -2), None, operand, "negatives")
             negatives = rows.to(x.dtype).view(negatives.shape)
-        pairs = replace(self._pairs, rounding=torch.finfo(operand).eps) if operand in HALF else self._pairs
+        rounding = torch.finfo(operand).eps if operand in HALF else 0.0
+        share = self._pairs.share
         if meeting is not None:
             x, similarity, index, labels, share = self._gathered(x, similarity, views, index, labels, negatives, meeting)
-            pairs = replace(pairs, share=share)
         index = None if index is None else index.to(torch.int64)
         size = x.shape[0] // views
         distinct = self._all_differ(index)
@@ -363,7 +364,7 @@ class Loss(nn.Module):
             sample_ids=ids,
             views=views,
             pair_similarity=similarity,
-            pairs=pairs,
+            pairs=self._pairs.with_share(share, rounding),
             index=index,
             labels=labels,
             negatives=negatives,

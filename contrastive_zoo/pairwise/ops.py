@@ -1,7 +1,5 @@
 """The public functions: a sweep and a term from what a caller gives, and a backend for them."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -328,7 +326,7 @@ def softplus_sum_within(
     # Side by side, the rows of an id are visited in blocks.
     order = ids.argsort(stable=True)
     there = order.to(x.device)
-    ordered = replace(sweep, x=sweep.x[there], ids=ids[order])
+    ordered = Sweep.of(x[there], ids=ids[order], counts="equal", norm_bound=norm_bound, part=part)
     sums = _sums(ordered, Softplus(scale, bias[there]), backend).rows.squeeze(0)
     return sums[there.argsort()]
 
