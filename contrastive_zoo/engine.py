@@ -31,6 +31,11 @@ class Pairs:
     share: Share
     rounding: float
 
+    @staticmethod
+    def unshared(backend: str, *, unit_rows: bool, norm_bound: float) -> "Pairs":
+        """For rows in full precision that one process has to itself."""
+        return Pairs(backend, unit_rows, norm_bound, ALONE, rounding=0.0)
+
     def with_share(self, share: Share, rounding: float) -> "Pairs":
         """The same for rows that are shared and rounded in another way."""
         return Pairs(self.backend, self.unit_rows, self.norm_bound, share, rounding)

@@ -30,7 +30,7 @@ from contrastive_zoo.operators import uncompiled, without_autocast
 from contrastive_zoo.pairwise.backends import check_backend
 from contrastive_zoo.registry import Card, losses
 from contrastive_zoo.sample_ids import all_differ, checksum, regular_ids, sample_ids
-from contrastive_zoo.sharding import ALONE, Share
+from contrastive_zoo.sharding import Share
 from contrastive_zoo.state import Seed, StepCounter
 from contrastive_zoo.temperature import Temperature
 
@@ -98,7 +98,7 @@ class Loss(nn.Module):
         self.validate = validate
         self.on_empty = on_empty
         bound = math.inf if self.normalize == "none" else 1.01  # half-precision rows may be a little longer than 1
-        self._pairs = Pairs(self.backend, self.normalize == "sphere", bound, ALONE, rounding=0.0)
+        self._pairs = Pairs.unshared(backend, unit_rows=self.normalize == "sphere", norm_bound=bound)
         self._tables = [(module, name) for module in objective.modules() for name, _ in module.named_buffers(recurse=False)]
         self._seen: dict[str, Any] = {}
         self._warned_of_same_samples = False

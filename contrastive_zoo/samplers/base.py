@@ -12,7 +12,6 @@ from contrastive_zoo.encoding import Outside
 from contrastive_zoo.engine import Pairs
 from contrastive_zoo.features import stack_views
 from contrastive_zoo.sample_ids import sample_ids
-from contrastive_zoo.sharding import ALONE
 from contrastive_zoo.state import PreciseModule
 from contrastive_zoo.temperature import Temperature
 
@@ -123,7 +122,7 @@ def _batch_of(z1: Tensor, z2: Tensor, index: Tensor, num_samples: int) -> Batch:
     index = index.to(torch.int64)
     ids = sample_ids(index, num_samples, index.is_cpu)
     outside = Outside(z1.device.type, None, dtype, "sphere", False, False)
-    pairs = Pairs("auto", unit_rows=True, norm_bound=1.01, share=ALONE, rounding=0.0)
+    pairs = Pairs.unshared("auto", unit_rows=True, norm_bound=1.01)
     return Batch(
         x, ids.repeat_interleave(2), ids, views=2, pair_similarity=similarity, pairs=pairs, index=index, encode=outside
     )

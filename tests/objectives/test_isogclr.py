@@ -13,7 +13,6 @@ import contrastive_zoo as zoo
 from contrastive_zoo import Loss
 from contrastive_zoo.batch import Batch
 from contrastive_zoo.engine import Pairs
-from contrastive_zoo.sharding import ALONE
 
 NUM_SAMPLES = 15
 PARAMS: dict[str, dict[str, Any]] = {
@@ -150,7 +149,7 @@ def test_what_is_not_finite_enters_no_table(intra_view: bool, backend: str) -> N
             sample_ids=samples,
             views=2,
             pair_similarity=torch.linalg.vecdot(x[::2], x[1::2])[:, None],
-            pairs=Pairs(backend, True, 1.01, ALONE, rounding=0.0),
+            pairs=Pairs.unshared(backend, unit_rows=True, norm_bound=1.01),
             index=batch.index,
         )
     )

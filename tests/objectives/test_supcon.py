@@ -14,7 +14,6 @@ import contrastive_zoo as zoo
 from contrastive_zoo.batch import Batch
 from contrastive_zoo.engine import Pairs
 from contrastive_zoo.objectives import supcon
-from contrastive_zoo.sharding import ALONE
 
 LABELS = {
     "several": [3, 1, 3, 3, 1, 0, -7],
@@ -34,7 +33,7 @@ def batch_of(views: Sequence[Tensor], labels: list[int], backend: str) -> Batch:
         sample_ids=samples,
         views=len(views),
         pair_similarity=x.new_empty(len(labels), 0),
-        pairs=Pairs(backend, True, 1.01, ALONE, rounding=0.0),
+        pairs=Pairs.unshared(backend, unit_rows=True, norm_bound=1.01),
         labels=torch.tensor(labels),
     )
 
