@@ -15,10 +15,10 @@ from contrastive_zoo.batch_samplers import (
     list_batch_samplers,
     register_batch_sampler,
 )
-from contrastive_zoo.caching import cached_backward, cached_loss
 from contrastive_zoo.datasets import IndexedDataset
+from contrastive_zoo.gradient_caching import cached_backward, cached_loss
 from contrastive_zoo.loss import Loss, describe_loss, get_loss, list_losses, register_loss
-from contrastive_zoo.objective import Objective
+from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.parameters import parameter_groups
 from contrastive_zoo.registry import Card, Range
 from contrastive_zoo.samplers import describe_sampler, get_sampler, list_samplers, register_sampler

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 import contrastive_zoo.objectives  # noqa: F401 - registers the names
-from contrastive_zoo.bounded import within
 from contrastive_zoo.loss import COMMON, Loss, describe_loss, get_loss
-from contrastive_zoo.temperature import HIGHEST, LOWEST
+from contrastive_zoo.state.bounded import within
+from contrastive_zoo.state.temperature import HIGHEST, LOWEST
 
 __all__ = [
     "alignment_uniformity",

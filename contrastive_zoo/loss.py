@@ -9,8 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from contrastive_zoo import processes
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.batch.encoder import Outside
+from contrastive_zoo.batch.features import HALF, stack_views
+from contrastive_zoo.batch.pairs import Pairs
 from contrastive_zoo.checks import (
     INTEGERS,
     check_choice,
@@ -22,17 +24,15 @@ from contrastive_zoo.checks import (
     comparable,
     shape,
 )
-from contrastive_zoo.encoding import Outside
-from contrastive_zoo.engine import Pairs
-from contrastive_zoo.features import HALF, stack_views
-from contrastive_zoo.objective import FunctionObjective, Objective, keyword_parameters
+from contrastive_zoo.objectives.base import FunctionObjective, Objective
 from contrastive_zoo.operators import uncompiled, without_autocast
 from contrastive_zoo.pairwise.backends import check_backend
-from contrastive_zoo.registry import Card, losses
+from contrastive_zoo.processes.gather import Meeting, gather_features, gather_integers, group_size, meet
+from contrastive_zoo.processes.shares import Share
+from contrastive_zoo.registry import Card, keyword_parameters, losses
 from contrastive_zoo.sample_ids import all_differ, checksum, regular_ids, sample_ids
-from contrastive_zoo.sharding import Share
-from contrastive_zoo.state import Seed, StepCounter
-from contrastive_zoo.temperature import Temperature
+from contrastive_zoo.state.modules import Seed, StepCounter
+from contrastive_zoo.state.temperature import Temperature
 
 COMMON = (
     "num_samples",
@@ -196,8 +196,8 @@ class Loss(nn.Module):
             RuntimeError: A loss with state is called by a backward pass, as activation checkpointing would do.
         """
         make = partial(self._checked_batch, z1, z2, index, labels, negatives, negatives_index)
-        several = self.training and processes.group_size(self.gather, self.process_group) > 1
-        batch = uncompiled(processes.meet, self.process_group, make) if several else make(None)
+        several = self.training and group_size(self.gather, self.process_group) > 1
+        batch = uncompiled(meet, self.process_group, make) if several else make(None)
         with without_autocast(batch.x):
             reason = self._nothing_to_contrast(batch)
             if reason:
@@ -253,7 +253,7 @@ class Loss(nn.Module):
         labels: Tensor | None,
         negatives: Tensor | None,
         negatives_index: Tensor | None,
-        meeting: processes.Meeting | None,
+        meeting: Meeting | None,
     ) -> Batch:
         self._refuse_recomputation()
         self._refuse_broken_state()
@@ -340,7 +340,7 @@ class Loss(nn.Module):
         labels: Tensor | None,
         negatives: Tensor | None,
         negatives_index: Tensor | None,
-        meeting: processes.Meeting | None,
+        meeting: Meeting | None,
     ) -> Batch:
         views, operand = 2 if z2 is not None else _number_of_views(z1), outside.operand
         x, similarity = self._rows(z1, z2, operand, "z1" if z2 is None else "z1 or z2")
@@ -410,7 +410,7 @@ class Loss(nn.Module):
         index: Tensor | None,
         labels: Tensor | None,
         negatives: Tensor | None,
-        meeting: processes.Meeting,
+        meeting: Meeting,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Share]:
         """The batches of all processes as one, and what this process has to do; negatives stay where they are."""
         group = meeting.group
@@ -433,8 +433,8 @@ class Loss(nn.Module):
                 stacklevel=2,
             )
         share = Share(tuple(sizes), dist.get_rank(group), group.group_name, x, divided=self.backend != "dense")
-        x, similarity = processes.gather_features([x, similarity], sizes, group)
-        index, labels = processes.gather_integers([index, labels], sizes, x.device, group)
+        x, similarity = gather_features([x, similarity], sizes, group)
+        index, labels = gather_integers([index, labels], sizes, x.device, group)
         return x, similarity, index, labels, share
 
     def _agreement(self) -> dict[str, object]:

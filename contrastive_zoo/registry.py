@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from contrastive_zoo.checks import as_scalar, check_bool, check_name, check_number, check_parameters
-from contrastive_zoo.objective import keyword_parameters
 
 # Numbers beyond these sizes give infinities in float32.
 TINY, HUGE = 1e-30, 1e30
@@ -262,3 +261,16 @@ class Registry:
 losses = Registry("loss", "contrastive_zoo.losses")
 samplers = Registry("sampler", "contrastive_zoo.samplers")
 batch_samplers = Registry("batch sampler", "contrastive_zoo.batch_samplers")
+
+
+def keyword_parameters(build: Callable[..., Any]) -> dict[str, Any]:
+    """Keyword-only parameters of a function or class with their defaults; `inspect.Parameter.empty` without."""
+    try:
+        signature = inspect.signature(build)
+    except ValueError:  # classes written in C have none
+        return {}
+    return {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }

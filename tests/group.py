@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 import contrastive_zoo as zoo
-from contrastive_zoo.objective import FunctionObjective
+from contrastive_zoo.objectives.base import FunctionObjective
 from contrastive_zoo.pairwise.tiled import tiles
 
 try:

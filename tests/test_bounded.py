@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from contrastive_zoo.bounded import within
+from contrastive_zoo.state.bounded import within
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import contrastive_zoo as zoo
-from contrastive_zoo import chunks
+from contrastive_zoo.gradient_caching import chunks
 
 SIZE, WIDTH, CHUNK, HIDDEN = 11, 6, 4, 64
 BOUNDS = [0, 3, 7, 11]  # three chunks of at most four samples, as equal as can be

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import contrastive_zoo as zoo
 from contrastive_zoo import pairwise
-from contrastive_zoo.sharding import Share, joint
+from contrastive_zoo.processes.shares import Share, joint
 
 NAMESPACE = "contrastive_zoo"
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from contrastive_zoo.batch.features import HALF, stack_views
 from contrastive_zoo.checks import check_count, check_features, check_number, check_same
-from contrastive_zoo.features import HALF, stack_views
 from contrastive_zoo.pairwise.kernels import LOG2_E
 
 # Rows that are computed together.

@@ -12,7 +12,7 @@ from contrastive_zoo.batch_samplers.cuts import CutBatches, Partition
 from contrastive_zoo.batch_samplers.graph import unit_rows
 from contrastive_zoo.batch_samplers.passes import several_processes
 from contrastive_zoo.checks import check_features, check_index_range, check_integers, check_same
-from contrastive_zoo.processes import decided_by_first
+from contrastive_zoo.processes.gather import decided_by_first
 
 Given = tuple[Tensor, Tensor, Tensor]
 

@@ -11,7 +11,7 @@ ICML 2020, sec. 4. arXiv:2005.10242
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.logspace import masked_logsumexp
 from contrastive_zoo.pairwise.kernels import rounding_bound
 from contrastive_zoo.registry import POSITIVE, Range, losses

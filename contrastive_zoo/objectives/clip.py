@@ -10,11 +10,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from contrastive_zoo.batch import Batch
-from contrastive_zoo.bounded import within
-from contrastive_zoo.objective import Objective
+from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.objectives.infonce import infonce
 from contrastive_zoo.registry import Range, losses
+from contrastive_zoo.state.bounded import within
 
 
 def _check(*, init_scale: float, max_scale: float) -> None:

@@ -7,7 +7,7 @@ Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, eq. 6. arXiv:2110.06848
 
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.registry import POSITIVE, losses
 
 

@@ -7,7 +7,7 @@ Koromilas et al., "Bridging Mini-Batch and Asymptotic Analysis in Contrastive Le
 
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.registry import losses
 
 

@@ -13,13 +13,13 @@ vs Dimensional-Collapse", 2023. arXiv:2311.05139
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.checks import check_count
 from contrastive_zoo.logspace import log1p_exp, logaddexp
-from contrastive_zoo.objective import Objective
+from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.registry import Range, losses
 from contrastive_zoo.samplers.independent import Rules, independent_negatives
-from contrastive_zoo.state import StepCounter
+from contrastive_zoo.state.modules import StepCounter
 
 PAPER = "Jiang et al., 2023. arXiv:2311.05139"
 EASY = r"\log\Big(1 + \frac{1}{|N(i)|} \sum_{n \in N(i)} e^{s_{in} - s_{ij}}\Big)"

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.logspace import log1p_exp
 from contrastive_zoo.registry import Range, losses
 

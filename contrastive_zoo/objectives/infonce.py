@@ -8,7 +8,7 @@ van den Oord et al., "Representation Learning with Contrastive Predictive Coding
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.logspace import log1p_exp, logaddexp
 from contrastive_zoo.registry import losses
 

@@ -13,10 +13,10 @@ Individualization", ICML 2023, algorithm 1. arXiv:2305.11965
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.objectives.sogclr import Schedule, SogCLR
 from contrastive_zoo.registry import POSITIVE, Range, losses
-from contrastive_zoo.tables import Temperatures, check_natural
+from contrastive_zoo.state.tables import Temperatures, check_natural
 
 
 def _check(*, temperature_min: float, temperature_max: float, **_: object) -> None:

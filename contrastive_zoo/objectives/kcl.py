@@ -8,7 +8,7 @@ Koromilas et al., "Bridging Mini-Batch and Asymptotic Analysis in Contrastive Le
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.checks import check_choice
 from contrastive_zoo.pairwise.kernels import distance_floor, get_kernel
 from contrastive_zoo.registry import Range, losses

@@ -8,7 +8,7 @@ Chen et al., "A Simple Framework for Contrastive Learning of Visual Representati
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.logspace import log1p_exp
 from contrastive_zoo.registry import losses
 

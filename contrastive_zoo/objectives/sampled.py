@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
-from contrastive_zoo.objective import Objective
+from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.registry import losses
 from contrastive_zoo.registry import samplers as registry
 from contrastive_zoo.samplers import NegativeSampler, get_sampler

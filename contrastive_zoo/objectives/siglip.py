@@ -10,12 +10,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from contrastive_zoo.batch import Batch
-from contrastive_zoo.bounded import within
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.checks import check_number
 from contrastive_zoo.logspace import log1p_exp
-from contrastive_zoo.objective import Objective
+from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.registry import POSITIVE, Range, losses
+from contrastive_zoo.state.bounded import within
 
 
 def _check(*, init_scale: float, init_bias: float, max_scale: float) -> None:

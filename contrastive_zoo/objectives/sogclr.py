@@ -15,13 +15,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.checks import check_number
-from contrastive_zoo.objective import Objective
+from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.registry import Range, losses
 from contrastive_zoo.schedules import scheduled_weight
-from contrastive_zoo.state import StepCounter
-from contrastive_zoo.tables import LogAverage
+from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.tables import LogAverage
 
 Schedule = Callable[[Tensor], "Tensor | float"]
 

@@ -11,7 +11,7 @@ arXiv:2106.04156
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.registry import POSITIVE, losses
 
 

@@ -10,7 +10,7 @@ Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, eq. 2. arXiv:200
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.registry import losses
 
 

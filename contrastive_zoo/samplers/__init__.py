@@ -3,8 +3,7 @@
 from typing import Any
 
 from contrastive_zoo.checks import check_count
-from contrastive_zoo.objective import keyword_parameters
-from contrastive_zoo.registry import STATE_PARAMETERS, Card
+from contrastive_zoo.registry import STATE_PARAMETERS, Card, keyword_parameters
 from contrastive_zoo.registry import samplers as registry
 from contrastive_zoo.samplers.base import Negatives, NegativeSampler, WeightedNegatives
 from contrastive_zoo.samplers.chain import ChainSampler

@@ -6,14 +6,14 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.batch.encoder import Outside
+from contrastive_zoo.batch.features import stack_views
+from contrastive_zoo.batch.pairs import Pairs
 from contrastive_zoo.checks import check_features, check_integers, check_same
-from contrastive_zoo.encoding import Outside
-from contrastive_zoo.engine import Pairs
-from contrastive_zoo.features import stack_views
 from contrastive_zoo.sample_ids import sample_ids
-from contrastive_zoo.state import PreciseModule
-from contrastive_zoo.temperature import Temperature
+from contrastive_zoo.state.modules import PreciseModule
+from contrastive_zoo.state.temperature import Temperature
 
 # From (n,) positions in the data set and (n,) views to features (n, D).
 Encode = Callable[[Tensor, Tensor], Tensor]

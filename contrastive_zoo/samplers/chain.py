@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.checks import check_choice, check_count, check_number, shape
 from contrastive_zoo.operators import operator
 from contrastive_zoo.registry import Range, samplers
@@ -30,8 +30,8 @@ from contrastive_zoo.samplers.base import (
 )
 from contrastive_zoo.samplers.mcmc import KeptStates, kept_shares, walk_batch
 from contrastive_zoo.samplers.randomness import generator
-from contrastive_zoo.state import StepCounter
-from contrastive_zoo.tables import EmbeddingTable, LogAverage, check_natural
+from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.tables import EmbeddingTable, LogAverage, check_natural
 
 # Weight of the newest value in the running mean that is reported, as in SogCLR.
 VALUE_WEIGHT = 0.9

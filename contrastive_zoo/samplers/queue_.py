@@ -5,14 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.checks import check_count, check_features, check_integers, shape
 from contrastive_zoo.logspace import logaddexp
 from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import Negatives, NegativeSampler, WeightedNegatives, data_rows, has_negatives
 from contrastive_zoo.samplers.memory import memory_softmax
-from contrastive_zoo.state import PreciseModule
-from contrastive_zoo.tables import EmbeddingTable
+from contrastive_zoo.state.modules import PreciseModule
+from contrastive_zoo.state.tables import EmbeddingTable
 
 
 class FeatureQueue(PreciseModule):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.checks import check_count, shape
 from contrastive_zoo.samplers.base import (
     Encode,
@@ -18,8 +18,8 @@ from contrastive_zoo.samplers.base import (
     encode_rows,
     has_negatives,
 )
-from contrastive_zoo.state import StepCounter
-from contrastive_zoo.tables import EmbeddingTable
+from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.tables import EmbeddingTable
 
 
 class Draws(NamedTuple):

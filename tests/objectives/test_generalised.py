@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 import contrastive_zoo as zoo
-from contrastive_zoo.batch import Batch
+from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.samplers import independent
 from contrastive_zoo.samplers.independent import Rules, independent_negatives
 

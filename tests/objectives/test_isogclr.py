@@ -11,8 +11,8 @@ from tolerances import assert_close
 
 import contrastive_zoo as zoo
 from contrastive_zoo import Loss
-from contrastive_zoo.batch import Batch
-from contrastive_zoo.engine import Pairs
+from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.batch.pairs import Pairs
 
 NUM_SAMPLES = 15
 PARAMS: dict[str, dict[str, Any]] = {

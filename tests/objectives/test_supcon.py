@@ -11,8 +11,8 @@ from tolerances import assert_close
 from torch import Tensor
 
 import contrastive_zoo as zoo
-from contrastive_zoo.batch import Batch
-from contrastive_zoo.engine import Pairs
+from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.batch.pairs import Pairs
 from contrastive_zoo.objectives import supcon
 
 LABELS = {

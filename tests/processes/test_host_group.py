@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from contrastive_zoo import processes
+from contrastive_zoo.processes import gather as processes
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from contrastive_zoo import pairwise
-from contrastive_zoo.sharding import ALONE, Share
+from contrastive_zoo.processes.shares import ALONE, Share
 
 Scales = float | Tensor | tuple[float | Tensor, ...]
 

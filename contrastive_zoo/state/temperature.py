@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contrastive_zoo.bounded import within
 from contrastive_zoo.checks import check_number, shape
-from contrastive_zoo.state import at_least_float32
+from contrastive_zoo.state.bounded import within
+from contrastive_zoo.state.modules import at_least_float32
 
 # A learned temperature stays in this interval: at its ends, no gradient leads further out.
 LOWEST, HIGHEST = 0.001, 10.0

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from contrastive_zoo.checks import check_count, shape
 from contrastive_zoo.operators import operator
-from contrastive_zoo.state import PreciseModule
+from contrastive_zoo.state.modules import PreciseModule
 
 
 @operator("contrastive_zoo::rows_of_table", "(Tensor table, Tensor index) -> Tensor")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from contrastive_zoo.operators import operator, uncompiled
-from contrastive_zoo.processes import device_of_group, gather_features, own_rows
+from contrastive_zoo.processes.gather import device_of_group, gather_features, own_rows
 
 K = TypeVar("K", Tensor, Tensor | None)
 S = TypeVar("S")

@@ -20,8 +20,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.parallel import DistributedDataParallel
 
 from contrastive_zoo.checks import check_count, shape
-from contrastive_zoo.chunks import Chunk, Encoder, RandomState, make_chunks, same_buffers
-from contrastive_zoo.wrappers import expecting_backward, module_of, quiet, through, wrappers_in
+from contrastive_zoo.gradient_caching.chunks import Chunk, Encoder, RandomState, make_chunks, same_buffers
+from contrastive_zoo.gradient_caching.wrappers import expecting_backward, module_of, quiet, through, wrappers_in
 
 
 def cached_loss(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.checks import shape
-from contrastive_zoo.processes import exchange, group_size
-from contrastive_zoo.wrappers import is_sharded, module_of, parts_of
+from contrastive_zoo.gradient_caching.wrappers import is_sharded, module_of, parts_of
+from contrastive_zoo.processes.gather import exchange, group_size
 
 Encoder = Callable[[Any], Tensor]
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from contrastive_zoo.engine import Pairs, Scales
+from contrastive_zoo.batch.pairs import Pairs, Scales
 from contrastive_zoo.logspace import logaddexp, masked_logsumexp
 
 

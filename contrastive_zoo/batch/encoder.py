@@ -7,16 +7,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from contrastive_zoo import processes
+from contrastive_zoo.batch.features import stack_views
 from contrastive_zoo.checks import check_features, shape
-from contrastive_zoo.features import stack_views
 from contrastive_zoo.operators import uncompiled
+from contrastive_zoo.processes.gather import Meeting, gather_features, meet
 
 Encode = Callable[[Tensor, Tensor], Tensor]
 
 
 class Outside(NamedTuple):
-    """What features become rows by, and the autocast state that a user's encoder runs in: see `contrastive_zoo.batch.Encoding`.
+    """What features become rows by, and the autocast state that a user's encoder runs in: see `Encoding`.
 
     Attributes:
         device_type: Of the features.
@@ -61,12 +61,12 @@ class Outside(NamedTuple):
         rank, world = dist.get_rank(group), dist.get_world_size(group)
         own = slice(len(index) * rank // world, len(index) * (rank + 1) // world)
 
-        def make(meeting: processes.Meeting) -> tuple[Tensor, list[int]]:
+        def make(meeting: Meeting) -> tuple[Tensor, list[int]]:
             rows = self._rows(encode, index[own], view[own], like)
             return rows, meeting.sizes(len(rows), {"the number of samples to encode": len(index)})
 
-        rows, sizes = processes.meet(group, make)
-        return processes.gather_features([rows], sizes, group)[0]
+        rows, sizes = meet(group, make)
+        return gather_features([rows], sizes, group)[0]
 
     def _rows(self, encode: Encode, index: Tensor, view: Tensor, like: Tensor) -> Tensor:
         if len(index) == 0:

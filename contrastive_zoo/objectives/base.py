@@ -1,14 +1,13 @@
 """The base of what is minimised: hyperparameters, and state if there is any."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from contrastive_zoo.batch import Batch
-from contrastive_zoo.state import PreciseModule
-from contrastive_zoo.temperature import Temperature, match_shapes
+from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.state.modules import PreciseModule
+from contrastive_zoo.state.temperature import Temperature, match_shapes
 
 
 class Objective(PreciseModule):
@@ -77,16 +76,3 @@ class FunctionObjective(Objective):
         if self._temperature is None:
             return self.function(batch, **self.parameters_given)
         return self.function(batch, temperature=self.temperature, **self.parameters_given)
-
-
-def keyword_parameters(build: Callable[..., Any]) -> dict[str, Any]:
-    """Keyword-only parameters of a function or class with their defaults; `inspect.Parameter.empty` without."""
-    try:
-        signature = inspect.signature(build)
-    except ValueError:  # classes written in C have none
-        return {}
-    return {
-        name: parameter.default
-        for name, parameter in signature.parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
