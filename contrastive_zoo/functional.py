@@ -10,12 +10,14 @@ tensor(0.7918)
 """
 
 import inspect
+from dataclasses import fields
 from typing import Any, Protocol
 
 from torch import Tensor
 
 import contrastive_zoo.objectives  # noqa: F401 - registers the names
-from contrastive_zoo.loss import COMMON, Loss, describe_loss, get_loss
+from contrastive_zoo.batch.options import Options
+from contrastive_zoo.loss import describe_loss, get_loss
 from contrastive_zoo.state.bounded import within
 from contrastive_zoo.state.temperature import HIGHEST, LOWEST
 
@@ -88,8 +90,8 @@ def _functional(name: str) -> FunctionalLoss:
 def _signature(parameters: dict[str, Any]) -> inspect.Signature:
     """z1, z2, what a call takes, the objective's parameters, and those common to all losses."""
     keyword, positional = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    common = inspect.signature(Loss.__init__).parameters
-    defaults = dict.fromkeys(_CALL) | parameters | {k: common[k].default for k in COMMON if k in common}
+    common = {field.name: field.default for field in fields(Options) if field.name not in ("embedding_dim", "seed")}
+    defaults = dict.fromkeys(_CALL) | parameters | common
     return inspect.Signature(
         [inspect.Parameter("z1", positional), inspect.Parameter("z2", positional, default=None)]
         + [inspect.Parameter(name, keyword, default=default) for name, default in defaults.items()]

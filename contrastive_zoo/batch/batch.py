@@ -7,8 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from contrastive_zoo.batch.pairs import Pairs, Scales
+from contrastive_zoo.batch.pairs import Pairs
 from contrastive_zoo.logspace import logaddexp, masked_logsumexp
+from contrastive_zoo.pairwise.sweep import Scales
 
 
 class Encoding(Protocol):

@@ -8,32 +8,29 @@ import torch.distributed as dist
 from torch import Tensor
 
 from contrastive_zoo.batch.features import stack_views
+from contrastive_zoo.batch.options import Options
 from contrastive_zoo.checks import check_features, shape
 from contrastive_zoo.operators import uncompiled
-from contrastive_zoo.processes.gather import Meeting, gather_features, meet
+from contrastive_zoo.processes.gather import Handshake, gather_features, shake_hands
 
 Encode = Callable[[Tensor, Tensor], Tensor]
 
 
-class Outside(NamedTuple):
-    """What features become rows by, and the autocast state that a user's encoder runs in: see `Encoding`.
+class UserEncoder(NamedTuple):
+    """Calls a user's encoder under the caller's autocast, and makes rows of its features: see `Encoding`.
 
     Attributes:
         device_type: Of the features.
         autocast: Precision of the caller's autocast; None if it is off.
         operand: Precision that rows are rounded to.
-        normalize: As for `stack_views`.
-        validate: As for `stack_views`.
-        second_order: As for `stack_views`.
+        options: Those of the loss.
         group: Processes that encode a part of the samples each; None for this one alone.
     """
 
     device_type: str
     autocast: torch.dtype | None
     operand: torch.dtype
-    normalize: str
-    validate: bool
-    second_order: bool
+    options: Options
     group: dist.ProcessGroup | None = None
 
     def __call__(self, encode: Encode, index: Tensor, view: Tensor, like: Tensor) -> Tensor:
@@ -61,11 +58,11 @@ class Outside(NamedTuple):
         rank, world = dist.get_rank(group), dist.get_world_size(group)
         own = slice(len(index) * rank // world, len(index) * (rank + 1) // world)
 
-        def make(meeting: Meeting) -> tuple[Tensor, list[int]]:
+        def make(handshake: Handshake) -> tuple[Tensor, list[int]]:
             rows = self._rows(encode, index[own], view[own], like)
-            return rows, meeting.sizes(len(rows), {"the number of samples to encode": len(index)})
+            return rows, handshake.sizes(len(rows), {"the number of samples to encode": len(index)})
 
-        rows, sizes = meet(group, make)
+        rows, sizes = shake_hands(group, make)
         return gather_features([rows], sizes, group)[0]
 
     def _rows(self, encode: Encode, index: Tensor, view: Tensor, like: Tensor) -> Tensor:
@@ -81,8 +78,18 @@ class Outside(NamedTuple):
                 f"encode returned {z.shape[1]} features per row but the batch has {like.shape[1]}. "
                 "Give the encoder that the features of the batch come from."
             )
-        name, second_order = "what encode returns", self.second_order
-        rows, _ = stack_views(
-            z, None, self.normalize, self.operand, name=name, validate=self.validate, second_order=second_order
-        )
+        rows, _ = self.normalized(z, None, "what encode returns")
         return rows.to(like)
+
+    def normalized(self, z1: Tensor, z2: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
+        """Rows of features and inner products of pairs: see `stack_views`."""
+        options = self.options
+        return stack_views(
+            z1,
+            z2,
+            str(options.normalize),
+            self.operand,
+            name=name,
+            validate=options.validate,
+            second_order=options.backend == "dense",
+        )

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from contrastive_zoo import pairwise
+from contrastive_zoo.pairwise.sweep import Ids, Scales
 from contrastive_zoo.processes.shares import ALONE, Share
-
-Scales = float | Tensor | tuple[float | Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,7 @@ class Pairs:
         norm_bound: A bound on the length of all rows.
         share: What this process has to do with the work of all.
         rounding: What entries of rows in half precision are rounded to, relative to them; 0 for others.
+        regular: Tensors of ids that are known to be 0, 0, ..., 1, 1, ..., and how often each id comes.
     """
 
     backend: str
@@ -30,19 +30,24 @@ class Pairs:
     norm_bound: float
     share: Share
     rounding: float
+    regular: tuple[tuple[Tensor, int], ...]
 
     @staticmethod
     def unshared(backend: str, *, unit_rows: bool, norm_bound: float) -> "Pairs":
         """For rows in full precision that one process has to itself."""
-        return Pairs(backend, unit_rows, norm_bound, ALONE, rounding=0.0)
+        return Pairs(backend, unit_rows, norm_bound, ALONE, 0.0, ())
 
-    def with_share(self, share: Share, rounding: float) -> "Pairs":
-        """The same for rows that are shared and rounded in another way."""
-        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, rounding)
+    def of_batch(self, share: Share, rounding: float, regular: tuple[tuple[Tensor, int], ...]) -> "Pairs":
+        """The same for the rows of one batch."""
+        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, rounding, regular)
 
-    def _known(self) -> dict[str, Any]:
+    def _known(self, ids: Tensor | None, key_ids: Tensor | None = None) -> dict[str, Any]:
         """What the functions of `contrastive_zoo.pairwise` are told besides the rows."""
-        return {"norm_bound": self.norm_bound, "backend": self.backend, "part": self.share.part}
+        known = {"ids": self._ids(ids), "norm_bound": self.norm_bound, "backend": self.backend, "part": self.share.part}
+        return known if key_ids is None else known | {"key_ids": self._ids(key_ids)}
+
+    def _ids(self, ids: Tensor | None) -> Tensor | Ids | None:
+        return next((Ids(ids, group) for known, group in self.regular if ids is known), ids)
 
     def logsumexp(
         self,
@@ -55,7 +60,7 @@ class Pairs:
     ) -> Tensor:
         """See `contrastive_zoo.pairwise.logsumexp`."""
         x, keys, scale, _ = self.share.enter(x, keys, scale)
-        sums = pairwise.logsumexp(x, keys, scale=scale, ids=ids, key_ids=key_ids, **self._known())
+        sums = pairwise.logsumexp(x, keys, scale=scale, **self._known(ids, key_ids))
         return self.share.leave(sums, log=True)[0]
 
     def logsumexp_both(
@@ -69,7 +74,7 @@ class Pairs:
     ) -> tuple[Tensor, Tensor]:
         """See `contrastive_zoo.pairwise.logsumexp_both`."""
         x, keys, scale, _ = self.share.enter(x, keys, scale)
-        sums = pairwise.logsumexp_both(x, keys, scale=scale, ids=ids, key_ids=key_ids, **self._known())
+        sums = pairwise.logsumexp_both(x, keys, scale=scale, **self._known(ids, key_ids))
         rows, columns = self.share.leave(*sums, log=True)
         return rows, columns
 
@@ -84,7 +89,7 @@ class Pairs:
     ) -> tuple[Tensor, Tensor]:
         """See `contrastive_zoo.pairwise.logsumexp_with_mean`."""
         x, keys, scale, _ = self.share.enter(x, keys, scale)
-        sums, means = pairwise.logsumexp_with_mean(x, keys, scale=scale, ids=ids, key_ids=key_ids, **self._known())
+        sums, means = pairwise.logsumexp_with_mean(x, keys, scale=scale, **self._known(ids, key_ids))
         (whole,) = self.share.leave(sums, log=True)
         return whole, self.share.mean(means, sums, whole)
 
@@ -95,7 +100,7 @@ class Pairs:
             x,
             kernel=kernel,
             parameter=parameter,
-            ids=ids,
+            ids=self._ids(ids),
             unit_rows=self.unit_rows,
             rounding=self.rounding,
             backend=self.backend,
@@ -116,15 +121,13 @@ class Pairs:
     ) -> Tensor:
         """See `contrastive_zoo.pairwise.softplus_sum`."""
         x, keys, scale, bias = self.share.enter(x, keys, scale, bias)
-        sums = pairwise.softplus_sum(
-            x, keys, scale=scale, bias=bias, ids=ids, key_ids=key_ids, uniform=uniform, **self._known()
-        )
+        sums = pairwise.softplus_sum(x, keys, scale=scale, bias=bias, uniform=uniform, **self._known(ids, key_ids))
         return self.share.leave(sums, log=False)[0]
 
     def softplus_sum_within(self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:
         """See `contrastive_zoo.pairwise.softplus_sum_within`."""
         x, _, scale, bias = self.share.enter(x, None, scale, bias)
-        sums = pairwise.softplus_sum_within(x, ids=ids, scale=scale, bias=bias, **self._known())
+        sums = pairwise.softplus_sum_within(x, scale=scale, bias=bias, **self._known(None) | {"ids": ids})
         return self.share.leave(sums, log=False)[0]
 
     def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
@@ -138,5 +141,5 @@ class Pairs:
 
         Each process is given its own samples of the batch and a `Pairs` for itself, and gets the results of all.
         """
-        alone = self.with_share(ALONE, self.rounding)
+        alone = self.of_batch(ALONE, self.rounding, ())
         return self.share.on_own_samples(partial(function, alone), x, ids, scale)

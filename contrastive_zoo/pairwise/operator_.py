@@ -28,7 +28,7 @@ class _Packed(NamedTuple):
         key_ids: Ids of the keys.
         term: Kind of the term and, of a kernel, its name.
         numbers: Bound on norms; parameter and rounding of a kernel.
-        layout: Which pairs count, whether both sides are summed, the part, and a switch of the term.
+        layout: Which pairs count, whether both sides are summed, the part, the group of ids, and a switch of the term.
     """
 
     x: Tensor
@@ -50,12 +50,12 @@ def _packed(sweep: Sweep, term: Term) -> _Packed:
         scale, offset, name, switch = term.scale, term.bias, "softplus", term.uniform
     else:
         offset, name, numbers = term.squared_norms, f"kernel {term.kernel}", [term.parameter, term.rounding]
-    layout = [COUNTS.index(sweep.counts), int(sweep.both), *sweep.part, int(switch)]
+    layout = [COUNTS.index(sweep.counts), int(sweep.both), *sweep.part, sweep.group, int(switch)]
     return _Packed(sweep.x, sweep.keys, scale, offset, sweep.ids, sweep.key_ids, name, [sweep.norm_bound, *numbers], layout)
 
 
 def _unpacked(packed: _Packed) -> tuple[Sweep, Term]:
-    counts, both, part, parts, switch = packed.layout
+    counts, both, part, parts, group, switch = packed.layout
     norm_bound, parameter, rounding = packed.numbers
     sweep = Sweep(
         packed.x,
@@ -66,6 +66,7 @@ def _unpacked(packed: _Packed) -> tuple[Sweep, Term]:
         bool(both),
         norm_bound,
         (part, parts),
+        group,
     )
     if packed.term == "logsumexp":
         return sweep, LogSumExp(packed.scale, bool(switch))

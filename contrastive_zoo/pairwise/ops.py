@@ -8,16 +8,16 @@ from contrastive_zoo.pairwise import squares
 from contrastive_zoo.pairwise.backends import check_backend, choose
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, get_kernel
 from contrastive_zoo.pairwise.operator_ import compute
-from contrastive_zoo.pairwise.sweep import KernelSum, LogSumExp, Softplus, Sums, Sweep, Term, in_working_precision
+from contrastive_zoo.pairwise.sweep import Ids, KernelSum, LogSumExp, Scales, Softplus, Sums, Sweep, Term, in_working_precision
 
 
 def logsumexp(
     x: Tensor,
     keys: Tensor | None = None,
     *,
-    scale: float | Tensor | tuple[float | Tensor, ...],
-    ids: Tensor | None = None,
-    key_ids: Tensor | None = None,
+    scale: Scales,
+    ids: Tensor | Ids | None = None,
+    key_ids: Tensor | Ids | None = None,
     norm_bound: float = torch.inf,
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
@@ -52,9 +52,8 @@ def logsumexp(
         >>> pairwise.logsumexp(torch.eye(3), scale=1.0)
         tensor([0.6931, 0.6931, 0.6931])
     """
-    stacked = _stacked_scales(scale, x)
-    sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part, sets=True)
-    rows = _sums(sweep, LogSumExp(stacked), backend).rows
+    sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
+    rows = _sums(sweep, LogSumExp.of(scale, x), backend).rows
     return rows if isinstance(scale, tuple) else rows.squeeze(0)
 
 
@@ -63,8 +62,8 @@ def logsumexp_both(
     keys: Tensor,
     *,
     scale: float | Tensor,
-    ids: Tensor | None = None,
-    key_ids: Tensor | None = None,
+    ids: Tensor | Ids | None = None,
+    key_ids: Tensor | Ids | None = None,
     norm_bound: float = torch.inf,
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
@@ -84,11 +83,11 @@ def logsumexp_both(
         >>> rows.exp(), columns.exp()
         (tensor([3., 3.]), tensor([2., 2., 2.]))
     """
-    stacked = _stacked_scales(scale, x)
-    if stacked.shape != (1, 1):
-        raise ValueError(f"scale must be one number for both directions, got shape {shape(torch.as_tensor(scale))}.")
     sweep = Sweep.of(x, keys, ids, key_ids, both=True, norm_bound=norm_bound, part=part)
-    sums = _sums(sweep, LogSumExp(stacked), backend)
+    term = LogSumExp.of(scale, x)
+    if term.scale.shape != (1, 1):
+        raise ValueError(f"scale must be one number for both directions, got shape {shape(torch.as_tensor(scale))}.")
+    sums = _sums(sweep, term, backend)
     return sums.rows.squeeze(0), sums.columns.squeeze(0)
 
 
@@ -97,8 +96,8 @@ def logsumexp_with_mean(
     keys: Tensor | None = None,
     *,
     scale: Tensor,
-    ids: Tensor | None = None,
-    key_ids: Tensor | None = None,
+    ids: Tensor | Ids | None = None,
+    key_ids: Tensor | Ids | None = None,
     norm_bound: float = torch.inf,
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
@@ -132,6 +131,7 @@ def logsumexp_with_mean(
         >>> pairwise.logsumexp_with_mean(torch.eye(2), keys, scale=torch.tensor([100.0, 1.0]))
         (tensor([100.0000,   0.6931]), tensor([1., 0.]))
     """
+    check_features("x", x, (2,))
     sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
     if not isinstance(scale, Tensor) or scale.shape != x.shape[:1]:
         given = shape(scale) if isinstance(scale, Tensor) else type(scale).__name__
@@ -145,7 +145,7 @@ def kernel_sum(
     *,
     kernel: str,
     parameter: float,
-    ids: Tensor | None = None,
+    ids: Tensor | Ids | None = None,
     unit_rows: bool = False,
     rounding: float = 0.0,
     backend: str = "auto",
@@ -185,7 +185,7 @@ def kernel_sum(
         >>> pairwise.kernel_sum(torch.eye(3), kernel="riesz", parameter=-2.0)
         tensor([-4., -4., -4.])
     """
-    sweep = Sweep.of(x, ids=ids, norm_bound=1.01 if unit_rows else torch.inf, part=part, sets=True)
+    sweep = Sweep.of(x, ids=ids, norm_bound=1.01 if unit_rows else torch.inf, part=part)
     check_choice("kernel", kernel, KERNEL_NAMES)
     parameter = check_number("parameter", parameter)
     if not get_kernel(kernel).valid(parameter):
@@ -194,7 +194,7 @@ def kernel_sum(
     rounding = max(float(rounding), torch.finfo(x.dtype).eps if half else 0.0)
     if kernel == "gaussian" and unit_rows:
         # exp(-t d2) of unit rows is exp(2 t s) over exp(2 t), and that sum can keep its tiles.
-        logarithms = _sums(sweep, LogSumExp(_stacked_scales(2.0 * parameter, x)), backend).rows.squeeze(0)
+        logarithms = _sums(sweep, LogSumExp.of(2.0 * parameter, x), backend).rows.squeeze(0)
         return (logarithms - 2 * parameter).exp()
     # Equal rows of length 1.001 would be at a squared distance of -0.004 if their length were taken for 1.
     squared_norms = None if unit_rows and not rounding else sweep.x.square().sum(-1)
@@ -245,8 +245,8 @@ def softplus_sum(
     *,
     scale: float | Tensor,
     bias: float | Tensor = 0.0,
-    ids: Tensor | None = None,
-    key_ids: Tensor | None = None,
+    ids: Tensor | Ids | None = None,
+    key_ids: Tensor | Ids | None = None,
     uniform: bool = False,
     norm_bound: float = torch.inf,
     backend: str = "auto",
@@ -284,8 +284,9 @@ def softplus_sum(
         >>> pairwise.softplus_sum(torch.eye(3), scale=1.0)
         tensor([1.3863, 1.3863, 1.3863])
     """
+    check_features("x", x, (2,))
     sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
-    return _sums(sweep, Softplus(*_check_affine(scale, bias, sweep.x), uniform), backend).rows.squeeze(0)
+    return _sums(sweep, Softplus.of(scale, bias, sweep.x, uniform), backend).rows.squeeze(0)
 
 
 def softplus_sum_within(
@@ -319,42 +320,18 @@ def softplus_sum_within(
         >>> pairwise.softplus_sum_within(torch.eye(4), ids=torch.tensor([7, 5, 7, 7]), scale=1.0)
         tensor([1.3863, 0.0000, 1.3863, 1.3863])
     """
+    check_features("x", x, (2,))
     sweep = Sweep.of(x, ids=ids, counts="equal", norm_bound=norm_bound, part=part)
-    scale, bias = _check_affine(scale, bias, sweep.x)
+    term = Softplus.of(scale, bias, sweep.x)
     if backend == "dense":
-        return _sums(sweep, Softplus(scale, bias), backend).rows.squeeze(0)
+        return _sums(sweep, term, backend).rows.squeeze(0)
     # Side by side, the rows of an id are visited in blocks.
     order = ids.argsort(stable=True)
     there = order.to(x.device)
     ordered = Sweep.of(x[there], ids=ids[order], counts="equal", norm_bound=norm_bound, part=part)
-    sums = _sums(ordered, Softplus(scale, bias[there]), backend).rows.squeeze(0)
+    sums = _sums(ordered, Softplus(term.scale, term.bias[there]), backend).rows.squeeze(0)
     return sums[there.argsort()]
 
 
 def _sums(sweep: Sweep, term: Term, backend: str) -> Sums:
     return compute(sweep, term, choose(sweep, term, backend))
-
-
-def _stacked_scales(scale: float | Tensor | tuple[float | Tensor, ...], x: Tensor) -> Tensor:
-    """Scales as (K, 1) or (1, N)."""
-    if isinstance(scale, tuple):
-        for one in scale:
-            if isinstance(one, Tensor) and one.dim():
-                raise ValueError(f"a tuple of scales holds numbers or 0-dim tensors, got one of shape {shape(one)} as scale.")
-        scales = [torch.as_tensor(s, dtype=None if isinstance(s, Tensor) else torch.float64) for s in scale]
-        return torch.stack(scales)[:, None]
-    tensor = scale if isinstance(scale, Tensor) else torch.tensor(check_number("scale", scale), dtype=torch.float64)
-    if tensor.dim() > 1 or (tensor.dim() == 1 and len(tensor) != x.shape[-2]):
-        raise ValueError(f"scale must be a number or hold one per row, ({x.shape[-2]},), got shape {shape(tensor)}.")
-    return tensor[None, :] if tensor.dim() else tensor.reshape(1, 1)
-
-
-def _check_affine(scale: float | Tensor, bias: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale as a 0-dim tensor, bias as (N,)."""
-    scale = torch.as_tensor(scale, dtype=None if isinstance(scale, Tensor) else torch.float64)
-    bias = torch.as_tensor(bias, dtype=None if isinstance(bias, Tensor) else torch.float64)
-    if scale.dim() != 0:
-        raise ValueError(f"scale must be a number or a 0-dim tensor, got shape {shape(scale)}.")
-    if bias.shape not in ((), (len(x),)):
-        raise ValueError(f"bias must be a number or hold one per row, ({len(x)},), got shape {shape(bias)}.")
-    return scale, bias.to(x).expand(len(x))

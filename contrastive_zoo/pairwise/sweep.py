@@ -9,7 +9,21 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from contrastive_zoo.checks import check_device, check_features, check_integers, shape
+from contrastive_zoo.checks import check_device, check_features, check_integers, check_number, shape
+
+Scales = float | Tensor | tuple[float | Tensor, ...]
+
+
+class Ids(NamedTuple):
+    """Ids of rows, and what is known about them.
+
+    Attributes:
+        values: (N,) integers.
+        group: How often each id comes if they are known to be 0, 0, ..., 1, 1, ...; 0 if nobody knows.
+    """
+
+    values: Tensor
+    group: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +39,7 @@ class Sweep:
         both: Whether there are sums for the keys as well.
         norm_bound: A known bound on the length of all rows and keys.
         part: (p, P): only part p of P, from 0, is summed over. The parts are strips of rows, whatever the backend.
+        group: How often each id comes if those of rows and keys are known to be 0, 0, ..., 1, 1, ...; 0 if nobody knows.
     """
 
     x: Tensor
@@ -35,49 +50,40 @@ class Sweep:
     both: bool = False
     norm_bound: float = torch.inf
     part: tuple[int, int] = (0, 1)
+    group: int = 0
 
     @staticmethod
     def of(
         x: Tensor,
         keys: Tensor | None = None,
-        ids: Tensor | None = None,
-        key_ids: Tensor | None = None,
+        ids: Tensor | Ids | None = None,
+        key_ids: Tensor | Ids | None = None,
         *,
         counts: Literal["different", "equal"] = "different",
         both: bool = False,
         norm_bound: float = torch.inf,
         part: tuple[int, int] = (0, 1),
-        sets: bool = False,
     ) -> "Sweep":
-        """A sweep over checked rows, half precision converted to float32.
-
-        Args:
-            x: (N, D), or (G, N, D) if ``sets``.
-            keys: As in the class, as are the others.
-            ids: See there.
-            key_ids: See there.
-            counts: See there.
-            both: See there.
-            norm_bound: See there.
-            part: See there.
-            sets: Whether several sets of rows are allowed.
+        """A sweep over checked rows, half precision converted to float32; arguments as in the class.
 
         Raises:
             ValueError: Shapes, devices or the part do not fit.
             TypeError: A dtype is wrong.
         """
-        check_features("x", x, (2, 3) if sets and keys is None else (2,))
+        check_features("x", x, (2, 3) if keys is None else (2,))
+        ids, group = ids if isinstance(ids, Ids) else (ids, 0)
+        key_ids, of_keys = key_ids if isinstance(key_ids, Ids) else (key_ids, 0 if keys is not None else group)
         if ids is not None:
             check_integers("ids", ids, x.shape[-2])
-        if keys is None and key_ids is not None:
-            raise ValueError("key_ids was given without keys: rows that are their own keys have ids only.")
         if keys is not None:
             _check_keys(x, keys, ids, key_ids)
+        elif key_ids is not None:
+            raise ValueError("key_ids was given without keys: rows that are their own keys have ids only.")
         if not 0 <= part[0] < part[1]:
             raise ValueError(f"part must be (number, parts) with 0 <= number < parts, got {part!r}.")
         rows = in_working_precision(x)
         keys = None if keys is None else in_working_precision(keys)
-        return Sweep(rows, keys, ids, key_ids, counts, both, float(norm_bound), part)
+        return Sweep(rows, keys, ids, key_ids, counts, both, float(norm_bound), part, group if of_keys == group else 0)
 
     @property
     def sets(self) -> tuple[Tensor, ...]:
@@ -115,6 +121,20 @@ class LogSumExp:
     scale: Tensor
     mean: bool = False
 
+    @staticmethod
+    def of(scale: Scales, x: Tensor) -> "LogSumExp":
+        """From a number, a tensor of one scale or of one per row of ``x``, or a tuple of scales for all rows.
+
+        Raises:
+            TypeError: A scale is neither a number nor a tensor.
+            ValueError: A shape does not fit.
+        """
+        if isinstance(scale, tuple):
+            return LogSumExp(torch.stack([_as_scalar("a scale of a tuple", each) for each in scale])[:, None])
+        if isinstance(scale, Tensor) and scale.dim() == 1 and len(scale) == x.shape[-2]:
+            return LogSumExp(scale[None])
+        return LogSumExp(_as_scalar("scale", scale, f"a number or hold one per row, ({x.shape[-2]},)").reshape(1, 1))
+
 
 @dataclass(frozen=True, eq=False)
 class Softplus:
@@ -129,6 +149,18 @@ class Softplus:
     scale: Tensor
     bias: Tensor
     uniform: bool = False
+
+    @staticmethod
+    def of(scale: float | Tensor, bias: float | Tensor, x: Tensor, uniform: bool = False) -> "Softplus":
+        """From a scale, and a bias for all rows of ``x`` or one per row.
+
+        Raises:
+            TypeError: An argument is neither a number nor a tensor.
+            ValueError: A shape does not fit.
+        """
+        if not isinstance(bias, Tensor) or bias.shape != (len(x),):
+            bias = _as_scalar("bias", bias, f"a number or hold one per row, ({len(x)},)")
+        return Softplus(_as_scalar("scale", scale), bias.to(x).expand(len(x)), uniform)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +178,14 @@ class KernelSum:
     parameter: float
     squared_norms: Tensor | None
     rounding: float = 0.0
+
+
+def _as_scalar(argument: str, value: float | Tensor, wanted: str = "a number or a 0-dim tensor") -> Tensor:
+    """A number or a 0-dim tensor as a tensor; numbers in float64."""
+    tensor = value if isinstance(value, Tensor) else torch.tensor(check_number(argument, value), dtype=torch.float64)
+    if tensor.dim():
+        raise ValueError(f"{argument} must be {wanted}, got shape {shape(tensor)}.")
+    return tensor
 
 
 Term = LogSumExp | Softplus | KernelSum

@@ -58,8 +58,8 @@ def exchange(numbers: Sequence[int], group: dist.ProcessGroup | None) -> list[li
 FAILED = -1
 
 
-class Meeting:
-    """Where processes come together before they exchange features: all of them have batches that fit, or all of them raise.
+class Handshake:
+    """What processes exchange before features: either all of them have batches that fit, or all of them raise.
 
     Nothing here waits for an accelerator.
 
@@ -68,13 +68,13 @@ class Meeting:
 
     Attributes:
         group: The processes.
-        held: Whether they have come together.
+        done: Whether the processes have exchanged anything.
         same: Ranks that brought the same checksum.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
-        self.held = False
+        self.done = False
         self.same: list[int] = []
 
     def sizes(self, size: int, call: dict[str, object], checksum: int = -1) -> list[int]:
@@ -96,14 +96,14 @@ class Meeting:
         return sizes
 
     def miss(self, error: Exception) -> None:
-        """Tell the others, unless they have met already, that this process raises an error instead of coming."""
-        if not self.held:
+        """Tell the others, unless the handshake is over, that this process raises an error."""
+        if not self.done:
             self._exchange(FAILED, 0, -1)
             self._said(f"{type(error).__name__}: {error}")
 
     def _exchange(self, *numbers: int) -> list[list[int]]:
         """Each of the numbers by process."""
-        self.held = True
+        self.done = True
         return exchange(numbers, self.group)
 
     def _said(self, words: object) -> dict[int, Any]:
@@ -126,15 +126,15 @@ class Meeting:
         raise AssertionError("the processes agree after all")
 
 
-def meet(group: dist.ProcessGroup | None, make: Callable[[Meeting], T]) -> T:
-    """What ``make(meeting)`` returns, in all processes of the group; if it raises before they have met, in all of them."""
+def shake_hands(group: dist.ProcessGroup | None, make: Callable[[Handshake], T]) -> T:
+    """What ``make(handshake)`` returns, in all processes of the group; if it raises before the handshake, in all of them."""
     whole = dist.group.WORLD if group is None else group
     assert whole is not None
-    meeting = Meeting(whole)
+    handshake = Handshake(whole)
     try:
-        return make(meeting)
+        return make(handshake)
     except Exception as error:
-        meeting.miss(error)
+        handshake.miss(error)
         raise
 
 

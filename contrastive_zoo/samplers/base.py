@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.batch.batch import Batch
-from contrastive_zoo.batch.encoder import Outside
+from contrastive_zoo.batch.encoder import UserEncoder
 from contrastive_zoo.batch.features import stack_views
+from contrastive_zoo.batch.options import Options
 from contrastive_zoo.batch.pairs import Pairs
+from contrastive_zoo.batch.samples import sample_ids
 from contrastive_zoo.checks import check_features, check_integers, check_same
-from contrastive_zoo.sample_ids import sample_ids
 from contrastive_zoo.state.modules import PreciseModule
 from contrastive_zoo.state.temperature import Temperature
 
@@ -121,7 +122,7 @@ def _batch_of(z1: Tensor, z2: Tensor, index: Tensor, num_samples: int) -> Batch:
     x, similarity = stack_views(z1, z2, "sphere", dtype, name="z1 or z2", validate=False, second_order=False)
     index = index.to(torch.int64)
     ids = sample_ids(index, num_samples, index.is_cpu)
-    outside = Outside(z1.device.type, None, dtype, "sphere", False, False)
+    outside = UserEncoder(z1.device.type, None, dtype, Options())
     pairs = Pairs.unshared("auto", unit_rows=True, norm_bound=1.01)
     return Batch(
         x, ids.repeat_interleave(2), ids, views=2, pair_similarity=similarity, pairs=pairs, index=index, encode=outside

@@ -29,7 +29,7 @@ def one_view(x: Tensor, labels: Tensor, loss_fn: zoo.Loss) -> Batch:
     """Rows by themselves, those of one label as if of one sample."""
     none = x.new_empty(len(x), 0)
     samples = torch.arange(len(x))
-    return Batch(x=x, ids=labels, sample_ids=samples, views=1, pair_similarity=none, pairs=loss_fn._pairs, labels=labels)
+    return Batch(x=x, ids=labels, sample_ids=samples, views=1, pair_similarity=none, pairs=loss_fn._maker.pairs, labels=labels)
 
 
 class Golden:

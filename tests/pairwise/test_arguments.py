@@ -112,7 +112,7 @@ def test_an_explicit_backend_is_kept_and_auto_is_tiled() -> None:
 @pytest.mark.parametrize(
     ("error", "message", "scale"),
     [
-        (ValueError, r"a tuple of scales holds numbers or 0-dim tensors, got one of shape \(4,\)", (torch.ones(4), 1.0)),
+        (ValueError, r"a scale of a tuple must be a number or a 0-dim tensor, got shape \(4,\)", (torch.ones(4), 1.0)),
         (ValueError, "scale must be a finite number .* got nan", float("nan")),
         (TypeError, "scale must be a number, got None", None),
     ],

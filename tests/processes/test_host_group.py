@@ -34,4 +34,4 @@ def test_a_group_of_accelerators_gets_one_host_group(monkeypatch: pytest.MonkeyP
     assert made is not accelerators
     assert dist.get_backend(made) == "gloo"
     assert processes.host_group(accelerators) is made
-    assert processes.meet(accelerators, lambda meeting: meeting.sizes(3, {})) == [3]
+    assert processes.shake_hands(accelerators, lambda handshake: handshake.sizes(3, {})) == [3]

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.pairwise.sweep import Sweep
-from contrastive_zoo.sample_ids import regular_ids
 
 # On a CPU a float32 tile and one buffer beside it (1 MiB each) stay in the cache of two cores; a matrix of few tiles is better
 # off as a single one, unless that forgoes its symmetry. Accelerators want more work per launch.
@@ -80,11 +79,14 @@ class Tiles:
         self.size = tile_size(self.x.shape[0], self.keys.shape[0], self.x.device, self.symmetric)
         self._part, self._equal = sweep.part, sweep.counts == "equal"
         ids, key_ids = sweep.ids, sweep.key_ids
+        group = sweep.group
+        if self.symmetric and ids is None:
+            ids, group = torch.arange(self.x.shape[0]), 1
         if self.symmetric:
-            ids = key_ids = regular_ids(self.x.shape[0], 1) if ids is None else ids
+            key_ids = ids
         self.ids = ids if key_ids is not None else None
         self.key_ids = key_ids if ids is not None else None
-        self._group = 0 if self._equal else self._group_size()
+        self._group = 0 if self._equal else self._group_size(group)
         self._blocks = self._class_blocks() if self._equal else [(0, self.x.shape[0])]
         self._scratch = _scratch_of(self.x.device)
 
@@ -97,16 +99,16 @@ class Tiles:
         others.keys = x if self.symmetric else self.keys
         return others
 
-    def _group_size(self) -> int:
+    def _group_size(self, known: int) -> int:
         """How often each id comes if rows and keys have ids 0, 0, ..., 1, 1, ... on the host, as batches do; else 0."""
         if self.ids is None or self.key_ids is None or not self.ids.is_cpu or not self.key_ids.is_cpu or not self.x.is_cpu:
             return 0
         rows = self.ids.shape[0]
-        group = 2 if self.ids is regular_ids(rows, 2) else rows // max(int(self.ids[-1]) + 1, 1)
+        group = known or rows // max(int(self.ids[-1]) + 1, 1)
         if group == 0 or self.size % group or GRAIN % group or rows % group:
             return 0
-        regular = regular_ids(rows, group)
-        return group if all(ids is regular or torch.equal(ids, regular) for ids in (self.ids, self.key_ids)) else 0
+        regular = None if known else torch.arange(rows) // group
+        return group if regular is None or all(torch.equal(ids, regular) for ids in (self.ids, self.key_ids)) else 0
 
     def _class_blocks(self) -> list[tuple[int, int]]:
         """First and last row of each block of classes; small classes share one of at most a quarter of a tile."""

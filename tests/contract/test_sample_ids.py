@@ -3,7 +3,7 @@
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from contrastive_zoo.sample_ids import all_differ, regular_ids
+from contrastive_zoo.batch.samples import all_differ, regular_ids
 
 
 def test_regular_ids_are_on_the_host_whatever_the_default_device() -> None:

@@ -1,0 +1,150 @@
+"""From what a loss is called with to the batch that its objective sees."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.batch.call import Call
+from contrastive_zoo.batch.encoder import UserEncoder
+from contrastive_zoo.batch.features import HALF
+from contrastive_zoo.batch.options import Options
+from contrastive_zoo.batch.pairs import Pairs
+from contrastive_zoo.batch.samples import all_differ, checksum, regular_ids, sample_ids
+from contrastive_zoo.operators import without_autocast
+from contrastive_zoo.processes.gather import Handshake, gather_features, gather_integers
+from contrastive_zoo.processes.shares import ALONE, Share
+
+
+class _Rows(NamedTuple):
+    """Rows of samples, and what is known of the samples; of one process or of all.
+
+    Attributes:
+        x: (B * V, D) normalised rows.
+        similarity: (B, 1) inner products of two views, or (B, 0).
+        positions: (B,) positions in the dataset.
+        labels: (B,) labels.
+        share: What this process computes of the sums over all pairs.
+    """
+
+    x: Tensor
+    similarity: Tensor
+    positions: Tensor | None
+    labels: Tensor | None
+    share: Share
+
+
+class BatchMaker:
+    """Makes the batches of one loss.
+
+    Args:
+        options: Those of the loss.
+        needs_index: Whether the objective needs positions in the dataset.
+    """
+
+    def __init__(self, options: Options, needs_index: bool) -> None:
+        self.options = options
+        # What positions in the dataset must be less than; -1 if nobody knows.
+        self.positions = options.num_samples if needs_index and options.num_samples is not None else -1
+        self.pairs = Pairs.unshared(options.backend, unit_rows=options.normalize == "sphere", norm_bound=options.norm_bound)
+
+    def make(
+        self, call: Call, training: bool, handshake: Handshake | None = None, agreement: Callable[[], dict[str, object]] = dict
+    ) -> Batch:
+        """The batch of a call, or of the calls of all processes.
+
+        Args:
+            call: What the loss was called with.
+            training: Whether the loss is in training mode.
+            handshake: With the processes whose batches are put together, if there are several.
+            agreement: What all of them must have alike, asked for once they exchange it.
+
+        Raises:
+            ValueError: A value is NaN or infinite, or the processes disagree.
+            IndexError: A position is outside the dataset.
+        """
+        operand, device_type = call.operand(), call.z1.device.type
+        autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+        group = None if handshake is None else handshake.group
+        encoder = UserEncoder(device_type, autocast, operand, self.options, group)
+        with without_autocast(call.z1):
+            rows, negatives = self._own_rows(call, encoder)
+            if handshake is not None:
+                rows = self._gathered(rows, call, handshake, agreement())
+            return self._batch(rows, call, negatives, encoder, training)
+
+    @staticmethod
+    def _own_rows(call: Call, encoder: UserEncoder) -> tuple[_Rows, Tensor | None]:
+        """The rows of this process, and its extra keys."""
+        x, similarity = encoder.normalized(call.z1, call.z2, call.names)
+        rows = _Rows(x, similarity, call.index, call.labels, ALONE)
+        if call.negatives is None:
+            return rows, None
+        keys, _ = encoder.normalized(call.negatives.flatten(0, -2), None, "negatives")
+        return rows, keys.to(x.dtype).view(call.negatives.shape)
+
+    def _batch(self, rows: _Rows, call: Call, negatives: Tensor | None, encoder: UserEncoder, training: bool) -> Batch:
+        index = None if rows.positions is None else rows.positions.to(torch.int64)
+        size = rows.x.shape[0] // call.views
+        distinct = self._all_differ(index)
+        ids, row_ids = self._ids(index, size, call.views, distinct)
+        rounding = torch.finfo(encoder.operand).eps if encoder.operand in HALF else 0.0
+        return Batch(
+            x=rows.x,
+            ids=row_ids,
+            sample_ids=ids,
+            views=call.views,
+            pair_similarity=rows.similarity,
+            pairs=self.pairs.of_batch(rows.share, rounding, ((row_ids, call.views), (ids, 1)) if distinct else ()),
+            index=index,
+            labels=rows.labels,
+            negatives=negatives,
+            negatives_ids=None if negatives is None else _negatives_ids(negatives, call.negatives_index, index, ids),
+            training=training,
+            encode=encoder,
+            uniform=self.options.reduction != "none",
+            complete=distinct and size > 1,
+        )
+
+    def _all_differ(self, index: Tensor | None) -> bool:
+        """Whether all samples of the batch are known to differ, without waiting for an accelerator."""
+        readable = index is not None and index.is_cpu and not torch.compiler.is_compiling()
+        return index is None or (readable and all_differ(index, self.positions))
+
+    def _ids(self, index: Tensor | None, size: int, views: int, distinct: bool) -> tuple[Tensor, Tensor]:
+        """Batch position of the first row of the same sample: of samples (B,) and of rows (B * V,)."""
+        if distinct and not torch.compiler.is_compiling():
+            return regular_ids(size, 1), regular_ids(size * views, views)
+        ids = torch.arange(size) if index is None else sample_ids(index, self.positions, index.is_cpu or self.options.validate)
+        return ids, ids.repeat_interleave(views)
+
+    def _gathered(self, rows: _Rows, call: Call, handshake: Handshake, agreement: dict[str, object]) -> _Rows:
+        """The rows of all processes; extra keys stay with the process that was given them."""
+        group, x = handshake.group, rows.x
+        alike = agreement | {
+            "the number of views": call.views,
+            "the number of features per row": x.shape[1],
+            "the precision of the features": x.dtype,
+            "whether features want a gradient": torch.is_grad_enabled() and x.requires_grad,
+            "whether index is given": rows.positions is not None,
+            "whether labels are given": rows.labels is not None,
+            "whether negatives are given": call.negatives is not None,
+        }
+        sizes = handshake.sizes(x.shape[0] // call.views, alike, checksum(rows.positions))
+        share = Share(tuple(sizes), dist.get_rank(group), group.group_name, x, divided=self.options.backend != "dense")
+        x, similarity = gather_features([x, rows.similarity], sizes, group)
+        index, labels = gather_integers([rows.positions, rows.labels], sizes, x.device, group)
+        return _Rows(x, similarity, index, labels, share)
+
+
+def _negatives_ids(negatives: Tensor, positions: Tensor | None, index: Tensor | None, ids: Tensor) -> Tensor:
+    """Ids of the extra keys in the numbering of the batch; -1 for samples that are not in it."""
+    if positions is None or index is None:
+        return torch.full(negatives.shape[:-1], -1, dtype=torch.int64)
+    wanted = positions.to(index)
+    ordered, order = index.sort(stable=True)
+    place = torch.searchsorted(ordered, wanted).clamp_max(len(ordered) - 1)
+    return torch.where(ordered[place] == wanted, ids[order[place]], -1)

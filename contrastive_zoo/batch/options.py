@@ -1,0 +1,54 @@
+"""What every loss can be told besides the parameters of its objective."""
+
+from dataclasses import dataclass, fields
+
+import torch.distributed as dist
+
+from contrastive_zoo.checks import check_choice, check_count
+from contrastive_zoo.pairwise.backends import check_backend
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """The parameters that all losses share; `get_loss` says what each means.
+
+    Raises:
+        TypeError: A number is not whole.
+        ValueError: A value is out of range or not among the choices.
+    """
+
+    num_samples: int | None = None
+    normalize: str | bool = "sphere"
+    reduction: str = "mean"
+    backend: str = "auto"
+    gather: str | bool = "auto"
+    process_group: dist.ProcessGroup | None = None
+    embedding_dim: int | None = None
+    seed: int = 0
+    validate: bool = False
+    on_empty: str = "warn"
+
+    def __post_init__(self) -> None:
+        """Check the values, and put each in one form."""
+        check_choice("normalize", self.normalize, (True, False, "sphere", "ball"))
+        check_choice("reduction", self.reduction, ("mean", "sum", "none"))
+        check_backend(self.backend)
+        check_choice("gather", self.gather, ("auto", False))
+        check_choice("validate", self.validate, (True, False))
+        check_choice("on_empty", self.on_empty, ("warn", "error"))
+        one_form: dict[str, object] = {"seed": check_count("seed", self.seed, low=0, high=2**63 - 1)}
+        for name in ("num_samples", "embedding_dim"):
+            value = getattr(self, name)
+            one_form[name] = None if value is None else check_count(name, value)
+        if not isinstance(self.normalize, str):
+            one_form["normalize"] = "sphere" if self.normalize else "none"
+        for name, value in one_form.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def norm_bound(self) -> float:
+        """A bound on the length of all rows."""
+        return float("inf") if self.normalize == "none" else 1.01  # half-precision rows may be a little longer than 1
+
+
+OPTIONS = tuple(field.name for field in fields(Options))

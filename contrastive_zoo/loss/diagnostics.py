@@ -1,0 +1,41 @@
+"""Figures of a batch that has been contrasted, for logs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.batch.pairs import Pairs
+
+
+def constants(batch: Batch) -> dict[str, Any]:
+    """What `figures` needs of a batch, without the graph that its features came with."""
+    for name, figure in batch.diagnostics.items():
+        batch.diagnostics[name] = figure.detach()
+    return {
+        "x": batch.x.detach(),
+        "pair_similarity": batch.pair_similarity.detach(),
+        "ids": batch.ids,
+        "sample_ids": batch.sample_ids,
+        "views": batch.views,
+        "labels": batch.labels,
+        "diagnostics": batch.diagnostics,
+    }
+
+
+def figures(seen: dict[str, Any], pairs: Pairs, *, by_class: bool) -> dict[str, Tensor]:
+    """Mean similarities of positives and of negatives, by sample or by class, and what the objective left; all detached."""
+    batch = Batch(**seen, pairs=pairs)
+    x = batch.x
+    groups = (batch.class_ids().repeat_interleave(batch.views) if by_class else batch.ids).to(x.device)
+    # Sums over pairs are squares of sums over rows.
+    within = x.new_zeros(batch.size, x.shape[1]).index_add_(0, groups, x).square().sum()
+    same = x.new_zeros(batch.size).index_add_(0, groups, torch.ones_like(x[:, 0])).square().sum()
+    found = {"negative_similarity": (x.sum(0).square().sum() - within) / (len(x) ** 2 - same).clamp_min(1)}
+    if by_class:
+        found["positive_similarity"] = (within - x.square().sum()) / (same - len(x)).clamp_min(1)
+    else:
+        found["positive_similarity"] = batch.positive_similarity().mean()
+    found["dropped_anchors"] = x.new_zeros(())
+    return found | batch.diagnostics

@@ -1,0 +1,90 @@
+"""Losses by name."""
+
+from typing import Any
+
+from contrastive_zoo.batch.options import OPTIONS, Options
+from contrastive_zoo.loss.module import Loss
+from contrastive_zoo.objectives.base import FunctionObjective, Objective
+from contrastive_zoo.registry import Card, keyword_parameters, losses
+
+
+def get_loss(name: str, **params: Any) -> Loss:
+    """Make the loss behind a name.
+
+    Args:
+        name: One of `list_losses()`, or an alias.
+        **params: Parameters of the objective (see `describe_loss(name)`) and those common to all:
+            num_samples (size of the data set; ignored by losses without state),
+            normalize ("sphere" = True, "ball" or False),
+            reduction ("mean", "sum" or "none"),
+            backend ("auto", "tiled" or "dense"),
+            gather ("auto": contrast with the batches of all processes; False: only with the own),
+            process_group (None: the default group),
+            embedding_dim (features of an embedding, for losses that keep embeddings; by default those of the first batch or
+            checkpoint, which is too late for distributed checkpoints and averages of models),
+            seed (of methods that draw at random),
+            validate (True: look for bad values on accelerators too, which waits for them),
+            on_empty ("warn" or "error": what to do if a batch has nothing to contrast).
+
+    Returns:
+        A module to call as ``loss_fn(z1, z2, index=..., labels=...)``. What it remembers (tables, draws, temperature) is in its
+        ``state_dict()``. A trainer, such as Lightning's or Hugging Face's, saves that if the loss is a submodule of the model
+        that it trains, and else does not.
+
+    Raises:
+        ValueError: Unknown name, or a value out of range.
+        TypeError: Unknown or missing parameter.
+
+    Examples:
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> loss_fn = zoo.get_loss("ntxent", temperature=0.5)
+        >>> z = torch.eye(4)
+        >>> loss_fn(z, z)
+        tensor(0.5944)
+    """
+    card = losses.card(name)
+    given = losses.parameters(card, params, OPTIONS)
+    options = Options(**{key: value for key, value in params.items() if key in OPTIONS})
+    return Loss(card, _build(card, given, options), given, options)
+
+
+def _build(card: Card, given: dict[str, Any], options: Options) -> Objective:
+    if not isinstance(card.build, type):
+        return FunctionObjective(card.build, given)
+    if card.stateful and options.num_samples is None:
+        raise ValueError(f"{card.name!r} keeps state per sample: pass num_samples=len(dataset).")
+    keeps_embeddings = "embedding_dim" in keyword_parameters(card.build)
+    wanted = {"num_samples": card.stateful, "seed": card.draws, "embedding_dim": keeps_embeddings}
+    objective = card.build(**given, **{name: getattr(options, name) for name, takes in wanted.items() if takes})
+    if not isinstance(objective, Objective):
+        raise TypeError(f"{card.name!r} is registered with {card.build!r}, which is no contrastive_zoo.Objective.")
+    return objective
+
+
+def list_losses() -> list[str]:
+    """Names of all objectives, plugins included.
+
+    Examples:
+        >>> import contrastive_zoo as zoo
+        >>> "ntxent" in zoo.list_losses()
+        True
+    """
+    return losses.names()
+
+
+def describe_loss(name: str) -> Card:
+    """What there is to know about an objective: paper, equation, needs, parameters, scale, differences.
+
+    Raises:
+        ValueError: Unknown name.
+
+    Examples:
+        >>> import contrastive_zoo as zoo
+        >>> zoo.describe_loss("simclr").name
+        'ntxent'
+    """
+    return losses.card(name)
+
+
+register_loss = losses.register

@@ -1,0 +1,66 @@
+"""What would train wrongly without a word: broken state, recomputation, processes whose state differs."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from contrastive_zoo.batch.features import HALF
+from contrastive_zoo.checks import comparable
+from contrastive_zoo.objectives.base import Objective
+from contrastive_zoo.registry import Card
+from contrastive_zoo.state.modules import Seed, StepCounter
+from contrastive_zoo.state.temperature import Temperature
+
+
+def refuse_broken_state(card: Card, objective: Objective, tables: Iterable[tuple[nn.Module, str]]) -> None:
+    """Raise if an optimiser wrote NaN to a parameter, or a wrapper half precision to the ``data`` of a table.
+
+    Args:
+        card: What is known about the objective.
+        objective: The objective.
+        tables: Modules and names of the buffers that this step moves.
+
+    Raises:
+        ValueError: A learned parameter on the CPU is NaN.
+        TypeError: A table is in half precision.
+    """
+    for name, parameter in () if torch.compiler.is_compiling() else objective.named_parameters():
+        if parameter.is_cpu and parameter.numel() == 1 and math.isnan(parameter.item()):
+            learned = name.removeprefix("_").removesuffix(".value")
+            raise ValueError(f"the learned {learned} of {card.name!r} is NaN: training has diverged.")
+    for module, name in tables:
+        dtype = getattr(module, name).dtype
+        if dtype in HALF:
+            raise TypeError(
+                f"the table {name!r} of {card.name!r} is in {dtype}, too coarse for a moving average. "
+                "Something converted it: for FSDP, pass MixedPrecision(buffer_dtype=torch.float32)."
+            )
+
+
+def refuse_recomputation(card: Card) -> None:
+    """Raise in a forward pass that a backward pass repeats, which would move tables and draws on once more.
+
+    Raises:
+        RuntimeError: A backward pass is under way.
+    """
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            f"{card.name!r} keeps state, and a backward pass called it again, as activation checkpointing does: its "
+            "tables would move twice in one step. Checkpoint the encoder only; the loss holds little more than features."
+        )
+
+
+def state_of(objective: Objective) -> dict[str, object]:
+    """The state of an objective that all processes must have alike, by name, as far as the host knows it."""
+    parts = list(objective.modules())
+    held = [part.agreed() for part in parts if isinstance(part, Temperature)]
+    return {
+        "temperature": held[0] if held else None,
+        "what is learned": [name for name, parameter in objective.named_parameters() if parameter.requires_grad],
+        **{f"the shape of {name}": list(buffer.shape) for name, buffer in objective.named_buffers()},
+        "seed": [part.value for part in parts if isinstance(part, Seed)],
+        "the number of steps so far": [part.value.item() for part in parts if isinstance(part, StepCounter)],
+        **{name: comparable(value) for name, value in objective.agreement().items()},
+    }

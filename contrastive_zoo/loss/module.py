@@ -1,0 +1,270 @@
+"""The one module around every objective: checks, normalisation, other processes, reduction, diagnostics."""
+
+import warnings
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.batch.call import Call
+from contrastive_zoo.batch.make import BatchMaker
+from contrastive_zoo.batch.options import OPTIONS, Options
+from contrastive_zoo.checks import comparable
+from contrastive_zoo.loss.diagnostics import constants, figures
+from contrastive_zoo.loss.guards import refuse_broken_state, refuse_recomputation, state_of
+from contrastive_zoo.objectives.base import Objective
+from contrastive_zoo.operators import uncompiled, without_autocast
+from contrastive_zoo.processes.gather import Handshake, group_size, shake_hands
+from contrastive_zoo.registry import Card
+
+# Attributes of the objective that are read and set through the loss.
+OF_OBJECTIVE = ("seed", "logit_scale", "logit_bias")
+
+
+class Loss(nn.Module):
+    """A contrastive objective as a module of two feature batches; made by `get_loss`.
+
+    Attributes:
+        card: What `describe_loss` shows.
+        needs: What a call must be given, of {"index", "labels"}.
+        objective: The mathematics, with its parameters and state.
+        settings: Parameters that the objective was made with.
+        options: Parameters that all losses share; each is an attribute of the loss as well.
+
+    Raises:
+        ValueError: The reduction has no meaning for the objective.
+    """
+
+    def __init__(self, card: Card, objective: Objective, settings: dict[str, Any], options: Options) -> None:
+        super().__init__()
+        if options.reduction != "mean" and not card.per_sample:
+            raise ValueError(
+                f"reduction={options.reduction!r} has no meaning for {card.name!r}, which has no value per sample. Use 'mean'."
+            )
+        self.card = card
+        self.objective = objective
+        self.settings = settings
+        self.options = options
+        self._maker = BatchMaker(options, "index" in card.needs)
+        self._tables = [(module, name) for module in objective.modules() for name, _ in module.named_buffers(recurse=False)]
+        self._seen: dict[str, Any] = {}
+        self._warned_of_same_samples = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a call must be given, of {"index", "labels"}."""
+        return self.card.needs
+
+    @property
+    def temperature(self) -> Tensor:
+        """The temperature as a tensor of one entry, or the parameter that was given.
+
+        Assign a number, a tensor or a parameter between steps to change it; a number compiles nothing anew. A learned
+        temperature is a parameter, ``temperature=torch.nn.Parameter(torch.tensor(0.1))``, and counts as the nearest value in
+        [0.001, 10]. A tensor that carries a graph, such as ``1 / logit_scale.exp()``, serves until the next assignment and is
+        not saved.
+        """
+        return self.objective.held_temperature.value
+
+    @property
+    def seed(self) -> int:
+        """Seed of the draws, of objectives that draw; part of the state."""
+        return self.objective.seed
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """Logarithm of the learned inverse temperature, of objectives that have one; of shape () or (1,)."""
+        return self.objective.get_parameter("logit_scale")
+
+    @property
+    def logit_bias(self) -> nn.Parameter:
+        """Learned bias of the logits, of objectives that have one; of shape () or (1,)."""
+        return self.objective.get_parameter("logit_bias")
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "temperature" or name in OF_OBJECTIVE:
+            raise AttributeError(f"{self.card.name!r} has no {name}.")
+        if name in OPTIONS:
+            return getattr(self.options, name)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "temperature":
+            getattr(self, name)  # an objective without it says so
+            self.objective.held_temperature.set(value)
+        elif name in OF_OBJECTIVE:
+            getattr(self, name)
+            setattr(self.objective, name, value)
+        elif name in OPTIONS:
+            raise AttributeError(f"{name} is fixed once a loss is made: make a new one, get_loss(..., {name}={value!r}).")
+        else:
+            super().__setattr__(name, value)
+
+    def reset_parameters(self) -> None:
+        """Restore what the constructor made: tables, counters, seed, temperature and learned scales.
+
+        After ``to_empty``, which leaves the memory of a module made on the meta device unwritten, call this, or load a state.
+
+        Raises:
+            RuntimeError: The temperature is a parameter that was made on the meta device, so its first value is not known.
+        """
+        for module in self.objective.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+
+    def forward(
+        self,
+        z1: Tensor,
+        z2: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        labels: Tensor | None = None,
+        negatives: Tensor | None = None,
+        negatives_index: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            z1: (B, D) features of the first view or modality; any float dtype, not normalised. Or (V, B, D), without z2: the
+                features of V views, more than two where the method allows it. Without z2, where labels make the positives,
+                (B, D) is one view: supcon, scl, hscl.
+            z2: (B, D) features of the second.
+            index: (B,) integers, positions in the data set. Two rows of one sample are not negatives of each other.
+            labels: (B,) integers.
+            negatives: (M, D) extra keys for all anchors, or (B, M, D) extra keys for each.
+            negatives_index: (M,) or (B, M) positions of the extra keys in the data set: none is a negative of itself.
+
+        Returns:
+            One number; (B,) for ``reduction="none"``.
+
+        Raises:
+            TypeError: An argument is no tensor or has the wrong dtype, or one that the method has no use for was given; or a
+                table was converted to half precision.
+            ValueError: Shapes or devices do not fit, something needed is missing, features are NaN or infinite, or there is
+                nothing to contrast and ``on_empty="error"``.
+            IndexError: A position outside the data set.
+            RuntimeError: A loss with state is called by a backward pass, as activation checkpointing would do.
+        """
+        make = partial(self._batch, Call(z1, z2, index, labels, negatives, negatives_index))
+        several = self.training and group_size(self.options.gather, self.options.process_group) > 1
+        batch = uncompiled(shake_hands, self.options.process_group, make) if several else make(None)
+        with without_autocast(batch.x):
+            reason = self._nothing_to_contrast(batch)
+            if reason:
+                return self._empty(batch, reason)
+            values = self.objective(batch)
+            self._seen = constants(batch)
+            return self._reduce(values, batch)
+
+    def _batch(self, call: Call, handshake: Handshake | None) -> Batch:
+        """The batch of a call, after all checks, or of those of all processes."""
+        moves = self.training and (self.card.stateful or self.card.draws)
+        refuse_broken_state(self.card, self.objective, self._tables if self.card.stateful and self.training else [])
+        if moves:
+            refuse_recomputation(self.card)
+        call.check(self.card, self.training)
+        batch = self._maker.make(call, self.training, handshake, self._agreement)
+        if handshake is not None and handshake.same and not self._warned_of_same_samples:
+            self._warned_of_same_samples = True
+            warnings.warn(
+                f"ranks {' and '.join(map(str, handshake.same))} brought the same samples, by index, to {self.card.name!r}, "
+                "and repeat each other's work. Give each rank its own share of the dataset, with a batch sampler of the zoo "
+                "or a DistributedSampler.",
+                stacklevel=2,
+            )
+        return batch
+
+    def _agreement(self) -> dict[str, object]:
+        """What all processes must have alike, as far as the host knows it; errors in here are raised on all of them."""
+        common = {name: getattr(self, name) for name in ("num_samples", "normalize", "reduction", "backend", "on_empty")}
+        given = {name: comparable(value) for name, value in self.settings.items() if name != "temperature"}
+        return {"the name of the loss": self.card.name, **given, **common, **state_of(self.objective)}
+
+    def _nothing_to_contrast(self, batch: Batch) -> str:
+        """Why no anchor has a negative, as far as that is known without waiting for an accelerator."""
+        if batch.negatives is not None:
+            return ""
+        if batch.size == 1:
+            return "the batch holds one sample, which has no negatives"
+        if batch.complete or torch.compiler.is_compiling() or batch.index is None or batch.ids.device.type != "cpu":
+            return ""
+        return "" if bool(batch.sample_ids.any()) else "all rows of the batch are one sample, by index"
+
+    def _empty(self, batch: Batch, reason: str) -> Tensor:
+        message = f"{self.card.name!r} has nothing to contrast: {reason}. The loss is 0 and no table was changed."
+        if self.options.on_empty == "error":
+            raise ValueError(message.replace("The loss is 0 and no", "No") + " Drop such batches, e.g. drop_last=True.")
+        if not torch.compiler.is_compiling():
+            warnings.warn(message, stacklevel=5)  # the line that called this module, past forward and torch's own calls
+        zero = batch.x.view(batch.size, -1).sum(1) * 0
+        for leaf in (*self.objective.parameters(), *([] if batch.negatives is None else [batch.negatives])):
+            zero = zero + 0 * leaf.sum().to(zero)  # all that learns gets a gradient in every step, as DDP wants it
+        return zero if self.options.reduction == "none" else zero.sum()
+
+    def _reduce(self, values: Tensor, batch: Batch) -> Tensor:
+        """Mean over the anchors that have a loss; an anchor without one is marked -inf."""
+        if values.dim() == 0:
+            return values
+        if values.dim() == 1:
+            values = values[:, None]
+        readable = values.is_cpu and not torch.compiler.is_compiling()
+        mean = values.mean()
+        if readable and float(mean.detach()) > -torch.inf:
+            return mean if self.options.reduction == "mean" else self._total(values.mean(1))
+        kept = values != -torch.inf
+        count = kept.sum()
+        batch.diagnostics["dropped_anchors"] = 1 - count / kept.numel()
+        if readable and int(count) == 0:
+            return self._empty(batch, "no anchor has both a positive and a negative")
+        return self._total(torch.where(kept, values, 0).sum(1) * (batch.size / count.clamp_min(1).to(values.dtype)))
+
+    def _total(self, per_sample: Tensor) -> Tensor:
+        if self.options.reduction == "none":
+            return per_sample
+        return per_sample.sum() if self.options.reduction == "sum" else per_sample.mean()
+
+    @property
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Detached figures of the last step, and what the objective adds.
+
+        "positive_similarity" is the mean over the pairs of views of a sample, "negative_similarity" that over the pairs of rows
+        of two samples. Objectives that need labels go by class: over the pairs of different rows of one class, and over those
+        of two classes. Both are 0 if there is no such pair. "dropped_anchors" is the share of anchors that the loss leaves out.
+        """
+        return figures(self._seen, self._maker.pairs, by_class="labels" in self.needs) if self._seen else {}
+
+    def table(self) -> dict[str, Tensor]:
+        """State per sample as CPU tensors in natural units; what each means is in the objective's documentation.
+
+        Raises:
+            TypeError: The objective keeps no state per sample.
+        """
+        table = getattr(self.objective, "table", None)
+        if table is None:
+            raise TypeError(f"{self.card.name!r} keeps no state per sample, so it has no table.")
+        tables: dict[str, Tensor] = table()
+        return tables
+
+    def load_table(self, **tables: Tensor) -> None:
+        """Take over state in the form that `table` returns.
+
+        Raises:
+            TypeError: The objective keeps no state per sample, or a name is not one of its tables.
+            ValueError: A table has another size.
+        """
+        load = getattr(self.objective, "load_table", None)
+        if load is None:
+            raise TypeError(f"{self.card.name!r} keeps no state per sample, so there is no table to load.")
+        load(**tables)
+
+    def extra_repr(self) -> str:
+        """Name and common arguments, for `print`."""
+        shown = (f"{name}={getattr(self, name)!r}" for name in ("normalize", "reduction", "backend"))
+        return ", ".join([repr(self.card.name), *shown])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the last batch behind."""
+        return {**self.__dict__, "_seen": {}}
