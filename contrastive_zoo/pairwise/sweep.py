@@ -133,7 +133,7 @@ class LogSumExp:
             return LogSumExp(torch.stack([_as_scalar("a scale of a tuple", each) for each in scale])[:, None])
         if isinstance(scale, Tensor) and scale.dim() == 1 and len(scale) == x.shape[-2]:
             return LogSumExp(scale[None])
-        return LogSumExp(_as_scalar("scale", scale, f"a number or hold one per row, ({x.shape[-2]},)").reshape(1, 1))
+        return LogSumExp(_as_scalar("scale", scale, x.shape[-2]).reshape(1, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,7 @@ class Softplus:
             ValueError: A shape does not fit.
         """
         if not isinstance(bias, Tensor) or bias.shape != (len(x),):
-            bias = _as_scalar("bias", bias, f"a number or hold one per row, ({len(x)},)")
+            bias = _as_scalar("bias", bias, len(x))
         return Softplus(_as_scalar("scale", scale), bias.to(x).expand(len(x)), uniform)
 
 
@@ -180,10 +180,11 @@ class KernelSum:
     rounding: float = 0.0
 
 
-def _as_scalar(argument: str, value: float | Tensor, wanted: str = "a number or a 0-dim tensor") -> Tensor:
-    """A number or a 0-dim tensor as a tensor; numbers in float64."""
+def _as_scalar(argument: str, value: float | Tensor, rows: int | None = None) -> Tensor:
+    """A number or a 0-dim tensor as a tensor; numbers in float64. ``rows``, for errors: one per row would do as well."""
     tensor = value if isinstance(value, Tensor) else torch.tensor(check_number(argument, value), dtype=torch.float64)
     if tensor.dim():
+        wanted = "a number or a 0-dim tensor" if rows is None else f"a number or hold one per row, ({rows},)"
         raise ValueError(f"{argument} must be {wanted}, got shape {shape(tensor)}.")
     return tensor
 
