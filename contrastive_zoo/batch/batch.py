@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from contrastive_zoo.batch.pairs import Pairs
@@ -72,25 +73,25 @@ class Batch:
 
     def view(self, number: int) -> Tensor:
         """(B, D) rows of one view."""
-        return self.x.view(self.size, self.views, -1)[:, number]
+        return self.by_view()[number]
 
     def each_view(self) -> tuple[Tensor, ...]:
         """(B, D) rows of every view."""
-        return self.x.view(self.size, self.views, -1).unbind(1)
+        return self.by_view().unbind()
 
     def by_view(self) -> Tensor:
         """(V, B, D) the rows of each view as a set of their own."""
-        return self.x.view(self.size, self.views, -1).transpose(0, 1)
+        return rearrange(self.x, "(b v) d -> v b d", v=self.views)
 
     def per_view(self, values: Tensor) -> Tensor:
         """(B * V,) values per row as (B, V)."""
-        return values.view(self.size, self.views)
+        return rearrange(values, "(b v) -> b v", v=self.views)
 
     def positives(self) -> list[Tensor]:
         """Inner product of each row with each of its V - 1 other views, V - 1 tensors (B, V); one (B, 1) for two views."""
         if self.views == 2:
             return [self.pair_similarity]
-        rows = self.x.view(self.size, self.views, -1)
+        rows = rearrange(self.x, "(b v) d -> b v d", v=self.views)
         return [torch.linalg.vecdot(rows, rows.roll(-shift, 1)) for shift in range(1, self.views)]
 
     def positive_similarity(self) -> Tensor:
@@ -107,15 +108,16 @@ class Batch:
 
         (B, V), or (K, B, V) for a tuple of K scales.
         """
-        from_batch = self.pairs.logsumexp(self.x, scale=scale, ids=self.ids).unflatten(-1, (self.size, self.views))
+        sums = self.pairs.logsumexp(self.x, scale=scale, ids=self.ids)
+        from_batch = rearrange(sums, "... (b v) -> ... b v", v=self.views)
         return from_batch if self.negatives is None else logaddexp(from_batch, self.extra_logsumexp(scale))
 
     def extra_logsumexp(self, scale: Scales, views: int | None = None) -> Tensor:
         """The same over the extra keys only, for the first ``views`` views, (B, views) or (K, B, views)."""
 
         def of_samples(pairs: Pairs, x: Tensor, ids: Tensor, scale: Scales) -> Tensor:
-            anchors = x.view(-1, self.views, x.shape[1])[:, :views]
-            sums = self._against_extra_keys(pairs, anchors, ids.view(-1, self.views)[:, :views], scale)
+            anchors = rearrange(x, "(b v) d -> b v d", v=self.views)[:, :views]
+            sums = self._against_extra_keys(pairs, anchors, rearrange(ids, "(b v) -> b v", v=self.views)[:, :views], scale)
             return sums.movedim(-2, 0)
 
         return self.pairs.on_own_samples(of_samples, self.x, self.ids, scale).movedim(0, -2)
