@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastive_zoo.batch.pairs import Pairs
 from contrastive_zoo.logspace import logaddexp, masked_logsumexp
-from contrastive_zoo.pairwise.sweep import Scales
+from contrastive_zoo.pairwise.terms import Scales
 
 
 class Encoding(Protocol):

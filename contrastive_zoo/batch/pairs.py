@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from contrastive_zoo import pairwise
-from contrastive_zoo.pairwise.sweep import Ids, Scales
+from contrastive_zoo.pairwise.sweep import Ids
+from contrastive_zoo.pairwise.terms import Scales
 from contrastive_zoo.processes.shares import ALONE, Share
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from contrastive_zoo.checks import check_choice
 from contrastive_zoo.pairwise import dense
-from contrastive_zoo.pairwise.sweep import Gradients, Sums, Sweep, Term
+from contrastive_zoo.pairwise.sweep import Sweep
+from contrastive_zoo.pairwise.terms import Gradients, Sums, Term
 from contrastive_zoo.pairwise.tiled import loop
 
 Forward = Callable[[Sweep, Term, int], tuple[Sums, Tensor]]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from contrastive_zoo.logspace import log1p_exp, masked_logsumexp
 from contrastive_zoo.pairwise.kernels import distance_floor, get_kernel
-from contrastive_zoo.pairwise.sweep import KernelSum, LogSumExp, Softplus, Sums, Sweep, Term
+from contrastive_zoo.pairwise.sweep import Sweep
+from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Sums, Term
 
 
 def forward(sweep: Sweep, term: Term) -> Sums:

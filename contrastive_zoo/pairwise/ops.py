@@ -8,7 +8,8 @@ from contrastive_zoo.pairwise import squares
 from contrastive_zoo.pairwise.backends import check_backend, choose
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, get_kernel
 from contrastive_zoo.pairwise.operator_ import compute
-from contrastive_zoo.pairwise.sweep import Ids, KernelSum, LogSumExp, Scales, Softplus, Sums, Sweep, Term, in_working_precision
+from contrastive_zoo.pairwise.sweep import Ids, Sweep, in_working_precision
+from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Scales, Softplus, Sums, Term
 
 
 def logsumexp(

@@ -11,7 +11,8 @@ from tolerances import assert_close
 from torch import Tensor
 
 from contrastive_zoo import pairwise
-from contrastive_zoo.pairwise.sweep import Softplus, Sweep
+from contrastive_zoo.pairwise.sweep import Sweep
+from contrastive_zoo.pairwise.terms import Softplus
 from contrastive_zoo.pairwise.tiled import tiles
 from contrastive_zoo.pairwise.tiled.terms import on_tiles
 from contrastive_zoo.pairwise.tiled.tiles import Tiles

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.pairwise import scratch
-from contrastive_zoo.pairwise.sweep import Gradients, KernelSum, LogSumExp, Softplus, Sums, Sweep, Term
+from contrastive_zoo.pairwise.sweep import Sweep
+from contrastive_zoo.pairwise.terms import Gradients, KernelSum, LogSumExp, Softplus, Sums, Term
 from contrastive_zoo.pairwise.tiled.terms import OnTiles, Upstream, on_tiles
 from contrastive_zoo.pairwise.tiled.tiles import Tiles, tiles_numel
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.pairwise.kernels import LOG2_E, distance_floor, get_kernel
-from contrastive_zoo.pairwise.sweep import KernelSum, LogSumExp, Softplus, Sums, Sweep, Term
+from contrastive_zoo.pairwise.sweep import Sweep
+from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Sums, Term
 from contrastive_zoo.pairwise.tiled.tiles import Tiles
 
 # Largest |logit| for which exponentials, sums of 2^18 of them, and their inverses times 1e-10 are normal numbers.
