@@ -1,5 +1,6 @@
 """State per sample: logarithms of moving averages, and embeddings."""
 
+import math
 from typing import Any
 
 import torch
@@ -65,6 +66,24 @@ class LogAverage(PreciseModule):
         sound = torch.isfinite(log_value).all(1)
         self.log_value[index] = torch.where(sound[:, None], log_value, self.log_value[index])
         self.visited[index] = self.visited[index] | sound
+
+    def move(self, index: Tensor, log_new: Tensor, weight: float | Tensor, first: Tensor) -> Tensor:
+        """Blend new values in and store the averages; one average of several anchors becomes their mean.
+
+        Args:
+            index: (B,) samples.
+            log_new: (B, anchors) logarithms of new values, as in `blend`.
+            weight: Weight of the new values.
+            first: (B,) position of the first row of each row's sample.
+
+        Returns:
+            (B, anchors) logarithms of the averages before the mean over anchors, as `blend` returns them.
+        """
+        log_value = self.blend(index, log_new, weight)
+        shared = self.log_value.shape[1] == 1
+        sides = torch.logsumexp(log_value, 1, keepdim=True) - math.log(log_value.shape[1]) if shared else log_value
+        self.write(index, sides, first)
+        return log_value
 
     def natural(self) -> list[Tensor]:
         """The averages of each side, (num_samples,) float64 on the CPU; 0 where unvisited."""
