@@ -24,7 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "datasets": set(),
     "logspace": set(),
     "operators": set(),
-    "metrics": {"checks"},
+    "metrics": {"checks", "loss", "pairwise"},
     "parameters": {"loss"},
     "processes": {"operators"},
     "registry": {"checks"},
