@@ -15,6 +15,7 @@ from contrastive_zoo.batch.features import HALF, stack_views
 from contrastive_zoo.batch.pairs import Pairs
 from contrastive_zoo.checks import (
     INTEGERS,
+    check_bool,
     check_choice,
     check_count,
     check_device,
@@ -76,11 +77,11 @@ class Loss(nn.Module):
         on_empty: str = "warn",
     ) -> None:
         super().__init__()
-        check_choice("normalize", normalize, (True, False, "sphere", "ball"))
-        check_choice("reduction", reduction, ("mean", "sum", "none"))
-        check_choice("gather", gather, ("auto", False))
-        check_choice("validate", validate, (True, False))
-        check_choice("on_empty", on_empty, ("warn", "error"))
+        normalize = check_choice("normalize", normalize, (True, False, "sphere", "ball"))
+        reduction = check_choice("reduction", reduction, ("mean", "sum", "none"))
+        gather = check_choice("gather", gather, ("auto", False))
+        validate = check_bool("validate", validate)
+        on_empty = check_choice("on_empty", on_empty, ("warn", "error"))
         if reduction != "mean" and not card.per_sample:
             raise ValueError(
                 f"reduction={reduction!r} has no meaning for {card.name!r}, which has no value per sample. Use 'mean'."

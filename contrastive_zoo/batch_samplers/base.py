@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 from contrastive_zoo.batch_samplers import trainers
 from contrastive_zoo.batch_samplers.passes import Pass, grouped, own_share
-from contrastive_zoo.checks import check_count
+from contrastive_zoo.checks import check_at_most, check_count
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 S = TypeVar("S", bound="BatchSampler")
@@ -76,8 +76,7 @@ class BatchSampler(Sampler[list[int]], ABC):
             None if num_replicas is None else check_count("num_replicas", num_replicas),
             None if rank is None else check_count("rank", rank, low=0),
         )
-        if self.batch_size > self.num_samples:
-            raise ValueError(f"batch_size is {self.batch_size} but there are {self.num_samples} samples. Take a smaller batch.")
+        check_at_most("batch_size", self.batch_size, "num_samples", self.num_samples)
         self.check_processes(self.num_replicas)
         if None not in self._given or grouped():
             self._share()
@@ -284,8 +283,7 @@ class BatchSampler(Sampler[list[int]], ABC):
 
     def _check_seen(self, batches_seen: object) -> int:
         seen = check_count("batches_seen", batches_seen, low=0)
-        if seen > len(self):
-            raise ValueError(f"batches_seen is {seen} but an epoch has {len(self)} batches. Count from 0 in every epoch.")
+        check_at_most("batches_seen", seen, "the number of batches in an epoch", len(self), "Count from 0 in every epoch.")
         return seen
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

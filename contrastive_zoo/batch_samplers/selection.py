@@ -11,7 +11,7 @@ from contrastive_zoo.batch_samplers.base import BatchSampler, Positions
 from contrastive_zoo.batch_samplers.cuts import CutBatches, Partition
 from contrastive_zoo.batch_samplers.graph import unit_rows
 from contrastive_zoo.batch_samplers.passes import several_processes
-from contrastive_zoo.checks import check_features, check_index_range, check_integers, check_same
+from contrastive_zoo.checks import check_finite, check_index_range, check_integers, check_pair
 from contrastive_zoo.processes.gather import decided_by_first
 
 Given = tuple[Tensor, Tensor, Tensor]
@@ -60,19 +60,12 @@ class SelectedBatches(CutBatches):
     def _decide(self, parts: list[Any]) -> Positions:
         generator = np.random.default_rng([self.seed, self._coming_epoch(), 1])
         for z1, z2, index in parts:
-            check_features("z1", z1, (2,))
-            check_features("z2", z2, (2,))
-            check_same("z1", z1, "z2", z2)
+            check_pair("z1", z1, "z2", z2)
             check_integers("index", index, len(z1))
             check_index_range(int(index.min()), int(index.max()), self.num_samples)
         z1, z2 = self._in_order(parts)
-        for name, z in (("z1", z1), ("z2", z2)):
-            broken = np.flatnonzero(~z.isfinite().all(1).numpy())
-            if len(broken):
-                raise ValueError(
-                    f"{name} holds NaN or infinite values for {len(broken)} samples, first {broken[0]}. "
-                    "The encoder has diverged or its input is broken: look at the learning rate and the data."
-                )
+        check_finite("z1", z1, one="sample")
+        check_finite("z2", z2, one="sample")
         return self.select(z1, z2, generator)
 
     def _in_order(self, parts: list[Given]) -> tuple[Tensor, Tensor]:

@@ -100,7 +100,7 @@ def gradient_error(
         (1.0, 1.0)
     """
     x, y = check_pair(z1, z2, min_rows=2)
-    labels = None if labels is None else check_labels(labels, x, "labels", of="z1")
+    labels = None if labels is None else check_labels(labels, x, "labels")
     batch_size, epochs = check_count("batch_size", batch_size, low=2, high=len(x)), check_count("epochs", epochs)
     warmup, seed = check_count("warmup", warmup, low=0), check_count("seed", seed, low=0)
     exact = _exact_gradient(x, y, _temperature(loss_fn, temperature))

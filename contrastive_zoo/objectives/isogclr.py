@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.checks import check_at_most
 from contrastive_zoo.objectives.averages import (
     Schedule,
     Weight,
@@ -32,8 +33,7 @@ from contrastive_zoo.state.tables import LogAverage, Temperatures, check_natural
 
 def _check(*, temperature_min: float, temperature_max: float, **_: object) -> None:
     """Raise if no temperature is allowed."""
-    if temperature_min > temperature_max:
-        raise ValueError(f"temperature_min must be at most temperature_max = {temperature_max!r}, got {temperature_min!r}.")
+    check_at_most("temperature_min", temperature_min, "temperature_max", temperature_max)
 
 
 @losses.register(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastive_zoo.checks import check_count, shape
+from contrastive_zoo.checks import check_count, check_shape
 from contrastive_zoo.operators import operator
 from contrastive_zoo.state.modules import PreciseModule
 
@@ -170,8 +170,7 @@ def check_natural(visited: Tensor, sides: dict[str, Tensor], size: int, *, posit
         ValueError: A size or an entry is wrong.
     """
     for name, tensor in {"visited": visited, **sides}.items():
-        if tensor.shape != (size,):
-            raise ValueError(f"{name} must have shape ({size},), got {shape(tensor)}.")
+        check_shape(name, tensor, (size,))
     for name, tensor in sides.items():
         values = tensor[visited.to(tensor.device, torch.bool)]
         if not bool((torch.isfinite(values) & ((values > 0) | (not positive))).all()):
