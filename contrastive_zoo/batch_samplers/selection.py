@@ -58,7 +58,7 @@ class SelectedBatches(CutBatches):
         self._selected_alone = not several_processes()
 
     def _decide(self, parts: list[Any]) -> Positions:
-        generator = np.random.default_rng([self.seed, self._coming_epoch(), 1])
+        generator = np.random.default_rng([self.seed, self._passes.coming_epoch(), 1])
         for z1, z2, index in parts:
             check_pair("z1", z1, "z2", z2)
             check_integers("index", index, len(z1))
@@ -89,7 +89,7 @@ class SelectedBatches(CutBatches):
                 "refresh was called before the process group was initialised, so each process selected batches from its own "
                 "features. Call refresh after torch.distributed.init_process_group, on all processes."
             )
-        current = self._current
+        current = self._passes.current
         # The rest of an epoch that is continued keeps the selection that the epoch began with.
         if not current.resumed:
             current.selected = self._newest
@@ -115,7 +115,7 @@ class SelectedBatches(CutBatches):
 
     def state_dict(self, batches_seen: int | None = None, epoch: int | None = None) -> dict[str, Any]:
         """See `BatchSampler.state_dict`; holds the selection too, and the one for the next epoch."""
-        current = self._described()
+        current = self._passes.described()
         selected = current.selected if current.begun or current.resumed else self._newest
         return {**super().state_dict(batches_seen, epoch), "selected": selected, "coming": self._newest}
 
