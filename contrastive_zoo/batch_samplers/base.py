@@ -36,6 +36,7 @@ class BatchSampler(Sampler[list[int]], ABC):
     Attributes:
         needs_features: Whether `refresh` is wanted before a pass.
         drop_last: Whether what does not fill a batch is left out.
+        equal_shares: Whether all processes must get equally many samples of a whole batch.
         state_names: Keys of the state.
 
     Raises:
@@ -45,6 +46,7 @@ class BatchSampler(Sampler[list[int]], ABC):
 
     needs_features = False
     drop_last = True
+    equal_shares = True
     state_names: tuple[str, ...] = ("epoch", "batches_seen", "seed", "num_samples", "batch_size")
 
     def __new__(cls: type[S], *args: Any, **params: Any) -> S:
@@ -117,8 +119,19 @@ class BatchSampler(Sampler[list[int]], ABC):
         Raises:
             ValueError: They cannot.
         """
-        if self.batch_size % num_replicas:
+        if self.equal_shares and self.batch_size % num_replicas:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by num_replicas {num_replicas}.")
+        if self.batch_size < num_replicas:
+            raise ValueError(f"batch_size is {self.batch_size}, fewer than num_replicas = {num_replicas}: a process gets none.")
+        if 0 < self._rest() < num_replicas:
+            raise ValueError(
+                f"drop_last=False leaves a last batch of {self._rest()} samples, fewer than num_replicas = {num_replicas}: "
+                "a process would get none. Pass drop_last=True."
+            )
+
+    def _rest(self) -> int:
+        """Samples of a smaller last batch, 0 without one."""
+        return 0 if self.drop_last else self.num_samples % self.batch_size
 
     def generator(self) -> "np.random.Generator":
         """Draws of this epoch."""
@@ -136,8 +149,7 @@ class BatchSampler(Sampler[list[int]], ABC):
 
     def __iter__(self) -> Iterator[list[int]]:
         askers = list(trainers.iterated_by(sys._getframe(1)))
-        smaller = not self.drop_last and self.num_samples % self.batch_size > 0
-        trainers.check_shards(askers, self.num_replicas, smaller)
+        trainers.check_shards(askers, self.num_replicas, smaller_batch=self._rest() > 0)
         # Validation is no epoch of training, so it leaves no trace here.
         sampler = copy(self) if trainers.validates(askers) else self
         return sampler._pass(from_start=trainers.skips_batches(askers), same_epoch=trainers.trains(askers))

@@ -50,16 +50,6 @@ class Partition(CutBatches):
         self.drop_last = check_bool("drop_last", drop_last)
         super().__init__(num_samples=num_samples, batch_size=batch_size, seed=seed, num_replicas=num_replicas, rank=rank)
 
-    def check_processes(self, num_replicas: int) -> None:
-        """See `BatchSampler.check_processes`."""
-        super().check_processes(num_replicas)
-        rest = 0 if self.drop_last else self.num_samples % self.batch_size
-        if 0 < rest < num_replicas:
-            raise ValueError(
-                f"drop_last=False leaves a last batch of {rest} samples, fewer than num_replicas = {num_replicas}: "
-                "a process would get none. Pass drop_last=True."
-            )
-
     def __len__(self) -> int:
         whole, rest = divmod(self.num_samples, self.batch_size)
         return whole + (0 if self.drop_last or rest == 0 else 1)

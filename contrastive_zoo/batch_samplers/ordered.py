@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from contrastive_zoo.batch_samplers.base import Positions
@@ -52,11 +53,13 @@ def ordered_selection(
     keep = check_choice("keep", keep, ("highest", "lowest"))
     k = check_count("k", k)
     q = _check_kept(q, k)
-    groups = torch.from_numpy(candidates[: len(candidates) // k * k]).view(-1, k, candidates.shape[1])
-    losses = torch.stack([loss_fn(z1[batch], z2[batch]) for batch in groups.flatten(0, 1)]).view(-1, k)
+    batches = torch.from_numpy(candidates[: len(candidates) // k * k])
+    losses = rearrange(torch.stack([loss_fn(z1[batch], z2[batch]) for batch in batches]), "(group k) -> group k", k=k)
     chosen = losses.sort(dim=1, descending=keep == "highest", stable=True).indices[:, :q]
     increasing = chosen.flip(1) if keep == "highest" else chosen
-    return groups.gather(1, increasing[:, :, None].expand(-1, -1, groups.shape[2])).flatten(0, 1).numpy()
+    groups = rearrange(batches, "(group k) b -> group k b", k=k)
+    kept = torch.take_along_dim(groups, rearrange(increasing, "group q -> group q 1"), dim=1)
+    return rearrange(kept, "group q b -> (group q) b").numpy()
 
 
 def _check_kept(q: object, k: int) -> int:
@@ -152,6 +155,10 @@ class OrderedBatches(SelectedBatches):
 
     def __len__(self) -> int:
         return self.candidates // self.k * self.q
+
+    def selection_size(self) -> int:
+        """See `SelectedBatches.selection_size`."""
+        return len(self) * self.batch_size
 
     def select(self, z1: Tensor, z2: Tensor, generator: "np.random.Generator") -> Positions:
         """See `SelectedBatches.select`."""

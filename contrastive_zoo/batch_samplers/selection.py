@@ -33,9 +33,9 @@ class SelectedBatches(CutBatches):
     def select(self, z1: Tensor, z2: Tensor, generator: "np.random.Generator") -> Positions:
         """Samples of all batches, batch after batch, given finite features (num_samples, D) in the order of the dataset."""
 
+    @abstractmethod
     def selection_size(self) -> int:
         """How many samples `select` returns."""
-        return len(self) * self.batch_size
 
     def refresh(self, z1: Tensor, z2: Tensor, index: Tensor) -> None:
         """Select batches for the passes to come.

@@ -1,6 +1,7 @@
 """How well simple classifiers read the classes from frozen features."""
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from contrastive_zoo.checks import check_at_most, check_classes, check_count, check_number
@@ -144,7 +145,7 @@ def _nearest_rows(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor
     index = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for piece, numbers in zip(blocks(keys), blocks(torch.arange(len(keys), device=keys.device)), strict=True):
         candidates = torch.cat([best, inner_products(queries, piece)], dim=1)
-        numbered = torch.cat([index, numbers.expand(len(queries), -1)], dim=1)
+        numbered = torch.cat([index, repeat(numbers, "key -> query key", query=len(queries))], dim=1)
         best, chosen = candidates.topk(min(k, candidates.shape[1]), dim=1)
         index = numbered.gather(1, chosen)
     return best, index

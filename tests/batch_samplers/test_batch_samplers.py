@@ -218,7 +218,7 @@ def test_batches_seen_are_counted_within_an_epoch() -> None:
 def test_no_process_may_be_left_without_samples() -> None:
     with pytest.raises(ValueError, match="drop_last=False leaves a last batch of 2 samples, fewer than num_replicas = 4"):
         make("shuffle", num_replicas=4)
-    with pytest.raises(ValueError, match="num_samples is 3, fewer than num_replicas = 4"):
+    with pytest.raises(ValueError, match="batch_size is 3, fewer than num_replicas = 4"):
         zoo.get_batch_sampler("full", num_samples=3, num_replicas=4)
 
 
