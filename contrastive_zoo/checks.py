@@ -4,17 +4,22 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# Beyond these, quotients and products with similarities are no numbers in float32.
+TINY, HUGE = 1e-30, 1e30
+
+C = TypeVar("C")
 
 
 def shape(tensor: Tensor) -> str:
-    """Render a shape the way the docs write it: ``(32, 128)``."""
-    return "(" + ", ".join(str(int(size)) for size in tensor.shape) + ("," if tensor.dim() == 1 else "") + ")"
+    """Render the shape of a tensor the way the docs write it: ``(32, 128)``."""
+    return str(tuple(int(size) for size in tensor.shape))
 
 
 def check_name(kind: str, name: object, known: Iterable[str]) -> None:
@@ -37,10 +42,19 @@ def check_parameters(owner: str, given: Iterable[str], known: Sequence[str]) -> 
             raise TypeError(f"{owner} has no parameter {name!r}.{hint} Its parameters: {', '.join(known)}.")
 
 
-def check_choice(argument: str, value: object, choices: Sequence[object]) -> None:
-    """Raise unless ``value`` is one of ``choices``."""
-    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
-        raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+def check_choice(argument: str, value: C, choices: Sequence[C]) -> C:
+    """Return the one of ``choices`` that ``value`` equals and has the type of; raise if there is none.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for choice in choices:
+        if type(value) is type(choice) and value == choice:
+            return choice
+    scalar = as_scalar(argument, value)
+    if scalar is not value:
+        return check_choice(argument, scalar, choices)  # type: ignore[return-value]
+    raise ValueError(f"{argument} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
 def as_scalar(argument: str, value: object) -> object:
@@ -110,6 +124,19 @@ def check_count(argument: str, value: object, low: int = 1, high: int = 2**63 - 
     return number
 
 
+def check_at_most(argument: str, value: float, limit: str, high: float, advice: str = "") -> None:
+    """Raise unless ``value`` is at most ``high``, which the message calls ``limit``."""
+    if value > high:
+        raise ValueError(f"{argument} must be at most {limit} = {high!r}, got {value!r}.{' ' if advice else ''}{advice}")
+
+
+def check_magnitude(argument: str, value: float, *, divisor: bool) -> None:
+    """Raise if float32 cannot compute with ``value``: beyond 1e30, and for a divisor below 1e-30."""
+    low = TINY if divisor else -HUGE
+    if not low <= value <= HUGE:
+        raise ValueError(f"{argument} must be between {low:g} and {HUGE:g}, got {value!r}.")
+
+
 def check_bool(argument: str, value: object) -> bool:
     """Return ``value``, True or False of any kind, as a bool.
 
@@ -155,6 +182,54 @@ def check_features(argument: str, tensor: object, dims: tuple[int, ...]) -> None
         raise ValueError(f"{argument} is empty: shape {shape(tensor)}. Skip empty batches.")
 
 
+def check_finite(argument: str, rows: Tensor, one: str = "row") -> None:
+    """Raise if a row (N, D) holds NaN or infinity; the message calls a row ``one``."""
+    bad = (~rows.isfinite().all(1)).nonzero()
+    if len(bad):
+        raise ValueError(
+            f"{argument} holds NaN or infinite values in {len(bad)} of {len(rows)} {one}s, first in {one} {int(bad[0])}. "
+            "The encoder has diverged or its input is broken: look at the learning rate and the data."
+        )
+
+
+def check_rows(argument: str, tensor: Tensor, low: int) -> None:
+    """Raise unless a tensor has at least ``low`` rows."""
+    if len(tensor) < low:
+        raise ValueError(f"{argument} must have at least {low} rows, got shape {shape(tensor)}. Pass more samples.")
+
+
+def check_classes(argument: str, number: int) -> None:
+    """Raise unless labels are of at least two classes."""
+    if number < 2:
+        raise ValueError(f"{argument} must hold at least two classes, got one class only. Pass samples of other classes.")
+
+
+def check_pair(first: str, a: object, second: str, b: object) -> None:
+    """Raise unless two feature batches are (rows, features) and agree in shape and device."""
+    check_features(first, a, (2,))
+    check_features(second, b, (2,))
+    assert isinstance(a, Tensor)
+    assert isinstance(b, Tensor)
+    check_same(first, a, second, b)
+
+
+def check_width(first: str, a: Tensor, second: str, b: Tensor) -> None:
+    """Raise unless two feature batches have equally many features per row, on one device."""
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError(
+            f"{first} and {second} must have the same width, got shapes {shape(a)} and {shape(b)}. "
+            "Take both from the same layer of the same model."
+        )
+    check_device(first, a, second, b)
+
+
+def check_shape(argument: str, tensor: Tensor, wanted: tuple[int, ...], reason: str = "") -> None:
+    """Raise unless a tensor has the shape wanted, for a reason that the message gives."""
+    if tensor.shape != wanted:
+        because = f", {reason}" if reason else ""
+        raise ValueError(f"{argument} must have shape {wanted}{because}, got {shape(tensor)}.")
+
+
 def check_same(first: str, a: Tensor, second: str, b: Tensor) -> None:
     """Raise unless two feature batches agree in shape and device."""
     if a.shape != b.shape:
@@ -177,8 +252,7 @@ def check_integers(argument: str, tensor: object, size: int) -> None:
         raise TypeError(f"{argument} must be an integer tensor of shape ({size},), got {type(tensor).__name__}.")
     if tensor.dtype not in INTEGERS:
         raise TypeError(f"{argument} must hold integers (torch.int64), got {tensor.dtype}.")
-    if tuple(tensor.shape) != (size,):
-        raise ValueError(f"{argument} must have shape ({size},), one entry per sample, got {shape(tensor)}.")
+    check_shape(argument, tensor, (size,), "one entry per sample")
 
 
 def check_index_range(low: int, high: int, num_samples: int) -> None:

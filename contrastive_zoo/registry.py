@@ -8,10 +8,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from contrastive_zoo.checks import as_scalar, check_bool, check_name, check_number, check_parameters
+from contrastive_zoo.checks import as_scalar, check_bool, check_magnitude, check_name, check_number, check_parameters
 
-# Numbers beyond these sizes give infinities in float32.
-TINY, HUGE = 1e-30, 1e30
 REQUIRED = inspect.Parameter.empty
 # What a class may take besides the parameters of its card.
 STATE_PARAMETERS = ("num_samples", "embedding_dim", "seed")
@@ -129,9 +127,7 @@ class Card:
             name, value, low=limits.low, high=limits.high, open_low=limits.open_low, open_high=limits.open_high
         )
         # What must not be 0 divides something.
-        tiny = limits.open_low and limits.low == 0 and number < TINY
-        if tiny or abs(number) > HUGE:
-            raise ValueError(f"{name} must be between {TINY if tiny else -HUGE:g} and {HUGE:g}, got {value!r}.")
+        check_magnitude(name, number, divisor=limits.open_low and limits.low == 0)
         scalar = as_scalar(name, value)
         return scalar if isinstance(scalar, int) else number
 

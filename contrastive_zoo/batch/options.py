@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 import torch.distributed as dist
 
-from contrastive_zoo.checks import check_choice, check_count
+from contrastive_zoo.checks import check_bool, check_choice, check_count
 from contrastive_zoo.pairwise.backends import check_backend
 
 
@@ -30,18 +30,19 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check the values, and put each in one form."""
-        check_choice("normalize", self.normalize, (True, False, "sphere", "ball"))
-        check_choice("reduction", self.reduction, ("mean", "sum", "none"))
+        normalize = check_choice("normalize", self.normalize, (True, False, "sphere", "ball"))
+        one_form: dict[str, object] = {
+            "normalize": normalize if isinstance(normalize, str) else "sphere" if normalize else "none",
+            "reduction": check_choice("reduction", self.reduction, ("mean", "sum", "none")),
+            "gather": check_choice("gather", self.gather, ("auto", False)),
+            "validate": check_bool("validate", self.validate),
+            "on_empty": check_choice("on_empty", self.on_empty, ("warn", "error")),
+            "seed": check_count("seed", self.seed, low=0, high=2**63 - 1),
+        }
         check_backend(self.backend)
-        check_choice("gather", self.gather, ("auto", False))
-        check_choice("validate", self.validate, (True, False))
-        check_choice("on_empty", self.on_empty, ("warn", "error"))
-        one_form: dict[str, object] = {"seed": check_count("seed", self.seed, low=0, high=2**63 - 1)}
         for name in ("num_samples", "embedding_dim"):
             value = getattr(self, name)
             one_form[name] = None if value is None else check_count(name, value)
-        if not isinstance(self.normalize, str):
-            one_form["normalize"] = "sphere" if self.normalize else "none"
         for name, value in one_form.items():
             object.__setattr__(self, name, value)
 

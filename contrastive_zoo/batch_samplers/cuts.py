@@ -3,20 +3,8 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 
-import numpy as np
-
 from contrastive_zoo.batch_samplers.base import BatchSampler, Positions
-
-
-def check_flag(argument: str, value: object) -> bool:
-    """Return ``value`` as a bool; raise unless it is one.
-
-    Raises:
-        TypeError: It is no bool.
-    """
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{argument} must be True or False, got {value!r} of type {type(value).__name__}.")
-    return bool(value)
+from contrastive_zoo.checks import check_bool
 
 
 class CutBatches(BatchSampler):
@@ -59,18 +47,8 @@ class Partition(CutBatches):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        self.drop_last = check_flag("drop_last", drop_last)
+        self.drop_last = check_bool("drop_last", drop_last)
         super().__init__(num_samples=num_samples, batch_size=batch_size, seed=seed, num_replicas=num_replicas, rank=rank)
-
-    def check_processes(self, num_replicas: int) -> None:
-        """See `BatchSampler.check_processes`."""
-        super().check_processes(num_replicas)
-        rest = 0 if self.drop_last else self.num_samples % self.batch_size
-        if 0 < rest < num_replicas:
-            raise ValueError(
-                f"drop_last=False leaves a last batch of {rest} samples, fewer than num_replicas = {num_replicas}: "
-                "a process would get none. Pass drop_last=True."
-            )
 
     def __len__(self) -> int:
         whole, rest = divmod(self.num_samples, self.batch_size)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from contrastive_zoo.batch.features import HALF, stack_views
-from contrastive_zoo.checks import check_count, check_features, check_number, check_same
+from contrastive_zoo.checks import check_count, check_number, check_pair
 from contrastive_zoo.pairwise.kernels import LOG2_E
 
 # Rows that are computed together.
@@ -56,9 +56,7 @@ def loss_graph(z1: Tensor, z2: Tensor, *, batch_size: int, temperature: float = 
         >>> loss_graph(z, z, batch_size=2, temperature=1.0)[0]
         tensor([2.7726, 1.2530, 1.2530])
     """
-    check_features("z1", z1, (2,))
-    check_features("z2", z2, (2,))
-    check_same("z1", z1, "z2", z2)
+    check_pair("z1", z1, "z2", z2)
     size = check_count("batch_size", batch_size)
     divisor = check_number("temperature", temperature, low=0, open_low=True)
     return affinity(unit_rows(z1, "z1"), unit_rows(z2, "z2"), size, divisor)

@@ -9,11 +9,12 @@ from functools import partial
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from contrastive_zoo.batch_samplers.base import Positions
 from contrastive_zoo.batch_samplers.selection import SelectedBatches
-from contrastive_zoo.checks import check_choice, check_count
+from contrastive_zoo.checks import check_at_most, check_choice, check_count
 from contrastive_zoo.loss import Loss, get_loss
 from contrastive_zoo.registry import batch_samplers
 
@@ -49,20 +50,21 @@ def ordered_selection(
         >>> ordered_selection(np.array([[0, 1], [2, 3]]), z, z, lambda z1, z2: z1.max(), k=2, q=1)
         array([[2, 3]])
     """
-    check_choice("keep", keep, ("highest", "lowest"))
+    keep = check_choice("keep", keep, ("highest", "lowest"))
     k = check_count("k", k)
     q = _check_kept(q, k)
-    groups = torch.from_numpy(candidates[: len(candidates) // k * k]).view(-1, k, candidates.shape[1])
-    losses = torch.stack([loss_fn(z1[batch], z2[batch]) for batch in groups.flatten(0, 1)]).view(-1, k)
+    batches = torch.from_numpy(candidates[: len(candidates) // k * k])
+    losses = rearrange(torch.stack([loss_fn(z1[batch], z2[batch]) for batch in batches]), "(group k) -> group k", k=k)
     chosen = losses.sort(dim=1, descending=keep == "highest", stable=True).indices[:, :q]
     increasing = chosen.flip(1) if keep == "highest" else chosen
-    return groups.gather(1, increasing[:, :, None].expand(-1, -1, groups.shape[2])).flatten(0, 1).numpy()
+    groups = rearrange(batches, "(group k) b -> group k b", k=k)
+    kept = torch.take_along_dim(groups, rearrange(increasing, "group q -> group q 1"), dim=1)
+    return rearrange(kept, "group q b -> (group q) b").numpy()
 
 
 def _check_kept(q: object, k: int) -> int:
     kept = check_count("q", q)
-    if kept > k:
-        raise ValueError(f"q is {kept} of k = {k} batches. Take at most {k}.")
+    check_at_most("q", kept, "k", k)
     return kept
 
 
@@ -146,17 +148,17 @@ class OrderedBatches(SelectedBatches):
         super().__init__(num_samples=num_samples, batch_size=batch_size, seed=seed, num_replicas=num_replicas, rank=rank)
         self.candidates = self.num_samples // self.batch_size
         self.k = check_count("k", min(10, self.candidates) if k is None else k)
-        if self.k > self.candidates:
-            raise ValueError(
-                f"k is {self.k} but the dataset has {self.candidates} whole batches. Take at most {self.candidates}."
-            )
+        check_at_most("k", self.k, "the number of whole batches", self.candidates)
         self.q = _check_kept((self.k + 1) // 2 if q is None else q, self.k)
-        check_choice("keep", keep, ("highest", "lowest"))
-        self.keep = keep
+        self.keep = check_choice("keep", keep, ("highest", "lowest"))
         self._loss_fn = _check_loss(loss)
 
     def __len__(self) -> int:
         return self.candidates // self.k * self.q
+
+    def selection_size(self) -> int:
+        """See `SelectedBatches.selection_size`."""
+        return len(self) * self.batch_size
 
     def select(self, z1: Tensor, z2: Tensor, generator: "np.random.Generator") -> Positions:
         """See `SelectedBatches.select`."""

@@ -58,6 +58,8 @@ class FullBatch(Partition):
         [[0, 1, 2, 3]]
     """
 
+    equal_shares = False
+
     def __init__(
         self,
         *,
@@ -71,13 +73,6 @@ class FullBatch(Partition):
         if batch_size is not None and check_count("batch_size", batch_size) != size:
             raise ValueError(f"batch_size of the full batch is num_samples = {size}, got {batch_size}. Leave it out.")
         super().__init__(num_samples=size, batch_size=size, seed=seed, num_replicas=num_replicas, rank=rank)
-
-    def check_processes(self, num_replicas: int) -> None:
-        """See `BatchSampler.check_processes`: slices are as equal as they can be, so the size need not be divisible."""
-        if self.num_samples < num_replicas:
-            raise ValueError(
-                f"num_samples is {self.num_samples}, fewer than num_replicas = {num_replicas}: a process gets none."
-            )
 
     def order(self) -> Positions:
         """See `Partition.order`."""

@@ -11,7 +11,7 @@ from contrastive_zoo.batch_samplers.base import BatchSampler, Positions
 from contrastive_zoo.batch_samplers.cuts import CutBatches, Partition
 from contrastive_zoo.batch_samplers.graph import unit_rows
 from contrastive_zoo.batch_samplers.passes import several_processes
-from contrastive_zoo.checks import check_features, check_index_range, check_integers, check_same
+from contrastive_zoo.checks import check_finite, check_index_range, check_integers, check_pair
 from contrastive_zoo.processes.gather import decided_by_first
 
 Given = tuple[Tensor, Tensor, Tensor]
@@ -33,9 +33,9 @@ class SelectedBatches(CutBatches):
     def select(self, z1: Tensor, z2: Tensor, generator: "np.random.Generator") -> Positions:
         """Samples of all batches, batch after batch, given finite features (num_samples, D) in the order of the dataset."""
 
+    @abstractmethod
     def selection_size(self) -> int:
         """How many samples `select` returns."""
-        return len(self) * self.batch_size
 
     def refresh(self, z1: Tensor, z2: Tensor, index: Tensor) -> None:
         """Select batches for the passes to come.
@@ -58,21 +58,14 @@ class SelectedBatches(CutBatches):
         self._selected_alone = not several_processes()
 
     def _decide(self, parts: list[Any]) -> Positions:
-        generator = np.random.default_rng([self.seed, self._coming_epoch(), 1])
+        generator = np.random.default_rng([self.seed, self._passes.coming_epoch(), 1])
         for z1, z2, index in parts:
-            check_features("z1", z1, (2,))
-            check_features("z2", z2, (2,))
-            check_same("z1", z1, "z2", z2)
+            check_pair("z1", z1, "z2", z2)
             check_integers("index", index, len(z1))
             check_index_range(int(index.min()), int(index.max()), self.num_samples)
         z1, z2 = self._in_order(parts)
-        for name, z in (("z1", z1), ("z2", z2)):
-            broken = np.flatnonzero(~z.isfinite().all(1).numpy())
-            if len(broken):
-                raise ValueError(
-                    f"{name} holds NaN or infinite values for {len(broken)} samples, first {broken[0]}. "
-                    "The encoder has diverged or its input is broken: look at the learning rate and the data."
-                )
+        check_finite("z1", z1, one="sample")
+        check_finite("z2", z2, one="sample")
         return self.select(z1, z2, generator)
 
     def _in_order(self, parts: list[Given]) -> tuple[Tensor, Tensor]:
@@ -96,7 +89,7 @@ class SelectedBatches(CutBatches):
                 "refresh was called before the process group was initialised, so each process selected batches from its own "
                 "features. Call refresh after torch.distributed.init_process_group, on all processes."
             )
-        current = self._current
+        current = self._passes.current
         # The rest of an epoch that is continued keeps the selection that the epoch began with.
         if not current.resumed:
             current.selected = self._newest
@@ -122,7 +115,7 @@ class SelectedBatches(CutBatches):
 
     def state_dict(self, batches_seen: int | None = None, epoch: int | None = None) -> dict[str, Any]:
         """See `BatchSampler.state_dict`; holds the selection too, and the one for the next epoch."""
-        current = self._described()
+        current = self._passes.described()
         selected = current.selected if current.begun or current.resumed else self._newest
         return {**super().state_dict(batches_seen, epoch), "selected": selected, "coming": self._newest}
 

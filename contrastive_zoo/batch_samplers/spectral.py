@@ -17,7 +17,7 @@ from contrastive_zoo.batch_samplers.assignment import Labels, Matrix, balanced_a
 from contrastive_zoo.batch_samplers.base import Positions
 from contrastive_zoo.batch_samplers.graph import affinity
 from contrastive_zoo.batch_samplers.selection import SelectedPartition
-from contrastive_zoo.checks import check_count, check_number
+from contrastive_zoo.checks import check_at_most, check_count, check_number
 from contrastive_zoo.pairwise.kernels import LOG2_E
 from contrastive_zoo.registry import batch_samplers
 
@@ -210,8 +210,7 @@ class BlockBatches(SelectedPartition):
         )
         batches = self.num_samples // self.batch_size
         self.k = check_count("k", min(BLOCK, batches) if k is None else k)
-        if self.k > batches:
-            raise ValueError(f"k is {self.k} but the dataset has {batches} whole batches. Take at most {batches}.")
+        check_at_most("k", self.k, "the number of whole batches", batches)
         self.temperature = check_number("temperature", temperature, low=0, open_low=True)
 
     @abstractmethod

@@ -1,9 +1,10 @@
 """How well simple classifiers read the classes from frozen features."""
 
 import torch
+from einops import repeat
 from torch import Tensor
 
-from contrastive_zoo.checks import check_count, check_number
+from contrastive_zoo.checks import check_at_most, check_classes, check_count, check_number
 from contrastive_zoo.metrics.collapse import class_means
 from contrastive_zoo.metrics.inputs import check_split, number_classes
 from contrastive_zoo.metrics.tiles import blocks, inner_products, squared_distances, unit_rows
@@ -78,8 +79,7 @@ def knn_accuracy(
     train, train_labels, test, test_labels = check_split(train, train_labels, test, test_labels, names)
     k = check_count("k", k)
     temperature = check_number("temperature", temperature, low=0, open_low=True)
-    if k > len(train):
-        raise ValueError(f"k is {k}, but train has only {len(train)} rows: pass k <= {len(train)}.")
+    check_at_most("k", k, "the number of rows of train", len(train))
     values, classes = number_classes(train_labels)
     keys, correct = unit_rows(train), 0
     for rows, labels in zip(blocks(unit_rows(test)), blocks(test_labels), strict=True):
@@ -125,8 +125,7 @@ def linear_probe(
     train, train_labels, test, test_labels = check_split(train, train_labels, test, test_labels, names)
     C = check_number("C", C, low=0, open_low=True)
     max_iter = check_count("max_iter", max_iter)
-    if len(number_classes(train_labels)[0]) < 2:
-        raise ValueError("train_labels holds one class only; a classifier needs at least two: pass more classes.")
+    check_classes("train_labels", len(number_classes(train_labels)[0]))
     try:
         from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
         from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
@@ -146,7 +145,7 @@ def _nearest_rows(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor
     index = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for piece, numbers in zip(blocks(keys), blocks(torch.arange(len(keys), device=keys.device)), strict=True):
         candidates = torch.cat([best, inner_products(queries, piece)], dim=1)
-        numbered = torch.cat([index, numbers.expand(len(queries), -1)], dim=1)
+        numbered = torch.cat([index, repeat(numbers, "key -> query key", query=len(queries))], dim=1)
         best, chosen = candidates.topk(min(k, candidates.shape[1]), dim=1)
         index = numbered.gather(1, chosen)
     return best, index

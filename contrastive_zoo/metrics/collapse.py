@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive_zoo.checks import check_classes
 from contrastive_zoo.metrics.inputs import check_features, check_labels, number_classes
 from contrastive_zoo.metrics.tiles import blocks, inner_products, pair_values, unit_rows
 
@@ -43,10 +44,9 @@ def neural_collapse(features: Tensor, labels: Tensor) -> NeuralCollapse:
         [0.0, 0.0, 0.0, 0.0]
     """
     rows = check_features(features, "features")
-    values, numbers = number_classes(check_labels(labels, rows, "labels", of="features"))
+    values, numbers = number_classes(check_labels(labels, rows, "labels"))
     classes = len(values)
-    if classes < 2:
-        raise ValueError("labels holds one class only; angles between class means need at least two: pass more classes.")
+    check_classes("labels", classes)
     means = class_means(rows, numbers)
     total, largest = 0.0, 0.0
     for cosines in pair_values(unit_rows(means), inner_products):
@@ -82,7 +82,7 @@ def within_class_distance(features: Tensor, labels: Tensor) -> float:
         0.5
     """
     rows = check_features(features, "features", min_rows=1)
-    _, classes = number_classes(check_labels(labels, rows, "labels", of="features"))
+    _, classes = number_classes(check_labels(labels, rows, "labels"))
     means = class_means(rows, classes)
     totals = means.new_zeros(len(means))
     for piece, which in zip(blocks(rows), blocks(classes), strict=True):

@@ -1,23 +1,24 @@
 """The contrastive loss over a whole feature set, exactly, and how near a loss on small batches comes to its gradient."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import check_count, check_number
+from contrastive_zoo.loss import get_loss
 from contrastive_zoo.metrics.inputs import check_labels, check_pair
-from contrastive_zoo.metrics.tiles import blocks, inner_products, unit_rows
 
 
+@torch.no_grad()
 def global_contrastive_loss(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> float:
     """Contrastive loss of all samples against all others: what sogclr, isogclr, emc2 and negative_cache minimise.
 
         mean_a [ -s_ap / t + log mean_{n of another sample} exp(s_an / t) ],        a, n over both views
 
-    Cosines `s` are formed in the precision of the features, their exponentials summed in float64, without overflow.
+    It is the value of sogclr in `eval()` with all samples in one batch, computed in float64, without overflow.
 
     Yuan et al., "Provable Stochastic Optimization for Global Contrastive Learning: Small Batch Does Not Harm
     Performance", ICML 2022, eq. 2 with the mean in place of the sum. arXiv:2202.12387
@@ -37,10 +38,8 @@ def global_contrastive_loss(z1: Tensor, z2: Tensor, temperature: float = 0.1) ->
         >>> global_contrastive_loss(z, z, temperature=0.5)
         -2.0
     """
-    x, y = (unit_rows(z) for z in check_pair(z1, z2, min_rows=2))
-    temperature = check_number("temperature", temperature, low=0, open_low=True)
-    positive = (x.double() * y).sum(dim=1) / temperature
-    return float((_log_means(x, y, temperature) - positive).mean())
+    x, y = check_pair(z1, z2, min_rows=2)
+    return float(_global_loss(x, y, check_number("temperature", temperature, low=0, open_low=True)))
 
 
 class GradientError(NamedTuple):
@@ -101,7 +100,7 @@ def gradient_error(
         (1.0, 1.0)
     """
     x, y = check_pair(z1, z2, min_rows=2)
-    labels = None if labels is None else check_labels(labels, x, "labels", of="z1")
+    labels = None if labels is None else check_labels(labels, x, "labels")
     batch_size, epochs = check_count("batch_size", batch_size, low=2, high=len(x)), check_count("epochs", epochs)
     warmup, seed = check_count("warmup", warmup, low=0), check_count("seed", seed, low=0)
     exact = _exact_gradient(x, y, _temperature(loss_fn, temperature))
@@ -147,45 +146,14 @@ def _summed_gradient(
     return total
 
 
-def _tiles(x: Tensor, y: Tensor, temperature: float) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Samples of the anchors, samples of the keys, and logits (2, a, 2, k) of both views of them, in float64.
-
-    Those of a sample with itself are -inf.
-    """
-    start = 0
-    for a, b in zip(blocks(x), blocks(y), strict=True):
-        anchors, column = slice(start, start + len(a)), 0
-        for c, d in zip(blocks(x), blocks(y), strict=True):
-            logits = inner_products(torch.cat([a, b]), torch.cat([c, d])).double() / temperature
-            logits = logits.view(2, len(a), 2, len(c))
-            if column == start:
-                logits.diagonal(dim1=1, dim2=3).fill_(-torch.inf)
-            yield anchors, slice(column, column + len(c)), logits
-            column += len(c)
-        start = anchors.stop
-
-
-def _log_means(x: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """(2, N) logarithm of the mean of exp(s / t) over the rows of other samples, for each row of both views."""
-    total = x.new_full((2, len(x)), -torch.inf, dtype=torch.float64)
-    for anchors, _, logits in _tiles(x, y, temperature):
-        total[:, anchors] = torch.logaddexp(total[:, anchors], logits.logsumexp(dim=(2, 3)))
-    return total - torch.tensor(2.0 * (len(x) - 1), dtype=torch.float64).log()
+def _global_loss(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """The global loss in float64, differentiable: sogclr in evaluation mode, with all samples in one batch."""
+    loss_fn = get_loss("sogclr", num_samples=len(z1), temperature=temperature).eval()
+    loss: Tensor = loss_fn(z1.double(), z2.double())
+    return loss
 
 
 def _exact_gradient(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """(2, N, D) gradient of `global_contrastive_loss` in the features of both views, in float64.
-
-    With p_a the softmax of anchor a over the rows of other samples, row x_a is pulled by (p_a(n) + p_n(a)) x_n for all n.
-    """
-    x, y = unit_rows(z1), unit_rows(z2)
-    rows = torch.stack([x, y]).double()
-    log_sums = _log_means(x, y, temperature) + torch.tensor(2.0 * (len(x) - 1), dtype=torch.float64).log()
-    gradient = -2 * rows.flip(0)
-    for anchors, keys, logits in _tiles(x, y, temperature):
-        weights = (logits - log_sums[:, anchors, None, None]).exp() + (logits - log_sums[None, None, :, keys]).exp()
-        gradient[:, anchors] += torch.einsum("vawk,wkd->vad", weights, rows[:, keys])
-    gradient /= 2 * len(x) * temperature
-    across = gradient - rows * (gradient * rows).sum(dim=2, keepdim=True)
-    lengths = torch.stack([z1, z2]).double().norm(dim=2, keepdim=True)
-    return torch.where(lengths > 0, across / lengths, 0)
+    """(2, N, D) gradient of `global_contrastive_loss` in the features of both views, in float64."""
+    x, y = (z.detach().double().requires_grad_() for z in (z1, z2))
+    return torch.stack(torch.autograd.grad(_global_loss(x, y, temperature), (x, y)))

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from contrastive_zoo.checks import check_number
 from contrastive_zoo.metrics.inputs import check_features, check_pair
-from contrastive_zoo.metrics.tiles import blocks, inner_products, pair_values, squared_distances, unit_rows
+from contrastive_zoo.metrics.tiles import blocks, inner_products, pair_values, unit_rows
+from contrastive_zoo.pairwise import logsumexp
 
 BINS = 2**16
 
@@ -46,7 +47,7 @@ def uniformity(z: Tensor, t: float = 2) -> float:
 
         log mean_{i<j} exp(-t |z_i - z_j|^2)
 
-    Computed in float64, as a running log-sum-exp: accurate for features of any scale.
+    Computed in float64 and in log space: accurate for features of any scale.
 
     Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
     Hypersphere", ICML 2020, section 4.1. arXiv:2005.10242
@@ -60,17 +61,23 @@ def uniformity(z: Tensor, t: float = 2) -> float:
         ValueError: `z` is not a finite matrix of at least two rows, or `t` is not positive.
 
     Examples:
-        >>> uniformity(torch.eye(3))  # every pair at squared distance 2
+        >>> round(uniformity(torch.eye(3)), 4)  # every pair at squared distance 2
         -4.0
     """
     rows = check_features(z, "z")
     t = check_number("t", t, low=0, open_low=True)
     # Distances do not change with the origin; near the mean they lose least to cancellation.
     centred = rows.double() - rows.mean(dim=0, dtype=torch.float64)
-    total = centred.new_tensor(-math.inf)
-    for distances in pair_values(centred, squared_distances):
-        total = torch.logaddexp(total, torch.logsumexp(-t * distances, dim=0))
-    return float(total) - math.log(math.comb(len(rows), 2))
+    return float(_log_potentials(centred, t).logsumexp(0)) - math.log(len(rows) * (len(rows) - 1))
+
+
+def _log_potentials(rows: Tensor, t: float) -> Tensor:
+    """(N,) logarithm of the sum of exp(-t |z_i - z_j|^2) over the other rows."""
+    squares = rows.square().sum(dim=1, keepdim=True)
+    # -t |z - k|^2 = 2t <(z, 1), (k, -|k|^2 / 2)> - t |z|^2
+    anchors, keys = torch.cat([rows, torch.ones_like(squares)], dim=1), torch.cat([rows, -squares / 2], dim=1)
+    ids = torch.arange(len(rows))
+    return logsumexp(anchors, keys, scale=2 * t, ids=ids, key_ids=ids) - t * squares[:, 0]
 
 
 def wasserstein_uniformity(z: Tensor) -> float:

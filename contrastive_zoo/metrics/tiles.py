@@ -1,4 +1,4 @@
-"""Sums over pairs of rows, one tile of the N x N matrix at a time."""
+"""Values of pairs of rows, one tile of the N x N matrix at a time."""
 
 from collections.abc import Callable, Iterator
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.checks import check_at_most
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.objectives.infonce import infonce
 from contrastive_zoo.registry import Range, losses
@@ -19,8 +20,7 @@ from contrastive_zoo.state.bounded import within
 
 def _check(*, init_scale: float, max_scale: float) -> None:
     """Raise if the scale would be clamped before the first step."""
-    if init_scale > max_scale:
-        raise ValueError(f"init_scale must be at most max_scale = {max_scale!r}, got {init_scale!r}.")
+    check_at_most("init_scale", init_scale, "max_scale", max_scale)
 
 
 @losses.register(

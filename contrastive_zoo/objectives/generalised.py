@@ -1,4 +1,4 @@
-r"""UCL, HUCL, SCL and HSCL: each positive by itself against the mean over negatives, hard ones more often.
+r"""What UCL, HUCL, SCL and HSCL share: each positive by itself against the mean over negatives, hard ones more often.
 
     loss = mean over pairs (i, j), j in P(i), of log(1 + exp(m_i - s_ij)),    m_i = log E_{n ~ q_i} exp(s_in)
 
@@ -17,7 +17,6 @@ from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.checks import check_count
 from contrastive_zoo.logspace import log1p_exp, logaddexp
 from contrastive_zoo.objectives.base import Objective
-from contrastive_zoo.registry import Range, losses
 from contrastive_zoo.samplers.independent import Rules, independent_negatives
 from contrastive_zoo.state.modules import StepCounter
 
@@ -30,7 +29,7 @@ OTHER_SAMPLES = f"{OTHERS} Negatives then are the rows of other samples: the pap
 ONE_LABEL = "A sample has one label: rows of one sample, by index, take that of its first row in the batch."
 
 
-def _check(*, num_negatives: int | None, self_positive: bool, beta: float = 0.0) -> None:
+def check_draws(*, num_negatives: int | None, self_positive: bool, beta: float = 0.0) -> None:
     """Raise if the number of draws is none."""
     if num_negatives is not None:
         check_count("num_negatives", num_negatives)
@@ -96,192 +95,3 @@ def _lse(batch: Batch, x: Tensor, excluded: Tensor | None, scale: float) -> Tens
     """(N,) log-sum-exp over the rows with another id; without ids over all rows, the anchor itself included."""
     others = batch.pairs.logsumexp(x, scale=scale, ids=excluded)
     return others if excluded is not None else logaddexp(others, scale * x.square().sum(1))
-
-
-@losses.register(
-    "ucl",
-    title="Generalised unsupervised contrastive loss",
-    summary="Each positive against the mean over all rows, log(1 + mean) in place of a softmax.",
-    paper=PAPER,
-    equation=EASY,
-    draws=True,
-    check=_check,
-    scale=SCALE,
-    differences=(OTHER_SAMPLES,),
-)
-class UCL(Generalised):
-    r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive.
-
-    $$\frac{1}{\sum_i |P(i)|} \sum_i \sum_{j \in P(i)}
-      \log\Big(1 + \frac{1}{|N(i)|} \sum_{n \in N(i)} e^{s_{in} - s_{ij}}\Big)$$
-
-    P(i) are the rows of the anchor's sample, itself included, and N(i) all rows.
-
-    Args:
-        num_negatives: None for the mean over all negatives; a number K for the mean over K draws, with replacement, anew for
-            each pair. `eval()` takes the mean over all.
-        self_positive: Whether an anchor is a positive of itself, as in the authors' code. If not, N(i) are the rows of other
-            samples.
-        seed: Seed of the draws.
-
-    Raises:
-        ValueError: ``num_negatives`` is below 1.
-
-    Examples:
-        All rows equal, so that the mean is the positive:
-
-        >>> import math, torch
-        >>> import contrastive_zoo as zoo
-        >>> z = torch.ones(8, 4)
-        >>> torch.allclose(zoo.get_loss("ucl")(z, z), torch.tensor(math.log(2)))
-        True
-    """
-
-    def __init__(self, *, num_negatives: int | None = None, self_positive: bool = True, seed: int = 0) -> None:
-        super().__init__(False, 0.0, num_negatives, self_positive, seed)
-
-
-@losses.register(
-    "hucl",
-    title="Generalised unsupervised contrastive loss with hard negatives",
-    summary="Generalised loss over all rows, where those similar to the anchor count more.",
-    paper=PAPER,
-    equation=HARD,
-    draws=True,
-    ranges={"beta": Range(0)},
-    check=_check,
-    scale=SCALE,
-    differences=(OTHER_SAMPLES,),
-)
-class HUCL(Generalised):
-    r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive; `UCL` for beta = 0.
-
-    $$\frac{1}{\sum_i |P(i)|} \sum_i \sum_{j \in P(i)}
-      \log\Big(1 + \frac{\sum_{n \in N(i)} e^{(1+\beta) s_{in}}}{\sum_{n \in N(i)} e^{\beta s_{in}}}\, e^{-s_{ij}}\Big)$$
-
-    The weights $e^{\beta s_{in}}$ are constants to the gradient, as in the authors' code.
-
-    Args:
-        beta: How much harder negatives count, at least 0.
-        num_negatives: None for the weighted mean over all negatives; a number K for the mean over K draws with probabilities
-            proportional to the weights, with replacement, anew for each pair. `eval()` takes the weighted mean.
-        self_positive: As for `UCL`.
-        seed: Seed of the draws.
-
-    Raises:
-        ValueError: ``beta`` is negative or ``num_negatives`` below 1.
-
-    Examples:
-        It is never less than without hardness:
-
-        >>> import torch
-        >>> import contrastive_zoo as zoo
-        >>> z1, z2 = torch.randn(2, 8, 4)
-        >>> bool(zoo.get_loss("hucl", beta=5.0)(z1, z2) >= zoo.get_loss("ucl")(z1, z2))
-        True
-    """
-
-    def __init__(
-        self, *, beta: float = 1.0, num_negatives: int | None = None, self_positive: bool = True, seed: int = 0
-    ) -> None:
-        super().__init__(False, beta, num_negatives, self_positive, seed)
-
-
-@losses.register(
-    "scl",
-    title="Generalised supervised contrastive loss",
-    summary="Each row of the anchor's class against the mean over the rows of other classes.",
-    paper=PAPER,
-    equation=EASY,
-    needs={"labels"},
-    uses={"index", "one_view"},
-    draws=True,
-    check=_check,
-    scale=SCALE,
-    differences=(OTHERS, ONE_LABEL),
-)
-class SCL(Generalised):
-    r"""Loss of each anchor, (B, V), weighted so that the mean is over pairs of an anchor and a positive.
-
-    The formula is that of `UCL`; P(i) are the rows with the anchor's label, itself included, and N(i) those with another. The
-    positives cost as much as the sum of the squares of the sizes of the classes.
-
-    Takes two views, or one: ``loss_fn(z, labels=labels)`` with z of shape (B, D), as the authors train. An anchor that is alone
-    in its class then has itself as its only positive, and with ``self_positive=False`` drops out.
-
-    Args:
-        num_negatives: As for `UCL`.
-        self_positive: Whether an anchor is a positive of itself, as in the authors' code.
-        seed: Seed of the draws.
-
-    Raises:
-        ValueError: ``num_negatives`` is below 1.
-
-    Examples:
-        Two classes at opposite points:
-
-        >>> import math, torch
-        >>> import contrastive_zoo as zoo
-        >>> labels = torch.tensor([0, 1, 1])
-        >>> z = torch.tensor([[1.0], [-1.0], [-1.0]])
-        >>> torch.allclose(zoo.get_loss("scl")(z, z, labels=labels), torch.tensor(math.log1p(math.exp(-2))))
-        True
-
-        One view of each sample gives the same here:
-
-        >>> torch.allclose(zoo.get_loss("scl")(z, labels=labels), torch.tensor(math.log1p(math.exp(-2))))
-        True
-    """
-
-    def __init__(self, *, num_negatives: int | None = None, self_positive: bool = True, seed: int = 0) -> None:
-        super().__init__(True, 0.0, num_negatives, self_positive, seed)
-
-
-@losses.register(
-    "hscl",
-    title="Generalised supervised contrastive loss with hard negatives",
-    summary="Generalised loss over other classes, whose rows count more if similar to the anchor.",
-    paper=PAPER,
-    equation=HARD,
-    needs={"labels"},
-    uses={"index", "one_view"},
-    draws=True,
-    ranges={"beta": Range(0)},
-    check=_check,
-    scale=SCALE,
-    differences=(OTHERS, ONE_LABEL),
-)
-class HSCL(Generalised):
-    r"""Loss of each anchor, (B, V), weighted so that the mean is over pairs of an anchor and a positive; `SCL` for beta = 0.
-
-    The formula is that of `HUCL`; P(i) are the rows with the anchor's label, itself included, and N(i) those with another.
-    Takes two views, or one, as `SCL` does.
-
-    Args:
-        beta: How much harder negatives count, at least 0.
-        num_negatives: As for `HUCL`.
-        self_positive: As for `SCL`.
-        seed: Seed of the draws.
-
-    Raises:
-        ValueError: ``beta`` is negative or ``num_negatives`` below 1.
-
-    Examples:
-        It is never less than without hardness:
-
-        >>> import torch
-        >>> import contrastive_zoo as zoo
-        >>> (z1, z2), labels = torch.randn(2, 8, 4), torch.arange(8) % 3
-        >>> bool(zoo.get_loss("hscl", beta=5.0)(z1, z2, labels=labels) >= zoo.get_loss("scl")(z1, z2, labels=labels))
-        True
-
-        So it is with one view of each sample:
-
-        >>> bool(zoo.get_loss("hscl", beta=5.0)(z1, labels=labels) >= zoo.get_loss("scl")(z1, labels=labels))
-        True
-    """
-
-    def __init__(
-        self, *, beta: float = 1.0, num_negatives: int | None = None, self_positive: bool = True, seed: int = 0
-    ) -> None:
-        super().__init__(True, beta, num_negatives, self_positive, seed)

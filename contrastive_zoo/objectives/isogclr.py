@@ -14,15 +14,26 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
-from contrastive_zoo.objectives.sogclr import Schedule, SogCLR
+from contrastive_zoo.checks import check_at_most
+from contrastive_zoo.objectives.averages import (
+    Schedule,
+    Weight,
+    chosen_tables,
+    estimator,
+    log_count,
+    log_mean,
+    moved,
+    table_names,
+)
+from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.registry import POSITIVE, Range, losses
-from contrastive_zoo.state.tables import Temperatures, check_natural
+from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.tables import LogAverage, Temperatures, check_natural
 
 
 def _check(*, temperature_min: float, temperature_max: float, **_: object) -> None:
     """Raise if no temperature is allowed."""
-    if temperature_min > temperature_max:
-        raise ValueError(f"temperature_min must be at most temperature_max = {temperature_max!r}, got {temperature_min!r}.")
+    check_at_most("temperature_min", temperature_min, "temperature_max", temperature_max)
 
 
 @losses.register(
@@ -52,7 +63,7 @@ def _check(*, temperature_min: float, temperature_max: float, **_: object) -> No
         "momentum is the share of the old gradient that is kept, 1 minus the authors' beta.",
     ),
 )
-class ISogCLR(SogCLR):
+class ISogCLR(Objective):
     r"""Loss of each anchor, (B, 2); value and gradient are different estimates, joined.
 
     $$\ell_a = \frac{\tau_i (\log u_a + \rho) - s_{ap}}{\tau_0}, \qquad
@@ -104,27 +115,39 @@ class ISogCLR(SogCLR):
         temperature_max: float = 0.7,
         momentum: float = 0.1,
     ) -> None:
-        super().__init__(num_samples=num_samples, temperature=temperature, gamma=gamma, intra_view=intra_view)
-        self.rho = rho
+        super().__init__(temperature)
+        self.gamma, self.rho = gamma, rho
+        self.intra_view = intra_view
+        sides = 1 if intra_view else 2
+        self.step = StepCounter()
+        self.averages = LogAverage(num_samples, sides)
         limits = {"lowest": temperature_min, "highest": temperature_max}
-        self.temperatures = Temperatures(num_samples, 1 if intra_view else 2, rate=eta, momentum=momentum, **limits)
+        self.temperatures = Temperatures(num_samples, sides, rate=eta, momentum=momentum, **limits)
+        self._weight = Weight(gamma)
 
     def forward(self, batch: Batch) -> Tensor:
         """See `Objective.forward`."""
-        if not self.training:
-            return super().forward(batch) + self.rho
+        if self.training:
+            return self._individual(batch)
+        scale = 1 / self.temperature
+        return log_mean(batch, scale, self.intra_view) - batch.positive_similarity() * scale + self.rho
+
+    def _individual(self, batch: Batch) -> Tensor:
+        """Loss at the temperatures of the samples; moves the averages and the temperatures on."""
         assert batch.index is not None
         index = batch.index.to(batch.x.device)
         temperature = self.temperatures.of(index, self.averages.visited, self.temperature, batch.x.dtype)
-        log_mean, similarity = self._softmax(batch, 1 / temperature)
-        log_u = self._move_averages(batch, log_mean)
-        found = torch.isfinite(log_u)
-        # exp(log_mean - log_u) has the gradient of the estimator; subtracted from itself it leaves the value to log_u.
-        ratio = (log_mean - torch.where(found, log_u, 0)).exp()
+        log_new, similarity = self._softmax(batch, 1 / temperature)
+        log_u = moved(self.averages, batch, log_new, self._weight.take(self.step))
+        self.step.advance()
+        ratio = estimator(log_new, log_u)
         gradient = log_u + self.rho - ratio.detach() * similarity / temperature.detach()
-        moved = gradient.mean(1, keepdim=True) if self.intra_view else gradient
-        self.temperatures.descend(index, temperature, moved, batch.sample_ids.to(index.device))
+        if self.intra_view:
+            gradient = gradient.mean(1, keepdim=True)
+        self.temperatures.descend(index, temperature, gradient, batch.sample_ids.to(index.device))
         batch.diagnostics["temperature"] = temperature.detach().mean()
+        found = torch.isfinite(log_u)
+        # The estimator subtracted from itself leaves the value to log u.
         partition = torch.where(found, log_u, 0) + self.rho + (ratio - ratio.detach())
         return torch.where(found, (temperature * partition - batch.positive_similarity()) / self.temperature, -torch.inf)
 
@@ -133,22 +156,27 @@ class ISogCLR(SogCLR):
         if self.intra_view:
             scales = scale.expand(-1, batch.views).flatten()
             sums, means = batch.pairs.logsumexp_with_mean(batch.x, scale=scales, ids=batch.ids)
-            return batch.per_view(sums) - self._log_count(batch), batch.per_view(means)
+            return batch.per_view(sums) - log_count(batch, True), batch.per_view(means)
         ids, (x, y) = batch.sample_ids, batch.each_view()
         sides = [
             batch.pairs.logsumexp_with_mean(rows, keys, scale=scale[:, side], ids=ids, key_ids=ids)
             for side, (rows, keys) in enumerate([(x, y), (y, x)])
         ]
         log_sums, means = (torch.stack(parts, 1) for parts in zip(*sides, strict=True))
-        return log_sums - self._log_count(batch), means
+        return log_sums - log_count(batch, False), means
+
+    def agreement(self) -> dict[str, object]:
+        """See `Objective.agreement`."""
+        return self._weight.agreement(self.step)
 
     def table(self) -> dict[str, Tensor]:
         """As `SogCLR.table`, and ``temperature`` and ``temperature_gradient``; with two modalities each with a 1 and a 2."""
-        averages, start = super().table(), float(self.temperature.detach())
-        tables = self.temperatures.natural(self.averages.visited, start)
-        for name, sides in zip(("temperature", "temperature_gradient"), tables, strict=True):
-            averages |= dict(zip(self._names(name), sides, strict=True))
-        return averages
+        visited, start = self.averages.visited, float(self.temperature.detach())
+        tables = dict(zip(table_names("u", self.intra_view), self.averages.natural(), strict=True))
+        tables["visited"] = visited.cpu().clone()
+        for name, sides in zip(("temperature", "temperature_gradient"), self.temperatures.natural(visited, start), strict=True):
+            tables |= dict(zip(table_names(name, self.intra_view), sides, strict=True))
+        return tables
 
     def load_table(self, *, visited: Tensor, **tables: Tensor) -> None:
         """Take over what `table` returned.
@@ -157,10 +185,8 @@ class ISogCLR(SogCLR):
             TypeError: The tables of the other form (one or two modalities) were given, or not all.
             ValueError: A size does not fit, or an average or a temperature is not positive.
         """
-        chosen = self._chosen(tables, "u", "temperature", "temperature_gradient")
-        averages, temperatures, gradients = (
-            {table: chosen[table] for table in self._names(name)} for name in ("u", "temperature", "temperature_gradient")
-        )
+        names = ("u", "temperature", "temperature_gradient")
+        averages, temperatures, gradients = chosen_tables(tables, names, self.intra_view)
         check_natural(visited, averages, len(self.averages.visited), positive=True)  # before anything is written
         self.temperatures.load_natural(visited, temperatures, gradients)
         self.averages.load_natural(visited, **averages)

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.objectives.averages import log_mean
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.registry import losses
 from contrastive_zoo.registry import samplers as registry
@@ -40,7 +41,7 @@ class GlobalObjective(Objective):
         scale = 1 / self.temperature
         positive = batch.positive_similarity() * scale
         if not self.training:
-            return batch.logsumexp(scale) - batch.negatives_count().clamp_min(1).to(batch.x).log() - positive
+            return log_mean(batch, scale) - positive
         negatives = self.sampler.sample(batch, scale)
         batch.diagnostics.update(negatives.diagnostics)
         value = negatives.log_mean + (negatives.surrogate - negatives.surrogate.detach())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.batch.batch import Batch
-from contrastive_zoo.checks import check_number
+from contrastive_zoo.checks import check_at_most
 from contrastive_zoo.logspace import log1p_exp
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.registry import POSITIVE, Range, losses
@@ -20,7 +20,7 @@ from contrastive_zoo.state.bounded import within
 
 def _check(*, init_scale: float, init_bias: float, max_scale: float) -> None:
     """Raise if the scale starts above its maximum."""
-    check_number("init_scale", init_scale, low=0, open_low=True, high=max_scale)
+    check_at_most("init_scale", init_scale, "max_scale", max_scale)
 
 
 @losses.register(

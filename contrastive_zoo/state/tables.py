@@ -1,11 +1,12 @@
 """State per sample: logarithms of moving averages, and embeddings."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from contrastive_zoo.checks import check_count, shape
+from contrastive_zoo.checks import check_count, check_shape
 from contrastive_zoo.operators import operator
 from contrastive_zoo.state.modules import PreciseModule
 
@@ -65,6 +66,24 @@ class LogAverage(PreciseModule):
         sound = torch.isfinite(log_value).all(1)
         self.log_value[index] = torch.where(sound[:, None], log_value, self.log_value[index])
         self.visited[index] = self.visited[index] | sound
+
+    def move(self, index: Tensor, log_new: Tensor, weight: float | Tensor, first: Tensor) -> Tensor:
+        """Blend new values in and store the averages; one average of several anchors becomes their mean.
+
+        Args:
+            index: (B,) samples.
+            log_new: (B, anchors) logarithms of new values, as in `blend`.
+            weight: Weight of the new values.
+            first: (B,) position of the first row of each row's sample.
+
+        Returns:
+            (B, anchors) logarithms of the averages before the mean over anchors, as `blend` returns them.
+        """
+        log_value = self.blend(index, log_new, weight)
+        shared = self.log_value.shape[1] == 1
+        sides = torch.logsumexp(log_value, 1, keepdim=True) - math.log(log_value.shape[1]) if shared else log_value
+        self.write(index, sides, first)
+        return log_value
 
     def natural(self) -> list[Tensor]:
         """The averages of each side, (num_samples,) float64 on the CPU; 0 where unvisited."""
@@ -151,8 +170,7 @@ def check_natural(visited: Tensor, sides: dict[str, Tensor], size: int, *, posit
         ValueError: A size or an entry is wrong.
     """
     for name, tensor in {"visited": visited, **sides}.items():
-        if tensor.shape != (size,):
-            raise ValueError(f"{name} must have shape ({size},), got {shape(tensor)}.")
+        check_shape(name, tensor, (size,))
     for name, tensor in sides.items():
         values = tensor[visited.to(tensor.device, torch.bool)]
         if not bool((torch.isfinite(values) & ((values > 0) | (not positive))).all()):

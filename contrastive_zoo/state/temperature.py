@@ -5,14 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contrastive_zoo.checks import check_number, shape
+from contrastive_zoo.checks import check_magnitude, check_number, shape
 from contrastive_zoo.state.bounded import within
 from contrastive_zoo.state.modules import at_least_float32
 
 # A learned temperature stays in this interval: at its ends, no gradient leads further out.
 LOWEST, HIGHEST = 0.001, 10.0
-# Beyond these, similarities over a constant temperature are no numbers in float32.
-TINY, HUGE = 1e-30, 1e30
 
 
 def as_temperature(value: object) -> Tensor:
@@ -41,8 +39,7 @@ def as_temperature(value: object) -> Tensor:
 
 
 def _constant(number: float) -> Tensor:
-    if not TINY <= number <= HUGE:
-        raise ValueError(f"temperature must be between {TINY:g} and {HUGE:g}, got {number!r}.")
+    check_magnitude("temperature", number, divisor=True)
     with torch.inference_mode(False):  # a tensor made in inference mode could never be changed outside it
         return torch.tensor(number, dtype=torch.float64, device="cpu")
 

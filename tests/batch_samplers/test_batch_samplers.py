@@ -209,7 +209,7 @@ def test_resuming_while_a_worker_fetches_ahead() -> None:
 
 
 def test_batches_seen_are_counted_within_an_epoch() -> None:
-    with pytest.raises(ValueError, match="batches_seen is 7 but an epoch has 6 batches"):
+    with pytest.raises(ValueError, match="batches_seen must be at most the number of batches in an epoch = 6, got 7"):
         make("shuffle").state_dict(batches_seen=7)
     with pytest.raises(ValueError, match="batches_seen must be at least 0"):
         make("shuffle").state_dict(batches_seen=-1)
@@ -218,14 +218,14 @@ def test_batches_seen_are_counted_within_an_epoch() -> None:
 def test_no_process_may_be_left_without_samples() -> None:
     with pytest.raises(ValueError, match="drop_last=False leaves a last batch of 2 samples, fewer than num_replicas = 4"):
         make("shuffle", num_replicas=4)
-    with pytest.raises(ValueError, match="num_samples is 3, fewer than num_replicas = 4"):
+    with pytest.raises(ValueError, match="batch_size is 3, fewer than num_replicas = 4"):
         zoo.get_batch_sampler("full", num_samples=3, num_replicas=4)
 
 
 @pytest.mark.parametrize(
     ("error", "message", "params"),
     [
-        (ValueError, "batch_size is 9 but there are 4 samples", {"num_samples": 4, "batch_size": 9}),
+        (ValueError, "batch_size must be at most num_samples = 4, got 9", {"num_samples": 4, "batch_size": 9}),
         (ValueError, "batch_size 4 is not divisible by num_replicas 3", {"num_replicas": 3}),
         (ValueError, "rank must be below num_replicas = 2, got 2", {"num_replicas": 2, "rank": 2}),
         (ValueError, "rank must be at least 0, got -1", {"rank": -1}),

@@ -240,7 +240,7 @@ def test_any_whole_number_will_do(name: str) -> None:
 
 
 def test_flags_are_flags() -> None:
-    with pytest.raises(TypeError, match="drop_last must be True or False, got 'no' of type str"):
+    with pytest.raises(TypeError, match="drop_last must be True or False, got 'no'"):
         ShuffledBatches(num_samples=4, batch_size=2, drop_last="no")
     assert ShuffledBatches(num_samples=5, batch_size=2, drop_last=np.bool_(False)).drop_last is False
 
@@ -252,7 +252,7 @@ def test_epoch_goes_with_batches_seen() -> None:
 
 def test_state_of_a_longer_epoch() -> None:
     state = make("combinations", batches_per_epoch=9).state_dict(batches_seen=8)
-    with pytest.raises(ValueError, match="batches_seen is 8 but an epoch has 6 batches"):
+    with pytest.raises(ValueError, match="batches_seen must be at most the number of batches in an epoch = 6, got 8"):
         make("combinations").load_state_dict(state)
 
 

@@ -185,8 +185,8 @@ def test_size_of_an_epoch_is_known_before_features_are() -> None:
 @pytest.mark.parametrize(
     ("error", "message", "params"),
     [
-        (ValueError, "k is 6 but the dataset has 5 whole batches. Take at most 5", {"k": 6}),
-        (ValueError, "q is 4 of k = 3 batches. Take at most 3", {"k": 3, "q": 4}),
+        (ValueError, "k must be at most the number of whole batches = 5, got 6", {"k": 6}),
+        (ValueError, "q must be at most k = 3, got 4", {"k": 3, "q": 4}),
         (ValueError, "k must be at least 1, got 0", {"k": 0}),
         (ValueError, "q must be at least 1, got 0", {"q": 0}),
         (ValueError, "unknown loss 'infonec'. Did you mean 'infonce'", {"loss": "infonec"}),
@@ -345,7 +345,7 @@ def test_blocks_are_parted_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("name", PART)
 def test_mistakes_about_blocks(name: str) -> None:
     for params, message in (
-        ({"k": 6}, "k is 6 but the dataset has 5 whole batches. Take at most 5"),
+        ({"k": 6}, "k must be at most the number of whole batches = 5, got 6"),
         ({"k": 0}, "k must be at least 1, got 0"),
         ({"temperature": -1}, "temperature must be"),
     ):
@@ -427,7 +427,7 @@ def test_features_that_come_within_an_epoch_are_for_the_next(name: str) -> None:
         (ValueError, r"index must have shape \(22,\)", {"index": torch.arange(21)}),
         (
             ValueError,
-            "z1 holds NaN or infinite values for 1 samples, first 7",
+            "z1 holds NaN or infinite values in 1 of 22 samples, first in sample 7",
             {"z1": torch.ones(22, 3).index_fill(0, torch.tensor(7), math.nan)},
         ),
         (ValueError, "z2 holds NaN or infinite values", {"z2": torch.full((22, 3), math.inf)}),

@@ -113,7 +113,7 @@ def test_what_does_not_go_with_the_process_group_is_found_when_a_pass_begins(fou
         errors = process["errors"]
         assert "drop_last=False leaves a last batch of 1 samples, fewer than num_replicas = 2" in errors["rest"]
         assert errors["odd"] == process["made"] == "batch_size 3 is not divisible by num_replicas 2."
-        assert "num_samples is 1, fewer than num_replicas = 2" in errors["full"]
+        assert "batch_size is 1, fewer than num_replicas = 2" in errors["full"]
         assert f"rank is {1 - rank} but the process group says {rank}" in errors["wrong rank"]
         assert "num_replicas is 4 but the process group has 2 processes. Pass rank too" in errors["four"]
         assert "refresh was called before the process group was initialised" in errors["hasty"]

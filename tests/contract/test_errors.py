@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import (
@@ -281,13 +282,32 @@ CONSTRUCTION: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     (ValueError, "normalize must be one of .*got 1", "ntxent", {"normalize": 1}),
     (ValueError, "gather must be one of 'auto', False, got True", "ntxent", {"gather": True}),
     (ValueError, "on_empty must be one of 'warn', 'error', got 'ignore'", "ntxent", {"on_empty": "ignore"}),
-    (ValueError, "validate must be one of True, False, got 1", "ntxent", {"validate": 1}),
+    (TypeError, "validate must be True or False, got 1", "ntxent", {"validate": 1}),
     (ValueError, "num_samples must be at least 1, got 0", "sogclr", {"num_samples": 0}),
     (TypeError, "num_samples must be a whole number, got 2.5", "sogclr", {"num_samples": 2.5}),
     (TypeError, "num_samples must be a whole number", "ntxent", {"num_samples": "all"}),
     (ValueError, "seed must be at least 0, got -1", "emc2", {"seed": -1, "num_samples": 4}),
     (TypeError, "seed must be a whole number", "ntxent", {"seed": 0.5}),
 ]
+
+
+@pytest.mark.parametrize("flag", [np.bool_, torch.tensor, np.array], ids=["numpy", "tensor", "array"])
+@pytest.mark.parametrize("value", [True, False])
+def test_flags_of_any_kind(value: bool, flag: Callable[[bool], Any]) -> None:
+    loss_fn = zoo.get_loss("infonce", validate=flag(value), normalize=flag(value), gather=flag(False), symmetric=flag(value))
+    assert loss_fn.validate is value
+    assert loss_fn.gather is False
+    assert loss_fn.normalize == zoo.get_loss("infonce", normalize=value).normalize
+    assert loss_fn.settings["symmetric"] is value
+    with pytest.raises(ValueError, match="gather must be one of 'auto', False, got True"):
+        zoo.get_loss("infonce", gather=flag(True))
+
+
+def test_choices_of_numpy() -> None:
+    loss_fn = zoo.get_loss("kcl", normalize=np.str_("ball"), kernel=np.str_("log"))
+    assert type(loss_fn.normalize) is str
+    with pytest.raises(ValueError, match="reduction must be one of 'mean', 'sum', 'none', got 'max'"):
+        zoo.get_loss("ntxent", reduction=np.str_("max"))
 
 
 @pytest.mark.parametrize(("error", "message", "name", "params"), CONSTRUCTION, ids=lambda value: str(value)[:60])

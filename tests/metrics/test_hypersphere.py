@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.nn.functional import normalize
 
+import contrastive_zoo as zoo
 from contrastive_zoo.metrics import alignment, uniformity, wasserstein_uniformity
 from contrastive_zoo.metrics.hypersphere import BINS
 
@@ -89,6 +90,16 @@ def test_uniformity_of_known_configurations(t, tile):
     assert uniformity(torch.ones(5, 3), t) == pytest.approx(0, abs=1e-15)
     simplex = normalize(torch.eye(5, dtype=torch.float64) - 0.2, dim=1)
     assert uniformity(simplex, t) == pytest.approx(-t * 2 * 5 / 4)
+
+
+@pytest.mark.parametrize("t", [0.5, 2.0])
+def test_uniformity_is_that_of_the_objective(t):
+    z = torch.randn(50, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for kind in ("sphere", False):
+        loss_fn = zoo.get_loss("alignment_uniformity", t=t, normalize=kind).eval()
+        loss_fn(z, z)
+        rows = torch.nn.functional.normalize(z) if kind else z
+        assert uniformity(rows, t) == pytest.approx(float(loss_fn.diagnostics["uniformity"]), rel=1e-12)
 
 
 def test_rows_are_taken_as_they_are_by_alignment_and_uniformity():

@@ -102,7 +102,7 @@ def test_a_large_scale_is_stable_in_float32(backend: str) -> None:
 @pytest.mark.parametrize(
     ("message", "params"),
     [
-        (r"init_scale must be a finite number in \(0, 100\], got 101", {"init_scale": 101}),
+        ("init_scale must be at most max_scale = 100.0, got 101", {"init_scale": 101}),
         (r"init_scale must be a finite number in \(0, inf\), got 0", {"init_scale": 0}),
         (r"init_bias must be a finite number .*got inf", {"init_bias": math.inf}),
         (r"max_scale must be a finite number in \(0, inf\), got -1", {"max_scale": -1}),

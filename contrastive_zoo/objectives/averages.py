@@ -1,0 +1,104 @@
+"""What the objectives over the whole data set share: the mean over a batch's negatives and how it moves an average."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.checks import check_number
+from contrastive_zoo.schedules import scheduled_weight
+from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.tables import LogAverage
+
+Schedule = Callable[[Tensor], "Tensor | float"]
+
+
+class Weight:
+    """Weight of the new value in a moving average: a number, or a schedule that is called once per step.
+
+    Args:
+        gamma: A number in (0, 1], or a callable from the number of steps so far (0-dim tensor) to one.
+    """
+
+    def __init__(self, gamma: float | Schedule) -> None:
+        self.gamma = gamma
+        self._agreed: float | Tensor | None = None
+
+    def take(self, step: StepCounter) -> float | Tensor:
+        """The weight in this step, which is the agreed one if processes have agreed on it.
+
+        Raises:
+            TypeError: The schedule returned no number.
+            ValueError: The number is outside (0, 1].
+        """
+        agreed, self._agreed = self._agreed, None
+        return self._at(step) if agreed is None else agreed
+
+    def agreement(self, step: StepCounter) -> dict[str, object]:
+        """See `Objective.agreement`; raises as `take` does."""
+        weight = self._agreed = self._at(step)
+        on_host = not isinstance(weight, Tensor) or weight.is_cpu
+        return {"gamma in this step": float(weight) if on_host else "not compared"}
+
+    def _at(self, step: StepCounter) -> float | Tensor:
+        if not callable(self.gamma):
+            return self.gamma
+        weight = self.gamma(step.value.clone())
+        if not isinstance(weight, Tensor):
+            weight = torch.as_tensor(check_number("gamma", weight, low=0, high=1, open_low=True), dtype=torch.float64)
+        return scheduled_weight(weight.detach().to(torch.float64))
+
+
+def log_mean(batch: Batch, scale: Tensor, intra_view: bool = True) -> Tensor:
+    """Logarithm of the mean of exp(scale s) over the negatives of each row, (B, V), -inf without negatives.
+
+    Args:
+        batch: Rows of all views.
+        scale: Multiplies the similarities.
+        intra_view: Whether rows of all views are negatives; if not, those of the other modality only.
+    """
+    sums = batch.logsumexp(scale) if intra_view else _across_modalities(batch, scale)
+    return sums - log_count(batch, intra_view)
+
+
+def log_count(batch: Batch, intra_view: bool) -> Tensor:
+    """Logarithm of the number of negatives of each sample, (B, 1)."""
+    count = batch.negatives_count(views=batch.views if intra_view else 1)
+    return count.clamp_min(1).to(batch.x.dtype).log()
+
+
+def _across_modalities(batch: Batch, scale: Tensor) -> Tensor:
+    """Log-sum-exp of each row over the other samples' rows of the other modality, (B, 2)."""
+    (x, y), ids = batch.each_view(), batch.sample_ids
+    return torch.stack(batch.pairs.logsumexp_both(x, y, scale=scale, ids=ids, key_ids=ids), 1)
+
+
+def moved(averages: LogAverage, batch: Batch, log_new: Tensor, weight: float | Tensor) -> Tensor:
+    """Logarithm of the average u of each anchor with its new value blended in, (B, V), -inf without one; stores u."""
+    assert batch.index is not None
+    index = batch.index.to(log_new.device)
+    return averages.move(index, log_new.detach(), weight, batch.sample_ids.to(index.device))
+
+
+def estimator(log_new: Tensor, log_u: Tensor) -> Tensor:
+    """exp(log_new - log_u), whose gradient is that of the batch mean over a constant u; finite where u is not."""
+    return (log_new - torch.where(torch.isfinite(log_u), log_u, 0)).exp()
+
+
+def table_names(name: str, intra_view: bool) -> list[str]:
+    """Names of a table: one, or one for each modality."""
+    return [name] if intra_view else [f"{name}1", f"{name}2"]
+
+
+def chosen_tables(given: dict[str, Tensor], names: tuple[str, ...], intra_view: bool) -> list[dict[str, Tensor]]:
+    """The tables given, by name, for each of ``names``.
+
+    Raises:
+        TypeError: They are not exactly those of these names.
+    """
+    wanted = [table_names(name, intra_view) for name in names]
+    if set(given) != set().union(*wanted):
+        listed = " and ".join(table for tables in wanted for table in tables)
+        raise TypeError(f"load_table wants {listed} besides visited, got {', '.join(given) or 'none'}.")
+    return [{table: given[table] for table in tables} for tables in wanted]

@@ -1,0 +1,60 @@
+r"""HSCL: SCL whose mean gives rows that are similar to the anchor more weight.
+
+    loss = mean over pairs (i, j), j in P(i), of log(1 + mean_n exp(s_in - s_ij)),       weight of n: exp(beta s_in)
+
+Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learning: Optimal Representation Geometry and Neural-
+vs Dimensional-Collapse", 2023. arXiv:2311.05139
+"""
+
+from contrastive_zoo.objectives.generalised import HARD, ONE_LABEL, OTHERS, PAPER, SCALE, Generalised, check_draws
+from contrastive_zoo.registry import Range, losses
+
+
+@losses.register(
+    "hscl",
+    title="Generalised supervised contrastive loss with hard negatives",
+    summary="Generalised loss over other classes, whose rows count more if similar to the anchor.",
+    paper=PAPER,
+    equation=HARD,
+    needs={"labels"},
+    uses={"index", "one_view"},
+    draws=True,
+    ranges={"beta": Range(0)},
+    check=check_draws,
+    scale=SCALE,
+    differences=(OTHERS, ONE_LABEL),
+)
+class HSCL(Generalised):
+    r"""Loss of each anchor, (B, V), weighted so that the mean is over pairs of an anchor and a positive; `SCL` for beta = 0.
+
+    The formula is that of `HUCL`; P(i) are the rows with the anchor's label, itself included, and N(i) those with another.
+    Takes two views, or one, as `SCL` does.
+
+    Args:
+        beta: How much harder negatives count, at least 0.
+        num_negatives: As for `HUCL`.
+        self_positive: As for `SCL`.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: ``beta`` is negative or ``num_negatives`` below 1.
+
+    Examples:
+        It is never less than without hardness:
+
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> (z1, z2), labels = torch.randn(2, 8, 4), torch.arange(8) % 3
+        >>> bool(zoo.get_loss("hscl", beta=5.0)(z1, z2, labels=labels) >= zoo.get_loss("scl")(z1, z2, labels=labels))
+        True
+
+        So it is with one view of each sample:
+
+        >>> bool(zoo.get_loss("hscl", beta=5.0)(z1, labels=labels) >= zoo.get_loss("scl")(z1, labels=labels))
+        True
+    """
+
+    def __init__(
+        self, *, beta: float = 1.0, num_negatives: int | None = None, self_positive: bool = True, seed: int = 0
+    ) -> None:
+        super().__init__(True, beta, num_negatives, self_positive, seed)

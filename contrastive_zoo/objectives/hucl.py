@@ -1,0 +1,56 @@
+r"""HUCL: UCL whose mean gives rows that are similar to the anchor more weight.
+
+    loss = mean over pairs (i, j), j in P(i), of log(1 + mean_n exp(s_in - s_ij)),       weight of n: exp(beta s_in)
+
+Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learning: Optimal Representation Geometry and Neural-
+vs Dimensional-Collapse", 2023. arXiv:2311.05139
+"""
+
+from contrastive_zoo.objectives.generalised import HARD, OTHER_SAMPLES, PAPER, SCALE, Generalised, check_draws
+from contrastive_zoo.registry import Range, losses
+
+
+@losses.register(
+    "hucl",
+    title="Generalised unsupervised contrastive loss with hard negatives",
+    summary="Generalised loss over all rows, where those similar to the anchor count more.",
+    paper=PAPER,
+    equation=HARD,
+    draws=True,
+    ranges={"beta": Range(0)},
+    check=check_draws,
+    scale=SCALE,
+    differences=(OTHER_SAMPLES,),
+)
+class HUCL(Generalised):
+    r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive; `UCL` for beta = 0.
+
+    $$\frac{1}{\sum_i |P(i)|} \sum_i \sum_{j \in P(i)}
+      \log\Big(1 + \frac{\sum_{n \in N(i)} e^{(1+\beta) s_{in}}}{\sum_{n \in N(i)} e^{\beta s_{in}}}\, e^{-s_{ij}}\Big)$$
+
+    The weights $e^{\beta s_{in}}$ are constants to the gradient, as in the authors' code.
+
+    Args:
+        beta: How much harder negatives count, at least 0.
+        num_negatives: None for the weighted mean over all negatives; a number K for the mean over K draws with probabilities
+            proportional to the weights, with replacement, anew for each pair. `eval()` takes the weighted mean.
+        self_positive: As for `UCL`.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: ``beta`` is negative or ``num_negatives`` below 1.
+
+    Examples:
+        It is never less than without hardness:
+
+        >>> import torch
+        >>> import contrastive_zoo as zoo
+        >>> z1, z2 = torch.randn(2, 8, 4)
+        >>> bool(zoo.get_loss("hucl", beta=5.0)(z1, z2) >= zoo.get_loss("ucl")(z1, z2))
+        True
+    """
+
+    def __init__(
+        self, *, beta: float = 1.0, num_negatives: int | None = None, self_positive: bool = True, seed: int = 0
+    ) -> None:
+        super().__init__(False, beta, num_negatives, self_positive, seed)

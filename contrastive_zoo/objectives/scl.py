@@ -1,0 +1,60 @@
+r"""SCL: the generalised supervised loss, each row of the anchor's class against the mean over the rows of other classes.
+
+    loss = mean over pairs (i, j), j in P(i), of log(1 + mean_n exp(s_in - s_ij))        P(i): rows of the class of i; n: others
+
+Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learning: Optimal Representation Geometry and Neural-
+vs Dimensional-Collapse", 2023. arXiv:2311.05139
+"""
+
+from contrastive_zoo.objectives.generalised import EASY, ONE_LABEL, OTHERS, PAPER, SCALE, Generalised, check_draws
+from contrastive_zoo.registry import losses
+
+
+@losses.register(
+    "scl",
+    title="Generalised supervised contrastive loss",
+    summary="Each row of the anchor's class against the mean over the rows of other classes.",
+    paper=PAPER,
+    equation=EASY,
+    needs={"labels"},
+    uses={"index", "one_view"},
+    draws=True,
+    check=check_draws,
+    scale=SCALE,
+    differences=(OTHERS, ONE_LABEL),
+)
+class SCL(Generalised):
+    r"""Loss of each anchor, (B, V), weighted so that the mean is over pairs of an anchor and a positive.
+
+    The formula is that of `UCL`; P(i) are the rows with the anchor's label, itself included, and N(i) those with another. The
+    positives cost as much as the sum of the squares of the sizes of the classes.
+
+    Takes two views, or one: ``loss_fn(z, labels=labels)`` with z of shape (B, D), as the authors train. An anchor that is alone
+    in its class then has itself as its only positive, and with ``self_positive=False`` drops out.
+
+    Args:
+        num_negatives: As for `UCL`.
+        self_positive: Whether an anchor is a positive of itself, as in the authors' code.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: ``num_negatives`` is below 1.
+
+    Examples:
+        Two classes at opposite points:
+
+        >>> import math, torch
+        >>> import contrastive_zoo as zoo
+        >>> labels = torch.tensor([0, 1, 1])
+        >>> z = torch.tensor([[1.0], [-1.0], [-1.0]])
+        >>> torch.allclose(zoo.get_loss("scl")(z, z, labels=labels), torch.tensor(math.log1p(math.exp(-2))))
+        True
+
+        One view of each sample gives the same here:
+
+        >>> torch.allclose(zoo.get_loss("scl")(z, labels=labels), torch.tensor(math.log1p(math.exp(-2))))
+        True
+    """
+
+    def __init__(self, *, num_negatives: int | None = None, self_positive: bool = True, seed: int = 0) -> None:
+        super().__init__(True, 0.0, num_negatives, self_positive, seed)
