@@ -17,15 +17,13 @@ Schedule = Callable[[Tensor], "Tensor | float"]
 class Weight:
     """Weight of the new value in a moving average: a number, or a schedule that is called once per step.
 
-    Args:
-        gamma: A number in (0, 1], or a callable from the number of steps so far (0-dim tensor) to one.
+    Where it is called gamma, that is a number in (0, 1], or a callable from the number of steps so far (0-dim tensor) to one.
     """
 
-    def __init__(self, gamma: float | Schedule) -> None:
-        self.gamma = gamma
+    def __init__(self) -> None:
         self._agreed: float | Tensor | None = None
 
-    def take(self, step: StepCounter) -> float | Tensor:
+    def take(self, gamma: float | Schedule, step: StepCounter) -> float | Tensor:
         """The weight in this step, which is the agreed one if processes have agreed on it.
 
         Raises:
@@ -33,21 +31,22 @@ class Weight:
             ValueError: The number is outside (0, 1].
         """
         agreed, self._agreed = self._agreed, None
-        return self._at(step) if agreed is None else agreed
+        return _at(gamma, step) if agreed is None else agreed
 
-    def agreement(self, step: StepCounter) -> dict[str, object]:
+    def agreement(self, gamma: float | Schedule, step: StepCounter) -> dict[str, object]:
         """See `Objective.agreement`; raises as `take` does."""
-        weight = self._agreed = self._at(step)
+        weight = self._agreed = _at(gamma, step)
         on_host = not isinstance(weight, Tensor) or weight.is_cpu
         return {"gamma in this step": float(weight) if on_host else "not compared"}
 
-    def _at(self, step: StepCounter) -> float | Tensor:
-        if not callable(self.gamma):
-            return self.gamma
-        weight = self.gamma(step.value.clone())
-        if not isinstance(weight, Tensor):
-            weight = torch.as_tensor(check_number("gamma", weight, low=0, high=1, open_low=True), dtype=torch.float64)
-        return scheduled_weight(weight.detach().to(torch.float64))
+
+def _at(gamma: float | Schedule, step: StepCounter) -> float | Tensor:
+    if not callable(gamma):
+        return gamma
+    weight = gamma(step.value.clone())
+    if not isinstance(weight, Tensor):
+        weight = torch.as_tensor(check_number("gamma", weight, low=0, high=1, open_low=True), dtype=torch.float64)
+    return scheduled_weight(weight.detach().to(torch.float64))
 
 
 def log_mean(batch: Batch, scale: Tensor, intra_view: bool = True) -> Tensor:

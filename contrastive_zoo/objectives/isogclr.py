@@ -123,7 +123,7 @@ class ISogCLR(Objective):
         self.averages = LogAverage(num_samples, sides)
         limits = {"lowest": temperature_min, "highest": temperature_max}
         self.temperatures = Temperatures(num_samples, sides, rate=eta, momentum=momentum, **limits)
-        self._weight = Weight(gamma)
+        self._weight = Weight()
 
     def forward(self, batch: Batch) -> Tensor:
         """See `Objective.forward`."""
@@ -138,7 +138,7 @@ class ISogCLR(Objective):
         index = batch.index.to(batch.x.device)
         temperature = self.temperatures.of(index, self.averages.visited, self.temperature, batch.x.dtype)
         log_new, similarity = self._softmax(batch, 1 / temperature)
-        log_u = moved(self.averages, batch, log_new, self._weight.take(self.step))
+        log_u = moved(self.averages, batch, log_new, self._weight.take(self.gamma, self.step))
         self.step.advance()
         ratio = estimator(log_new, log_u)
         gradient = log_u + self.rho - ratio.detach() * similarity / temperature.detach()
@@ -167,7 +167,7 @@ class ISogCLR(Objective):
 
     def agreement(self) -> dict[str, object]:
         """See `Objective.agreement`."""
-        return self._weight.agreement(self.step)
+        return self._weight.agreement(self.gamma, self.step)
 
     def table(self) -> dict[str, Tensor]:
         """As `SogCLR.table`, and ``temperature`` and ``temperature_gradient``; with two modalities each with a 1 and a 2."""

@@ -81,7 +81,7 @@ class SogCLR(Objective):
         self.intra_view = intra_view
         self.step = StepCounter()
         self.averages = LogAverage(num_samples, sides=1 if intra_view else 2)
-        self._weight = Weight(gamma)
+        self._weight = Weight()
 
     def forward(self, batch: Batch) -> Tensor:
         """See `Objective.forward`."""
@@ -95,14 +95,14 @@ class SogCLR(Objective):
 
     def _against_averages(self, batch: Batch, log_new: Tensor) -> Tensor:
         """The value log u, with the gradient of the batch mean over u; moves the averages on."""
-        log_u = moved(self.averages, batch, log_new, self._weight.take(self.step))
+        log_u = moved(self.averages, batch, log_new, self._weight.take(self.gamma, self.step))
         self.step.advance()
         ratio = estimator(log_new, log_u)
         return log_u + (ratio - ratio.detach())  # the estimator subtracted from itself leaves the value to log u
 
     def agreement(self) -> dict[str, object]:
         """See `Objective.agreement`."""
-        return self._weight.agreement(self.step)
+        return self._weight.agreement(self.gamma, self.step)
 
     def table(self) -> dict[str, Tensor]:
         """``u`` (num_samples,) in natural scale and ``visited``; with two modalities ``u1``, ``u2`` and ``visited``."""
