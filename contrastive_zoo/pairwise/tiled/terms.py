@@ -11,7 +11,7 @@ Shapes: N rows, M keys, K scales; i and j are the rows and columns of a tile.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import torch
@@ -37,8 +37,8 @@ def on_tiles(term: Term, sweep: Sweep, tiles: Tiles, number: int = 0) -> "OnTile
         bias = float(term.bias.max()) if term.bias.is_cpu else torch.inf
         return _Softpluses(term, tiles, largest + bias <= OVERFLOW_LIMIT[tiles.x.dtype])
     bounded = largest <= LOGIT_LIMIT[tiles.x.dtype]
-    if bounded and term.scale.shape[1] == 1 and not term.mean:
-        return _SharedExponentials(term, tiles)
+    if bounded and term.scale.shape == (1, 1) and not term.mean:
+        return _BoundedExponentials(term.scale.item(), tiles)
     return _Exponentials(term, tiles, bounded)
 
 
@@ -107,17 +107,17 @@ class OnTiles(ABC):
         rows = function(*(rows for _, rows in sides))
         return rows if self.tiles.symmetric else function(*(columns for columns, _ in sides)), rows
 
-    def _add(self, values: Tensor, k: int, i: slice, j: slice) -> None:
+    def _add(self, values: Tensor, i: slice, j: slice) -> None:
         """Add values that rows and columns share to the totals of both."""
         for axis, side in self.tiles.sides(i, j):
-            self.totals[axis][k, side] += values.sum(axis)
+            self.totals[axis][0, side] += values.sum(axis)
 
-    def _weighted(self, values: Tensor, k: int, i: slice, j: slice, out: Tensor) -> Tensor:
+    def _weighted(self, values: Tensor, i: slice, j: slice) -> Tensor:
         """Values that rows and columns share, times the weights of both."""
-        columns, rows = self.weights
+        (columns, rows), out = self.weights, self.tiles.scratch(1, *values.shape)
         if not self.tiles.columns:
-            return torch.mul(values, rows[k, i, None], out=out)
-        return torch.add(rows[k, i, None], columns[k, None, j], out=out).mul_(values)
+            return torch.mul(values, rows[0, i, None], out=out)
+        return torch.add(rows[0, i, None], columns[0, None, j], out=out).mul_(values)
 
     def _mirror(self, slopes: Tensor, i: slice, j: slice) -> Tensor:
         """Complete slopes of the rows of a tile on the diagonal, in which each row is a column as well."""
@@ -126,47 +126,29 @@ class OnTiles(ABC):
         return slopes
 
 
-class _SharedExponentials(OnTiles):
-    """Log-sum-exps of bounded logits at K scales: rows and columns share an exponential."""
+class _BoundedExponentials(OnTiles):
+    """Log-sum-exps of bounded logits at one scale, which the product applies: rows and columns share the exponentials."""
 
-    def __init__(self, term: LogSumExp, tiles: Tiles) -> None:
-        self.scales = term.scale.flatten().tolist()
-        super().__init__(tiles, len(self.scales))
-        if len(self.scales) == 1:
-            self.scale_from_products, self.chain, self.factor = True, self.scales[0], self.scales[0] * LOG2_E
+    scale_from_products = True
 
-    def _exponential(self, tile: Tensor, k: int, i: slice, j: slice) -> Tensor:
-        """Exponentials at scale k, 0 at pairs that do not count; the product has applied a single scale already."""
-        if not self.scale_from_products:
-            tile = torch.mul(tile, self.scales[k] * LOG2_E, out=self.tiles.scratch(2, *tile.shape))
-        return self.tiles.exclude(tile.exp2_(), i, j, 0)
+    def __init__(self, scale: float, tiles: Tiles) -> None:
+        super().__init__(tiles)
+        self.chain, self.factor = scale, scale * LOG2_E
 
     def add(self, tile: Tensor, i: slice, j: slice) -> None:
-        for k in range(len(self.scales)):
-            self._add(self._exponential(tile, k, i, j), k, i, j)
+        self._add(self.tiles.exclude(tile.exp2_(), i, j, 0), i, j)
 
     def sums(self) -> Sides:
         return self._each(Tensor.log_, self.totals)
 
     def begin(self, sums: Sides, means: Tensor, grads: Sides, needs_scale: bool) -> None:
         super().begin(sums, means, self._each(_over_sum, grads, sums), needs_scale)
-        self._grad_scale = means.new_zeros(len(self.scales), 1)
 
     def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
-        total = self.tiles.scratch(1, *tile.shape)
-        if self.scale_from_products:
-            return self._weighted(tile if added else self._exponential(tile, 0, i, j), 0, i, j, total)
-        share = 0.5 if self.tiles.symmetric and not self.tiles.mirrored(i, j) else 1.0
-        for k, scale in enumerate(self.scales):
-            e = self._exponential(tile, k, i, j)
-            slopes = self._weighted(e, k, i, j, self.tiles.scratch(3, *tile.shape) if k else total)
-            if self.needs_scale:
-                self._grad_scale[k] += share * torch.dot(slopes.flatten(), tile.flatten())
-            total = total.add_(slopes, alpha=scale) if k else slopes.mul_(scale)
-        return total
+        return self._weighted(tile if added else self.tiles.exclude(tile.exp2_(), i, j, 0), i, j)
 
     def grad_scale(self, x: Tensor, keys: Tensor) -> Tensor:
-        return super().grad_scale(x, keys).reshape(1, 1) if self.scale_from_products else self._grad_scale
+        return super().grad_scale(x, keys).reshape(1, 1)
 
 
 def _over_sum(grad: Tensor, logsumexp: Tensor) -> Tensor:
@@ -175,44 +157,51 @@ def _over_sum(grad: Tensor, logsumexp: Tensor) -> Tensor:
 
 
 class _Exponentials(OnTiles):
-    """Log-sum-exps of logits of any size or with a scale per row, and mean similarities if they are wanted.
+    """Log-sum-exps of logits of any size, at several scales or one per row, and mean similarities if they are wanted.
 
-    Rows and columns each have their exponentials, relative to their largest logit so far unless logits are bounded.
-    Logits are in base 2.
+    Unless logits are bounded, exponentials are relative to the largest logit of their row or column so far. Logits are in base 2.
     """
 
     def __init__(self, term: LogSumExp, tiles: Tiles, bounded: bool) -> None:
-        self.scale = term.scale.to(tiles.x)
+        self.scale, self.per_row = term.scale.to(tiles.x), term.scale.shape[1] > 1
         super().__init__(tiles, len(self.scale))
         self.weighted = tiles.zeros(1) if term.mean else None
         self.largest = None if bounded else self._each(lambda zeros: torch.full_like(zeros, -torch.inf), self.totals)
 
     def _scale_of(self, k: int, side: slice) -> Tensor:
         """Scale of some rows, one for each or one for all."""
-        return self.scale[k, side] if self.scale.shape[1] > 1 else self.scale[k]
+        return self.scale[k, side] if self.per_row else self.scale[k]
 
-    def _logits(self, tile: Tensor, k: int, axis: int, side: slice) -> Tensor:
-        scale = (self._scale_of(k, side) * LOG2_E).unsqueeze(axis)
-        return torch.mul(tile, scale, out=self.tiles.scratch(2, *tile.shape))
+    def _exponentials(
+        self, tile: Tensor, i: slice, j: slice, shift: Callable[[Tensor, int, int, slice], Tensor]
+    ) -> Iterator[tuple[int, int, slice, Tensor]]:
+        """For each scale and side its number, axis, place and exponentials; shared by the sides where they are the same."""
+        e = self.tiles.scratch(2, *tile.shape)
+        for k, (axis, side) in product(range(len(self.scale)), self.tiles.sides(i, j)):
+            if axis or self.per_row or self.largest is not None:
+                torch.mul(tile, (self._scale_of(k, side) * LOG2_E).unsqueeze(axis), out=e)
+                self.tiles.exclude(e, i, j, -torch.inf)
+                if self.largest is not None:
+                    e.sub_(shift(e, k, axis, side).unsqueeze(axis))
+                e.exp2_()
+            yield k, axis, side, e
 
     def add(self, tile: Tensor, i: slice, j: slice) -> None:
-        for k, (axis, side) in product(range(len(self.scale)), self.tiles.sides(i, j)):
-            logits = self.tiles.exclude(self._logits(tile, k, axis, side), i, j, -torch.inf)
-            if self.largest is not None:
-                logits.sub_(self._shift(logits.amax(axis), self.largest[axis][k, side], k, axis, side).unsqueeze(axis))
-            e = logits.exp2_()
+        for k, axis, side, e in self._exponentials(tile, i, j, self._new_largest):
             self.totals[axis][k, side] += e.sum(axis)
             if self.weighted is not None:
                 self.weighted[axis][k, side] += e.mul_(tile).sum(axis)
 
-    def _shift(self, new: Tensor, largest: Tensor, k: int, axis: int, side: slice) -> Tensor:
-        """Make the sums relative to the largest logit so far, which is returned; 0 where no pair has counted yet."""
-        torch.maximum(new, largest, out=new)
-        shift = new.masked_fill(new == -torch.inf, 0)
+    def _new_largest(self, logits: Tensor, k: int, axis: int, side: slice) -> Tensor:
+        """The largest logits so far, to which the sums are made relative; 0 where no pair has counted yet."""
+        assert self.largest is not None
+        before = self.largest[axis][k, side]
+        largest = torch.maximum(before, logits.amax(axis))
+        shift = largest.masked_fill(largest == -torch.inf, 0)
         for totals in (self.totals, self.weighted):
             if totals is not None:
-                totals[axis][k, side] *= (largest - shift).exp2()
-        largest.copy_(new)
+                totals[axis][k, side] *= (before - shift).exp2()
+        before.copy_(largest)
         return shift
 
     def sums(self) -> Sides:
@@ -238,19 +227,17 @@ class _Exponentials(OnTiles):
 
     def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
         total = self.tiles.scratch(1, *tile.shape).zero_()
-        for k, (axis, side) in product(range(len(self.scale)), self.tiles.sides(i, j)):
-            logits, weights = self._logits(tile, k, axis, side), self.weights[axis][k, side]
-            if self.largest is not None:
-                logits.sub_(self._shifts[axis][k, side].unsqueeze(axis))
-            e = self.tiles.exclude(logits.exp2_(), i, j, 0)
+        for k, axis, side, e in self._exponentials(tile, i, j, lambda _, k, axis, side: self._shifts[axis][k, side]):
+            weights = self.weights[axis][k, side]
             total.addcmul_(e, (self._scale_of(k, side) * weights).unsqueeze(axis))
             if self.needs_scale:
-                self.totals[axis][k, side] += e.mul_(tile).sum(axis).mul_(weights)
+                products = torch.mul(e, tile, out=self.tiles.scratch(3, *tile.shape))
+                self.totals[axis][k, side] += products.sum(axis).mul_(weights)
         return self._mirror(total, i, j)
 
     def grad_scale(self, x: Tensor, keys: Tensor) -> Tensor:
         columns, rows = self.totals
-        if self.scale.shape[1] > 1:
+        if self.per_row:
             return rows
         return rows.sum(1, keepdim=True) + (0 if self.tiles.symmetric else columns.sum(1, keepdim=True))
 
@@ -312,31 +299,26 @@ class _Kernels(OnTiles):
 
     def __init__(self, term: KernelSum, tiles: Tiles, norms: Tensor | None) -> None:
         super().__init__(tiles)
-        self.kernel, self.parameter, self.norms = get_kernel(term.kernel), term.parameter, norms
-        # Halves, of which each pair takes two; one value for all pairs of rows of length 1.
-        self._floors = distance_floor(term.kernel, tiles.x, term.rounding, 1.0 if norms is None else norms)
+        self.term, self.kernel, self.norms = term, get_kernel(term.kernel), norms
 
-    def _distances(self, tile: Tensor, i: slice, j: slice) -> Tensor:
-        """Squared distances, in place, off by what rounding does to inner products."""
-        return tile.add_(2) if self.norms is None else tile.add_(self.norms[i, None]).add_(self.norms[None, j])
-
-    def _floor(self, i: slice, j: slice) -> Tensor | float:
-        """The floor for the pairs of a tile, in the buffer that slopes take later on."""
-        if not isinstance(self._floors, Tensor):
-            return self._floors
-        rows, columns = self._floors[i, None], self._floors[None, j]
-        return torch.add(rows, columns, out=self.tiles.scratch(1, len(rows), columns.shape[1])).div_(2)
+    def _distances(self, tile: Tensor, i: slice, j: slice) -> tuple[Tensor, Tensor | float]:
+        """Squared distances, in place, off by what rounding does to inner products; and their floor."""
+        squared: Tensor | float = 1.0
+        if self.norms is not None:
+            out = self.tiles.scratch(1, *tile.shape)
+            squared = torch.add(self.norms[i, None], self.norms[None, j], out=out).div_(2)
+        return tile.add_(squared, alpha=2), distance_floor(self.term.kernel, self.tiles.x, self.term.rounding, squared)
 
     def add(self, tile: Tensor, i: slice, j: slice) -> None:
-        distances = self._distances(tile, i, j).clamp_(min=self._floor(i, j))
-        self._add(self.tiles.exclude(self.kernel.value(distances, self.parameter), i, j, 0), 0, i, j)
+        distances, floor = self._distances(tile, i, j)
+        values = self.kernel.value(distances.clamp_(min=floor), self.term.parameter)
+        self._add(self.tiles.exclude(values, i, j, 0), i, j)
 
     def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
-        distances, floor = self._distances(tile, i, j), self._floor(i, j)
+        distances, floor = self._distances(tile, i, j)
         below = distances < floor
-        slopes = self.kernel.derivative(distances.clamp_(min=floor), self.parameter)
-        slopes = self._weighted(slopes, 0, i, j, self.tiles.scratch(1, *tile.shape)).masked_fill_(below, 0)
-        self.tiles.exclude(slopes, i, j, 0)
+        derivative = self.kernel.derivative(distances.clamp_(min=floor), self.term.parameter)
+        slopes = self.tiles.exclude(self._weighted(derivative, i, j).masked_fill_(below, 0), i, j, 0)
         if self.norms is not None:
-            self._add(slopes, 0, i, j)
+            self._add(slopes, i, j)
         return slopes
