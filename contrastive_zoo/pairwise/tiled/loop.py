@@ -54,7 +54,8 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor
         sets, found = list(_sets(sweep, term, kept)), []
         # The scale gets its gradient from that of the rows or of the keys.
         needs_x = needs[0] or (needs[2] and not needs[1] and sets[0][0].scale_from_products)
-        x, keys = sweep.x.new_zeros(sweep.x.shape if needs_x else 0), _zeros_for_keys(sweep, needs[1])
+        x = sweep.x.new_zeros(sweep.x.shape if needs_x else 0)
+        keys = x.new_zeros(sweep.keys.shape if sweep.keys is not None and needs[1] else 0)
         for number, (on, places) in enumerate(sets):
             rows, means, grads = (t[:, number] if sweep.x.dim() == 3 else t for t in (sums.rows, sums.means, upstream[0]))
             columns, grad_columns = (rows, grads) if on.tiles.symmetric else (sums.columns, upstream[1])
@@ -71,11 +72,10 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor
 
 def _sets(sweep: Sweep, term: Term, kept: Tensor) -> Iterator[tuple[OnTiles, Iterator[tuple[slice, slice, Tensor | None]]]]:
     """For each set of rows, the term on its tiles, and the tiles with their places."""
-    sets = sweep.sets
-    first = Tiles(sweep, sets[0])
-    for number, x in enumerate(sets):
-        on = on_tiles(term, sweep, first.of(x) if number else first, number)
-        yield on, _places(on.tiles, kept.chunk(len(sets))[number] if kept.numel() else kept)
+    rooms = kept.chunk(len(sweep.sets)) if kept.numel() else [kept] * len(sweep.sets)
+    for number, (x, room) in enumerate(zip(sweep.sets, rooms, strict=True)):
+        tiles = Tiles(sweep, x)
+        yield on_tiles(term, tiles, number), _places(tiles, room)
 
 
 def _places(tiles: Tiles, kept: Tensor) -> Iterator[tuple[slice, slice, Tensor | None]]:
@@ -90,10 +90,6 @@ def _places(tiles: Tiles, kept: Tensor) -> Iterator[tuple[slice, slice, Tensor |
 def _sums(on: OnTiles) -> Sums:
     (columns, rows), means = on.sums(), on.means()
     return Sums(rows, rows.new_empty(len(rows), 0) if on.tiles.symmetric else columns, means)
-
-
-def _zeros_for_keys(sweep: Sweep, needed: bool) -> Tensor:
-    return sweep.x.new_zeros(sweep.keys.shape if needed and sweep.keys is not None else 0)
 
 
 def _spread(slopes: Tensor, tiles: Tiles, i: slice, j: slice, x: Tensor, keys: Tensor) -> None:
@@ -120,8 +116,9 @@ def _forward_with_gradient(sweep: Sweep, term: Softplus) -> tuple[Sums, Tensor]:
     x, keys, scale, bias = _split(kept, sweep)
     with without_autocast(sweep.x):
         tiles = Tiles(sweep, sweep.x)
-        adding, on = (on_tiles(term, sweep, tiles) for _ in range(2))
-        on.begin(tiles.zeros(1), x, tuple(torch.ones_like(side) for side in tiles.zeros(1)), True)
+        adding, on = (on_tiles(term, tiles) for _ in range(2))
+        columns, rows = tiles.zeros(1)
+        on.begin((columns, rows), x, (torch.ones_like(columns), torch.ones_like(rows)), True)
         for i, j in tiles:
             tile = tiles.products(i, j, on.factor)
             adding.add(tile, i, j)
@@ -139,7 +136,7 @@ def _split(kept: Tensor, sweep: Sweep) -> Gradients:
 
 
 def _kept_gradient(sweep: Sweep, grad: Tensor, kept: Tensor) -> Gradients:
-    """The kept gradients times the one upstream gradient that was promised for all rows; NaN on accelerators if it is not one."""
+    """The kept gradients times the upstream gradient that all rows share, as promised; NaN on accelerators if they do not."""
     first = grad[0, 0]
     same = ((grad == first) | grad.isnan()).all()
     if grad.is_cpu and not same:

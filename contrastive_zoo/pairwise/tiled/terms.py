@@ -1,11 +1,8 @@
-r"""The terms on one tile: what it adds to the sums, and its slopes.
+"""The terms on one tile: what it adds to the sums, and its slopes, the derivatives of the loss in the similarities.
 
-A tile holds similarities times the ``factor`` that its term asks for. A term adds the tile to the sums of its rows and, where
-the tile counts for them too, of its columns. In the backward pass the term turns the tile into slopes: derivatives of the loss
-in the similarities. Pairs that do not count add nothing.
-
-Logits are *bounded* when the host knows that their exponentials neither overflow nor underflow: then no maximum is needed.
-Powers of 2 take less time than powers of e, so factors of log2(e) are multiplied in early.
+A tile holds similarities times the ``factor`` that its term asks for. Pairs that do not count add nothing. Logits are *bounded*
+when the host knows that their exponentials neither overflow nor underflow: then no maximum is needed. Powers of 2 take less
+time than powers of e, so factors of log2(e) are multiplied in early.
 
 Shapes: N rows, M keys, K scales; i and j are the rows and columns of a tile.
 """
@@ -18,7 +15,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.pairwise.kernels import LOG2_E, distance_floor, get_kernel
-from contrastive_zoo.pairwise.sweep import KernelSum, LogSumExp, Softplus, Sweep, Term
+from contrastive_zoo.pairwise.sweep import KernelSum, LogSumExp, Softplus, Term
 from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles
 
 # Largest |logit| for which exponentials, sums of 2^18 of them, and their inverses times 1e-10 are normal numbers.
@@ -27,12 +24,12 @@ LOGIT_LIMIT = {torch.float32: 60.0, torch.float64: 600.0}
 OVERFLOW_LIMIT = {torch.float32: 80.0, torch.float64: 700.0}
 
 
-def on_tiles(term: Term, sweep: Sweep, tiles: Tiles, number: int = 0) -> "OnTiles":
-    """The term on the tiles of set ``number`` of a sweep."""
+def on_tiles(term: Term, tiles: Tiles, number: int = 0) -> "OnTiles":
+    """The term on the tiles of set ``number`` of rows."""
     if isinstance(term, KernelSum):
         norms = term.squared_norms
         return _Kernels(term, tiles, norms if norms is None or norms.dim() == 1 else norms[number])
-    largest = _largest(term.scale, tiles, sweep.norm_bound)
+    largest = tiles.largest_logit(term.scale)
     if isinstance(term, Softplus):
         bias = float(term.bias.max()) if term.bias.is_cpu else torch.inf
         return _Softpluses(term, tiles, largest + bias <= OVERFLOW_LIMIT[tiles.x.dtype])
@@ -42,17 +39,6 @@ def on_tiles(term: Term, sweep: Sweep, tiles: Tiles, number: int = 0) -> "OnTile
     return _Exponentials(term, tiles, bounded)
 
 
-def _largest(scale: Tensor, tiles: Tiles, norm_bound: float) -> float:
-    """A bound on all |logits| without bias; infinite where the host cannot know one without waiting for an accelerator."""
-    if not scale.is_cpu or (norm_bound == torch.inf and not tiles.x.is_cpu):
-        return torch.inf
-    bound = norm_bound * norm_bound
-    if norm_bound == torch.inf:
-        bound = float(tiles.x.norm(dim=1).max()) * float(tiles.keys.norm(dim=1).max())
-    largest = abs(scale.item()) if scale.numel() == 1 else float(scale.abs().max())
-    return largest * bound
-
-
 class OnTiles(ABC):
     """A term on the tiles of one set of rows, for one pass.
 
@@ -60,18 +46,15 @@ class OnTiles(ABC):
         factor: What similarities are multiplied by in their product.
         chain: What gradients of rows and keys, added up from `slopes`, are multiplied by in the end.
         scale_from_products: Whether the gradient of the scale is found from those gradients.
-        tiles: The tiles.
-        totals: What tiles add up to, (K, M) and (K, N): in the forward pass the sums, in the backward pass gradients, of
-            biases, squared norms or scales.
+        totals: What tiles add up to: the sums or, in the backward pass, gradients of biases, squared norms or scales.
         weights: What `slopes` of a column or a row are multiplied by.
-        needs_scale: Whether the scale needs a gradient.
+        needs_scale: Whether tiles have to add up to the gradient of the scale.
     """
 
     factor: float = 1.0
     chain: Tensor | float = 1.0
-    scale_from_products = False
+    scale_from_products = needs_scale = False
     weights: Sides
-    needs_scale: bool
 
     def __init__(self, tiles: Tiles, scales: int = 1) -> None:
         self.tiles, self.totals = tiles, tiles.zeros(scales)
@@ -93,8 +76,8 @@ class OnTiles(ABC):
         return self.tiles.x.new_empty(len(self.totals[1]), 0)
 
     def begin(self, sums: Sides, means: Tensor, grads: Sides, needs_scale: bool) -> None:
-        """Prepare for `slopes`, given what the forward pass found, the gradients of the sums, and `needs_scale`."""
-        self.weights, self.needs_scale = grads, needs_scale
+        """Prepare for `slopes`, given what the forward pass found, gradients of the sums, and whether the scale needs one."""
+        self.weights = grads
 
     def grad_scale(self, x: Tensor, keys: Tensor) -> Tensor:
         """Gradient of a scale c, given those of c x and c keys, or one of them: sums depend on the product of c and x only."""
@@ -142,7 +125,7 @@ class _BoundedExponentials(OnTiles):
         return self._each(Tensor.log_, self.totals)
 
     def begin(self, sums: Sides, means: Tensor, grads: Sides, needs_scale: bool) -> None:
-        super().begin(sums, means, self._each(_over_sum, grads, sums), needs_scale)
+        self.weights = self._each(_over_sum, grads, sums)
 
     def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
         return self._weighted(tile if added else self.tiles.exclude(tile.exp2_(), i, j, 0), i, j)
@@ -159,7 +142,7 @@ def _over_sum(grad: Tensor, logsumexp: Tensor) -> Tensor:
 class _Exponentials(OnTiles):
     """Log-sum-exps of logits of any size, at several scales or one per row, and mean similarities if they are wanted.
 
-    Unless logits are bounded, exponentials are relative to the largest logit of their row or column so far. Logits are in base 2.
+    Unless logits, in base 2, are bounded, exponentials are relative to the largest logit of their row or column so far.
     """
 
     def __init__(self, term: LogSumExp, tiles: Tiles, bounded: bool) -> None:
@@ -175,7 +158,7 @@ class _Exponentials(OnTiles):
     def _exponentials(
         self, tile: Tensor, i: slice, j: slice, shift: Callable[[Tensor, int, int, slice], Tensor]
     ) -> Iterator[tuple[int, int, slice, Tensor]]:
-        """For each scale and side its number, axis, place and exponentials; shared by the sides where they are the same."""
+        """Scale number, axis, side and exponentials, for each scale and side; two sides share them where they are the same."""
         e = self.tiles.scratch(2, *tile.shape)
         for k, (axis, side) in product(range(len(self.scale)), self.tiles.sides(i, j)):
             if axis or self.per_row or self.largest is not None:
@@ -205,25 +188,23 @@ class _Exponentials(OnTiles):
         return shift
 
     def sums(self) -> Sides:
-        logarithms = self._each(Tensor.log, self.totals)
         if self.largest is None:
-            return logarithms
-        # The sum of a row without keys is 0, and its logarithm stays -inf.
-        return self._each(lambda logarithm, largest: logarithm + largest / LOG2_E, logarithms, self.largest)
+            return self._each(Tensor.log, self.totals)
+        return self._each(lambda total, largest: total.log() + largest / LOG2_E, self.totals, self.largest)
 
     def means(self) -> Tensor:
         total = self.totals[1]
         return super().means() if self.weighted is None else self.weighted[1] / total.masked_fill(total == 0, 1)
 
     def begin(self, sums: Sides, means: Tensor, grads: Sides, needs_scale: bool) -> None:
-        if self.weighted is not None:
-            self.totals[1].copy_(grads[1] * means)  # the gradient of the scales: the means are derivatives in them
+        if self.weighted is not None:  # means are derivatives in the scales
+            self.totals[1].copy_(grads[1] * means)
+        self.needs_scale = needs_scale and self.weighted is None
         if self.largest is None:
-            weights = self._each(_over_sum, grads, sums)
+            self.weights = self._each(_over_sum, grads, sums)
         else:
-            weights = self._each(lambda grad, sums: grad.masked_fill(sums == -torch.inf, 0), grads, sums)
+            self.weights = self._each(lambda grad, sums: grad.masked_fill(sums == -torch.inf, 0), grads, sums)
             self._shifts = self._each(lambda sums: (sums * LOG2_E).masked_fill_(sums == -torch.inf, torch.inf), sums)
-        super().begin(sums, means, weights, needs_scale and self.weighted is None)
 
     def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
         total = self.tiles.scratch(1, *tile.shape).zero_()
@@ -237,9 +218,8 @@ class _Exponentials(OnTiles):
 
     def grad_scale(self, x: Tensor, keys: Tensor) -> Tensor:
         columns, rows = self.totals
-        if self.per_row:
-            return rows
-        return rows.sum(1, keepdim=True) + (0 if self.tiles.symmetric else columns.sum(1, keepdim=True))
+        total = rows.sum(1, keepdim=True) + (0 if self.tiles.symmetric else columns.sum(1, keepdim=True))
+        return rows if self.per_row else total
 
 
 class _Softpluses(OnTiles):

@@ -5,7 +5,6 @@ Shapes: N rows of `x`, M rows of `keys`, D features, K scales.
 
 import threading
 from collections.abc import Iterator
-from copy import copy
 
 import torch
 from torch import Tensor
@@ -85,7 +84,7 @@ class Tiles:
         self.x, self.keys, self.symmetric = x, x if sweep.keys is None else sweep.keys, sweep.keys is None
         self.columns = sweep.both or self.symmetric
         self.size = tile_size(x.shape[0], self.keys.shape[0], x.device, self.symmetric)
-        self._part, self._equal = sweep.part, sweep.counts == "equal"
+        self._norm_bound, self._part, self._equal = sweep.norm_bound, sweep.part, sweep.counts == "equal"
         ids, key_ids = sweep.ids, sweep.key_ids
         if self.symmetric:
             ids = key_ids = regular_ids(x.shape[0], 1) if ids is None else ids
@@ -94,12 +93,6 @@ class Tiles:
         self._group = self._group_size() if x.is_cpu and self._known and not self._equal else 0
         self._blocks = self._class_blocks() if self._equal and self._known else [(0, x.shape[0])]
         self._buffers = _on_host.found if x.is_cpu else {}  # the allocator of an accelerator keeps its memory
-
-    def of(self, x: Tensor) -> "Tiles":
-        """The same tiles of another set of rows."""
-        others = copy(self)
-        others.x, others.keys = x, x if self.symmetric else self.keys
-        return others
 
     def _group_size(self) -> int:
         """How often each id comes if rows and keys have ids 0, 0, ..., 1, 1, ... as batches do; else 0."""
@@ -124,11 +117,7 @@ class Tiles:
         return [*blocks, (start, stop)]
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
-        rows, columns = self.x.shape[0], self.keys.shape[0]
-        if max(rows, columns) <= self.size and self._part[1] == 1 and len(self._blocks) == 1:
-            yield slice(0, rows), slice(0, columns)  # small matrices, where every call counts
-            return
-        for low, high in strips(rows, self._part):
+        for low, high in strips(self.x.shape[0], self._part):
             for start, stop in self._blocks:
                 yield from self._tiles_of(max(low, start), min(high, stop), stop)
 
@@ -152,9 +141,17 @@ class Tiles:
         return ((1, rows), (0, columns)) if two_sided else ((1, rows),)
 
     def zeros(self, scales: int) -> Sides:
-        """Zeros for the columns and the rows, (K, M) and (K, N): one tensor if they are the same, none if columns have no sums."""
+        """Zeros for the columns and the rows: the same tensor in a symmetric sweep; (K, 0) for columns without sums."""
         rows = self.x.new_zeros(scales, self.x.shape[0])
         return rows if self.symmetric else self.x.new_zeros(scales, self.keys.shape[0] if self.columns else 0), rows
+
+    def largest_logit(self, scale: Tensor) -> float:
+        """A bound on scale times |similarity|; infinite where the host cannot know one without waiting for an accelerator."""
+        known = self._norm_bound < torch.inf
+        if not scale.is_cpu or not (known or self.x.is_cpu):
+            return torch.inf
+        lengths = (self._norm_bound,) * 2 if known else [float(rows.norm(dim=1).max()) for rows in (self.x, self.keys)]
+        return (abs(scale.item()) if scale.numel() == 1 else float(scale.abs().max())) * lengths[0] * lengths[1]
 
     def exclude(self, values: Tensor, rows: slice, columns: slice, fill: float) -> Tensor:
         """Overwrite, in a tile of values, the pairs that do not count."""
