@@ -154,16 +154,19 @@ def _(
 
 @operator(
     "contrastive_zoo::normalized_rows_backward",
-    "(Tensor grad, Tensor grad_positive, Tensor rows, Tensor divisor, str normalize) -> Tensor",
+    "(Tensor grad, Tensor grad_positive, Tensor rows, Tensor divisor, str normalize, int[] views) -> Tensor",
 )
-def normalized_rows_backward(grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str) -> Tensor:
-    """Gradient of the features, (V, B, D): what is left of it across the row, over the row's length."""
-    size, views, _ = divisor.shape
-    own, upstream = rows.view(size, views, -1).unbind(1), grad.view(size, views, -1).unbind(1)
-    out = grad.new_empty(views, size, grad.shape[-1])
+def normalized_rows_backward(
+    grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str, views: list[int]
+) -> Tensor:
+    """Gradients of the features of some views, (views, B, D): what is left of it across the row, over the row's length."""
+    size, number, _ = divisor.shape
+    own, upstream = rows.view(size, number, -1).unbind(1), grad.view(size, number, -1).unbind(1)
+    out = grad.new_empty(len(views), size, grad.shape[-1])
     # View by view: what that needs besides its result stays in the cache for longer.
-    for view, (total, length) in enumerate(zip(out.unbind(), divisor.unbind(1), strict=True)):
-        if views == 2:
+    for total, view in zip(out.unbind(), views, strict=True):
+        length = divisor[:, view]
+        if number == 2:
             torch.addcmul(upstream[view], own[1 - view], grad_positive, out=total)
         else:
             total.copy_(upstream[view])
@@ -176,8 +179,8 @@ def normalized_rows_backward(grad: Tensor, grad_positive: Tensor, rows: Tensor, 
 
 
 @normalized_rows_backward.register_fake
-def _(grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str) -> Tensor:
-    return grad.new_empty(divisor.shape[1], divisor.shape[0], grad.shape[-1])
+def _(grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str, views: list[int]) -> Tensor:
+    return grad.new_empty(len(views), divisor.shape[0], grad.shape[-1])
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -191,10 +194,16 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _gradient(ctx: Any, compute: Any, grad: Tensor, grad_positive: Tensor, _: Any) -> Any:
     rows, divisor = ctx.saved_tensors
-    gradient = compute(grad, grad_positive, rows, divisor, ctx.normalize)
-    first, second = ctx.dtypes
-    grad_z1 = (gradient if ctx.stacked else gradient[0]).to(first)
-    return grad_z1, None if second is None else gradient[1].to(second), None, None, None, None
+    if ctx.stacked:
+        gradient = compute(grad, grad_positive, rows, divisor, ctx.normalize, list(range(divisor.shape[1])))
+        return gradient.to(ctx.dtypes[0]), None, None, None, None, None
+    # A view that needs no gradient, such as that of a momentum encoder, costs nothing.
+    views = [view for view in range(divisor.shape[1]) if ctx.needs_input_grad[view]]
+    found = compute(grad, grad_positive, rows, divisor, ctx.normalize, views).unbind()
+    gradients: list[Tensor | None] = [None, None]
+    for view, gradient in zip(views, found, strict=True):
+        gradients[view] = gradient.to(ctx.dtypes[view])
+    return *gradients, None, None, None, None
 
 
 normalized_rows.differentiate(normalized_rows_backward, _setup, _gradient)

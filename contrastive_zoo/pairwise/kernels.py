@@ -1,6 +1,6 @@
 """Named kernels of a squared distance, each with its derivative.
 
-Functions may work in place on their argument; `value` is also used by autograd in the dense reference, so it does not.
+`value` and `derivative` leave their argument unchanged, because autograd goes through `value` in the dense reference.
 """
 
 import math
@@ -22,8 +22,8 @@ class Kernel(NamedTuple):
 
     value: Callable[[Tensor, float], Tensor]
     derivative: Callable[[Tensor, float], Tensor]
-    valid: Callable[[float], bool]
-    wanted: str
+    valid: Callable[[float], bool] = lambda t: t > 0
+    wanted: str = "t > 0"
     singular: bool = False
 
     def floored(self, d2: Tensor, floor: Tensor | float, t: float) -> Tensor:
@@ -33,34 +33,17 @@ class Kernel(NamedTuple):
         return torch.where(below, at_floor, self.value(torch.where(below, 1.0, d2), t))
 
 
-def _riesz(d2: Tensor, t: float) -> Tensor:
-    return d2.pow(-t / 2) if t > 0 else d2.pow(-t / 2).neg()
-
-
-def _riesz_derivative(d2: Tensor, t: float) -> Tensor:
-    return d2.pow(-t / 2 - 1).mul(-abs(t) / 2)
-
-
 KERNELS: dict[str, Kernel] = {
-    "gaussian": Kernel(
-        lambda d2, t: d2.mul(-t * LOG2_E).exp2(),
-        lambda d2, t: d2.mul(-t * LOG2_E).exp2_().mul_(-t),
-        lambda t: t > 0,
-        "t > 0",
+    "gaussian": Kernel(lambda d2, t: d2.mul(-t * LOG2_E).exp2(), lambda d2, t: d2.mul(-t * LOG2_E).exp2_().mul_(-t)),
+    "log": Kernel(lambda d2, t: d2.mul(t).log1p().neg(), lambda d2, t: d2.mul(t).add_(1).reciprocal_().mul_(-t)),
+    "imq": Kernel(lambda d2, t: d2.add(t * t).rsqrt().mul(t), lambda d2, t: d2.add(t * t).pow_(-1.5).mul_(-t / 2)),
+    "riesz": Kernel(
+        lambda d2, t: d2.pow(-t / 2) if t > 0 else d2.pow(-t / 2).neg(),
+        lambda d2, t: d2.pow(-t / 2 - 1).mul(-abs(t) / 2),
+        valid=lambda t: t != 0,
+        wanted="t != 0",
+        singular=True,
     ),
-    "log": Kernel(
-        lambda d2, t: d2.mul(t).log1p().neg(),
-        lambda d2, t: d2.mul(t).add_(1).reciprocal_().mul_(-t),
-        lambda t: t > 0,
-        "t > 0",
-    ),
-    "imq": Kernel(
-        lambda d2, t: d2.add(t * t).rsqrt().mul(t),
-        lambda d2, t: d2.add(t * t).pow_(-1.5).mul_(-t / 2),
-        lambda t: t > 0,
-        "t > 0",
-    ),
-    "riesz": Kernel(_riesz, _riesz_derivative, lambda t: t != 0, "t != 0", singular=True),
 }
 
 KERNEL_NAMES = tuple(KERNELS)

@@ -32,21 +32,25 @@ def _(x: Tensor, keys: Tensor, ids: Tensor) -> Tensor:
     return x.new_empty(x.shape[0])
 
 
-@operator("contrastive_zoo::square_sum_backward", "(Tensor grad, Tensor x, Tensor keys, Tensor ids) -> (Tensor, Tensor)")
-def square_sum_backward(grad: Tensor, x: Tensor, keys: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and keys."""
+@operator(
+    "contrastive_zoo::square_sum_backward",
+    "(Tensor grad, Tensor x, Tensor keys, Tensor ids, bool[] needs) -> (Tensor, Tensor)",
+)
+def square_sum_backward(grad: Tensor, x: Tensor, keys: Tensor, ids: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor]:
+    """Gradients of x and keys, empty where none is needed."""
     with without_autocast(x):
-        grad_x, grad_keys = _gradients(grad, x, keys)
+        gradients = _gradients(grad, x, keys, needs)
         for places in _groups(ids, x.device):
-            of_rows, of_keys = _gradients(grad[places], x[places], keys[places])
-            grad_x[places] -= of_rows
-            grad_keys[places] -= of_keys
-        return grad_x, grad_keys
+            groups = _gradients(grad[places], x[places], keys[places], needs)
+            for gradient, of_group, need in zip(gradients, groups, needs, strict=True):
+                if need:
+                    gradient[places] -= of_group
+        return gradients
 
 
 @square_sum_backward.register_fake
-def _(grad: Tensor, x: Tensor, keys: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(keys)
+def _(grad: Tensor, x: Tensor, keys: Tensor, ids: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(t) if need else t.new_empty(0) for t, need in zip((x, keys), needs, strict=True))
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -54,7 +58,9 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _gradient(ctx: Any, compute: Any, grad: Tensor) -> Any:
-    return *compute(grad, *ctx.saved_tensors), None
+    needs = list(ctx.needs_input_grad[:2])
+    gradients = compute(grad, *ctx.saved_tensors, needs)
+    return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), None
 
 
 square_sum.differentiate(square_sum_backward, _setup, _gradient)
@@ -89,12 +95,15 @@ def _sums(x: Tensor, keys: Tensor) -> Tensor:
     return torch.linalg.vecdot(x @ (keys.mT @ keys), x) - torch.linalg.vecdot(x, keys).square()
 
 
-def _gradients(grad: Tensor, x: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `_sums`, of rows and keys."""
-    grad = 2 * grad[..., None]
+def _gradients(grad: Tensor, x: Tensor, keys: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor]:
+    """Gradients of `_sums`, of rows and keys, empty where none is needed."""
+    of_rows, of_keys, grad = x.new_empty(0), x.new_empty(0), 2 * grad[..., None]
     if x.shape[-2] <= x.shape[-1]:
         weight = _similarities(x, keys).mul_(grad)
-        return weight @ keys, weight.mT @ x
+        return weight @ keys if needs[0] else of_rows, weight.mT @ x if needs[1] else of_keys
     own, scaled = torch.linalg.vecdot(x, keys)[..., None], grad * x
-    of_rows = (x @ (keys.mT @ keys)).addcmul_(own, keys, value=-1).mul_(grad)
-    return of_rows, (keys @ (x.mT @ scaled)).addcmul_(own, scaled, value=-1)
+    if needs[0]:
+        of_rows = (x @ (keys.mT @ keys)).addcmul_(own, keys, value=-1).mul_(grad)
+    if needs[1]:
+        of_keys = (keys @ (x.mT @ scaled)).addcmul_(own, scaled, value=-1)
+    return of_rows, of_keys

@@ -206,4 +206,4 @@ def test_a_sweep_is_bounded_if_no_exponential_overflows() -> None:
         (200.0, -130.0, True),
     ]:
         term = Softplus(torch.tensor(scale), torch.full((5,), bias))
-        assert on_tiles(term, sweep, Tiles(sweep, sweep.x), 0).bounded == bounded
+        assert on_tiles(term, Tiles(sweep, sweep.x)).bounded == bounded
