@@ -133,7 +133,7 @@ class Pairs:
 
     def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.square_sum`; each process computes it whole."""
-        return pairwise.square_sum(x, keys, ids=ids, backend=self.backend)
+        return pairwise.square_sum(x, keys, ids=self._ids(ids), backend=self.backend)
 
     def on_own_samples(
         self, function: "Callable[[Pairs, Tensor, Tensor, Scales], Tensor]", x: Tensor, ids: Tensor, scale: Scales

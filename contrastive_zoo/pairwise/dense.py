@@ -9,7 +9,7 @@ from torch import Tensor
 from contrastive_zoo.logspace import log1p_exp, masked_logsumexp
 from contrastive_zoo.pairwise.kernels import distance_floor, get_kernel
 from contrastive_zoo.pairwise.sweep import Sweep
-from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Sums, Term
+from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares, Sums, Term
 
 
 def forward(sweep: Sweep, term: Term) -> Sums:
@@ -18,7 +18,10 @@ def forward(sweep: Sweep, term: Term) -> Sums:
     excluded = _excluded(sweep)  # (N, M)
     if isinstance(term, LogSumExp):
         return _logsumexp(similarity, excluded, term, sweep.both)
-    values = _softplus(similarity, term) if isinstance(term, Softplus) else _kernel(similarity, sweep.x, term)
+    if isinstance(term, Squares):
+        values = similarity.square()
+    else:
+        values = _softplus(similarity, term) if isinstance(term, Softplus) else _kernel(similarity, sweep.x, term)
     rows, empty = values.masked_fill(excluded, 0).sum(-1)[None], similarity.new_empty(1, 0)
     return Sums(rows, empty, empty)
 

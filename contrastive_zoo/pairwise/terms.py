@@ -134,6 +134,20 @@ class KernelSum:
         return KernelSum(KERNEL_NAMES[int(kernel)], parameter, packed.offset, rounding)
 
 
+@dataclass(frozen=True, eq=False)
+class Squares:
+    r"""$\sum_j s_{ij}^2$."""
+
+    def packed(self) -> Packed:
+        """This term for an operator."""
+        return Packed(None, None, [])
+
+    @staticmethod
+    def unpacked(packed: Packed) -> "Squares":
+        """The term again."""
+        return Squares()
+
+
 def _as_scalar(argument: str, value: float | Tensor, rows: int | None = None) -> Tensor:
     """A number or a 0-dim tensor as a tensor; numbers in float64. ``rows``, for errors: one per row would do as well."""
     tensor = value if isinstance(value, Tensor) else torch.tensor(check_number(argument, value), dtype=torch.float64)
@@ -143,8 +157,8 @@ def _as_scalar(argument: str, value: float | Tensor, rows: int | None = None) ->
     return tensor
 
 
-Term = LogSumExp | Softplus | KernelSum
-TERMS: dict[str, type[Term]] = {term.__name__: term for term in (LogSumExp, Softplus, KernelSum)}
+Term = LogSumExp | Softplus | KernelSum | Squares
+TERMS: dict[str, type[Term]] = {term.__name__: term for term in (LogSumExp, Softplus, KernelSum, Squares)}
 
 
 class Sums(NamedTuple):

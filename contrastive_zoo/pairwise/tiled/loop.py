@@ -12,6 +12,7 @@ from torch import Tensor
 from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import Gradients, KernelSum, LogSumExp, Softplus, Sums, Term
+from contrastive_zoo.pairwise.tiled import gram
 from contrastive_zoo.pairwise.tiled.terms import OnTiles, on_tiles
 from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles, tiles_numel
 
@@ -35,6 +36,10 @@ def forward(sweep: Sweep, term: Term, keep: int) -> tuple[Sums, Tensor]:
     """The sums, and ``keep`` entries for the backward pass."""
     if isinstance(term, Softplus) and keep:
         return _forward_with_gradient(sweep, term)
+    if sweep.keys is not None and gram.serves(sweep, term):
+        with without_autocast(sweep.x):
+            sums, empty = gram.forward(sweep.x, sweep.keys)[None], sweep.x.new_empty
+            return Sums(sums, empty(1, 0), empty(1, 0)), empty(0)
     kept, found = sweep.x.new_empty(keep), []
     with without_autocast(sweep.x):
         for on, places in _sets(sweep, term, kept):
@@ -51,6 +56,10 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor
     """Gradients of rows, keys, scale and offset, as far as they are needed, given those of the sums of rows and of keys."""
     if isinstance(term, Softplus) and kept.numel():
         return _kept_gradient(sweep, upstream[0], kept)
+    if sweep.keys is not None and gram.serves(sweep, term):
+        empty = sweep.x.new_empty
+        with without_autocast(sweep.x):
+            return Gradients(*gram.backward(upstream[0][0], sweep.x, sweep.keys, needs), empty(0), empty(0))
     with without_autocast(sweep.x):
         sets, found = list(_sets(sweep, term, kept)), []
         # The scale gets its gradient from that of the rows or of the keys.

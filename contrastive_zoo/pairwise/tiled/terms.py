@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.pairwise.kernels import LOG2_E, distance_floor, get_kernel
-from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Term
+from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares, Term
 from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles
 
 # Largest |logit| for which exponentials, sums of 2^18 of them, and their inverses times 1e-10 are normal numbers.
@@ -29,6 +29,8 @@ def on_tiles(term: Term, tiles: Tiles, number: int = 0) -> "OnTiles":
     if isinstance(term, KernelSum):
         norms = term.squared_norms
         return _Kernels(term, tiles, norms if norms is None or norms.dim() == 1 else norms[number])
+    if isinstance(term, Squares):
+        return _Squares(tiles)
     largest = tiles.largest_logit(term.scale)
     if isinstance(term, Softplus):
         bias = float(term.bias.max()) if term.bias.is_cpu else torch.inf
@@ -302,3 +304,15 @@ class _Kernels(OnTiles):
         if self.norms is not None:
             self._add(slopes, i, j)
         return slopes
+
+
+class _Squares(OnTiles):
+    """Sums of squares."""
+
+    chain = 2.0
+
+    def add(self, tile: Tensor, i: slice, j: slice) -> None:
+        self._add(self.tiles.exclude(tile.square_(), i, j, 0), i, j)
+
+    def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
+        return self._weighted(self.tiles.exclude(tile, i, j, 0), i, j)

@@ -1,0 +1,45 @@
+r"""Sums of squares by the (D, D) Gram matrix of the keys, which costs less than tiles where there are more rows than features.
+
+$$\sum_{j \ne i} \langle x_i, k_j \rangle^2 = x_i^\top (K^\top K)\, x_i - \langle x_i, k_i \rangle^2$$
+
+Shapes: N rows of `x` and of `keys`, row i of both with an id that no other row has; D features.
+"""
+
+import torch
+from torch import Tensor
+from torch.linalg import vecdot
+
+from contrastive_zoo.pairwise.sweep import Sweep
+from contrastive_zoo.pairwise.terms import Squares, Term
+
+
+def serves(sweep: Sweep, term: Term) -> bool:
+    """Whether the Gram matrix gives the sums of a sweep, at a lower cost, as far as the host knows."""
+    if not isinstance(term, Squares) or sweep.keys is None or sweep.both or sweep.part[1] > 1 or sweep.ids is None:
+        return False
+    if sweep.x.shape[0] <= sweep.x.shape[1] or sweep.x.shape != sweep.keys.shape:
+        return False
+    return sweep.group == 1 or _distinct(sweep.ids, sweep.key_ids)
+
+
+def _distinct(ids: Tensor, key_ids: Tensor | None) -> bool:
+    """Whether rows and keys have the same ids, each once."""
+    if key_ids is None or not ids.is_cpu or not key_ids.is_cpu:
+        return False
+    return torch.equal(ids, key_ids) and len(ids.unique()) == len(ids)
+
+
+def forward(x: Tensor, keys: Tensor) -> Tensor:
+    """(N,) sums."""
+    return vecdot(x @ (keys.mT @ keys), x) - vecdot(x, keys).square()
+
+
+def backward(grad: Tensor, x: Tensor, keys: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor, Tensor]:
+    """Gradients of x and keys, empty where none is needed."""
+    own, scaled = vecdot(x, keys)[:, None], 2 * grad[:, None] * x
+    of_rows = of_keys = x.new_empty(0)
+    if needs[0]:
+        of_rows = (x @ (keys.mT @ keys)).addcmul_(own, keys, value=-1).mul_(2 * grad[:, None])
+    if needs[1]:
+        of_keys = (keys @ (x.mT @ scaled)).addcmul_(own, scaled, value=-1)
+    return of_rows, of_keys
