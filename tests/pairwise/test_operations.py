@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import DTYPES, HALF, weights
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from operations import IDS, OPERATIONS, OUTCOME, Leaves, Operation, every_operation, leaves
 from tolerances import assert_close
@@ -20,7 +20,7 @@ from contrastive_zoo.pairwise.tiled import loop, tiles
 
 NAMES = {operation: name for name, operation in OPERATIONS.items()}
 SIZES = [((1, 4), "none"), ((2, 1), "none"), ((2, 3), "equal"), ((3, 5), "views"), ((7, 7), "few")]
-SIZES += [((21, 30), "views"), ((31, 7), "one large class"), ((31, 4), "int32"), ((63, 7), "few")]
+SIZES += [((21, 30), "views"), ((21, 7), "one large class"), ((21, 4), "int32"), ((63, 7), "few")]
 
 
 def assert_same(
@@ -194,6 +194,9 @@ def test_order_of_rows_and_keys_does_not_matter(operation: Operation, engine: st
 def test_tiled_equals_dense(
     operation: Operation, size: int, width: int, scale: float, kind: str, tile: int, budget: int, seed: int
 ) -> None:
+    if "riesz" in NAMES[operation]:  # which divides by distances
+        x = leaves(size, width, seed=seed).x.detach()
+        assume(size == 1 or bool(torch.pdist(x).min() > 0.1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "TILE_CPU", tile)
         patch.setattr(tiles, "SINGLE_TILE_CPU", 0)
