@@ -248,6 +248,14 @@ OPERATIONS["kernel_sum, sets"] = _sets(
 every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 
 # For tests that take long: without variants that differ in numbers only, which neither a compiler nor an allocator sees.
-_VARIANTS = ("low temperature", "large logits", "gaussian(2.0), any", "log(", "imq(0.5), unit", "riesz(-1.5)", "riesz(1.0), unit")
+_VARIANTS = (
+    "low temperature",
+    "large logits",
+    "gaussian(2.0), any",
+    "log(",
+    "imq(0.5), unit",
+    "riesz(-1.5)",
+    "riesz(1.0), unit",
+)
 FORMS = {name: operation for name, operation in OPERATIONS.items() if not any(variant in name for variant in _VARIANTS)}
 every_form = pytest.mark.parametrize("operation", FORMS.values(), ids=FORMS)
