@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import contrastive_zoo as zoo
 from contrastive_zoo import pairwise
+from contrastive_zoo.batch.features import stack_views
 from contrastive_zoo.processes.shares import Share, joint
 
 NAMESPACE = "contrastive_zoo"
@@ -137,3 +138,25 @@ def test_operators_keep_their_promises(operator: str) -> None:
     for name, (func, arguments) in recorded().items():
         if name.startswith(f"{operator} "):
             torch.library.opcheck(func, tuple(leaf(a, not operator.endswith("_backward")) for a in arguments))
+
+
+class Counter(TorchDispatchMode):
+    """Counts the calls of an operator of PyTorch."""
+
+    def __init__(self, counted: Any) -> None:
+        super().__init__()
+        self.counted, self.calls = counted, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += func is self.counted
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)], ids=str)
+def test_a_view_that_needs_no_gradient_is_not_normalised_backwards(needed: tuple[bool, bool]) -> None:
+    z1, z2 = (rows(6, 3, seed=view, unit=False).detach().requires_grad_(need) for view, need in enumerate(needed))
+    stacked, positive = stack_views(z1, z2, "sphere", torch.float64, name="z", validate=True, second_order=False)
+    with Counter(torch.ops.aten.addcmul_.default) as counter:
+        (stacked.square().sum() + positive.sum()).backward()
+    assert counter.calls == sum(needed)
+    assert [z.grad is not None for z in (z1, z2)] == list(needed)

@@ -120,3 +120,27 @@ def test_an_explicit_backend_is_kept_and_auto_is_tiled() -> None:
 def test_scales(error: type[Exception], message: str, scale: Any) -> None:
     with pytest.raises(error, match=message):
         pairwise.logsumexp(X, scale=scale)
+
+
+@pytest.mark.parametrize("scale", [2.0, torch.tensor(2.0), torch.ones(3), torch.ones(4, 1)], ids=str)
+def test_a_scale_that_is_not_one_per_row_has_no_mean(scale: Any) -> None:
+    with pytest.raises(ValueError, match=r"scale must be a tensor with one scale per row, \(4,\), got"):
+        pairwise.logsumexp_with_mean(torch.ones(4, 2), scale=scale)
+    with pytest.raises(ValueError, match="ids and key_ids go together"):
+        pairwise.logsumexp_with_mean(torch.ones(4, 2), torch.ones(3, 2), scale=torch.ones(4), ids=torch.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [
+        (ValueError, r"x and keys must have the same shape, got \(6, 3\) and \(5, 3\)", {"keys": torch.ones(5, 3)}),
+        (ValueError, r"x must be \(rows, features\)", {"x": torch.ones(6)}),
+        (ValueError, r"ids must have shape \(6,\).*got \(3,\)", {"ids": torch.arange(3)}),
+        (TypeError, "ids must hold integers", {"ids": torch.ones(6)}),
+        (ValueError, "x is on cpu and keys on meta", {"keys": torch.ones(6, 3, device="meta")}),
+        (ValueError, "backend must be one of", {"backend": "fast"}),
+    ],
+)
+def test_square_sum(error: type[Exception], message: str, change: dict[str, object]) -> None:
+    with pytest.raises(error, match=message):
+        pairwise.square_sum(**{"x": torch.ones(6, 3), "keys": torch.ones(6, 3), **change})

@@ -2,33 +2,12 @@
 
 from collections.abc import Callable
 
-import pytest
 import torch
-from torch import Tensor
+from operations import OPERATIONS, Operation, every_form, leaves
 from torch.profiler import ProfilerActivity, profile
-
-from contrastive_zoo import pairwise
 
 ROWS, WIDTH = 4096, 8
 MATRIX = ROWS * ROWS * 4
-SWEEPS: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
-    "self": lambda x, keys, backend: pairwise.logsumexp(x, scale=10.0, ids=torch.arange(ROWS) // 2, backend=backend),
-    "keys": lambda x, keys, backend: pairwise.logsumexp(
-        x, keys, scale=10.0, ids=torch.arange(ROWS), key_ids=torch.arange(ROWS), backend=backend
-    ),
-    "tiny temperature": lambda x, keys, backend: pairwise.logsumexp(x, scale=200.0, backend=backend),
-    "two scales": lambda x, keys, backend: pairwise.logsumexp(x, scale=(1.0, 10.0), backend=backend).sum(0),
-    "scale per row": lambda x, keys, backend: pairwise.logsumexp(x, scale=torch.full((ROWS,), 10.0), backend=backend),
-    "both": lambda x, keys, backend: sum(pairwise.logsumexp_both(x, keys, scale=10.0, backend=backend)),
-    "mean": lambda x, keys, backend: pairwise.logsumexp_with_mean(x, scale=torch.full((ROWS,), 10.0), backend=backend)[0],
-    "squares": lambda x, keys, backend: pairwise.square_sum(x, keys, ids=torch.arange(ROWS) // 2, backend=backend),
-    "squares, one id": lambda x, keys, backend: pairwise.square_sum(x, keys, ids=torch.zeros(ROWS).long(), backend=backend),
-    "kernel": lambda x, keys, backend: pairwise.kernel_sum(x, kernel="gaussian", parameter=2.0, backend=backend),
-    "softplus": lambda x, keys, backend: pairwise.softplus_sum(x, keys, scale=10.0, bias=-10.0, backend=backend),
-    "softplus within": lambda x, keys, backend: pairwise.softplus_sum_within(
-        x, ids=torch.arange(ROWS) % 3, scale=-1.0, bias=x[:, 0], backend=backend
-    ),
-}
 
 
 def largest_allocation(step: Callable[[], None]) -> int:
@@ -38,15 +17,19 @@ def largest_allocation(step: Callable[[], None]) -> int:
     return max(event.self_cpu_memory_usage for event in profiler.events())
 
 
-def forward_and_backward(sweep: Callable[[Tensor, Tensor, str], Tensor], backend: str) -> int:
-    x, keys = torch.nn.functional.normalize(torch.randn(2, ROWS, WIDTH), dim=2).requires_grad_().unbind()
-    return largest_allocation(lambda: sweep(x, keys, backend).sum().backward())
+def forward_and_backward(operation: Operation, backend: str, kind: str = "views") -> int:
+    given = leaves(ROWS, WIDTH, dtype=torch.float32)
+    return largest_allocation(lambda: operation(given, kind, backend=backend).sum().backward())
 
 
-@pytest.mark.parametrize("sweep", SWEEPS.values(), ids=SWEEPS)
-def test_tiled_makes_nothing_near_the_matrix(sweep: Callable[[Tensor, Tensor, str], Tensor]) -> None:
-    assert forward_and_backward(sweep, "tiled") < MATRIX / 32
+@every_form
+def test_tiled_makes_nothing_near_the_matrix(operation: Operation) -> None:
+    assert forward_and_backward(operation, "tiled", "few" if operation.within else "views") < MATRIX / 32
+
+
+def test_nor_do_squares_of_one_id() -> None:
+    assert forward_and_backward(OPERATIONS["square_sum"], "tiled", "equal") < MATRIX / 32
 
 
 def test_the_measure_sees_the_matrix_of_the_dense_backend() -> None:
-    assert forward_and_backward(SWEEPS["self"], "dense") >= MATRIX
+    assert forward_and_backward(OPERATIONS["logsumexp"], "dense") >= MATRIX

@@ -151,10 +151,9 @@ class _Exponentials(OnTiles):
         self.scale, self.per_row = term.scale.to(tiles.x), term.scale.shape[1] > 1
         super().__init__(tiles, len(self.scale))
         self.weighted = tiles.zeros(1) if term.mean else None
-        self.largest = None if bounded else self._each(lambda zeros: torch.full_like(zeros, -torch.inf), self.totals)
+        self.bounded, self.largest = bounded, self._each(lambda zeros: torch.full_like(zeros, -torch.inf), self.totals)
 
     def _scale_of(self, k: int, side: slice) -> Tensor:
-        """Scale of some rows, one for each or one for all."""
         return self.scale[k, side] if self.per_row else self.scale[k]
 
     def _exponentials(
@@ -163,10 +162,10 @@ class _Exponentials(OnTiles):
         """Scale number, axis, side and exponentials, for each scale and side; two sides share them where they are the same."""
         e = self.tiles.scratch(2, *tile.shape)
         for k, (axis, side) in product(range(len(self.scale)), self.tiles.sides(i, j)):
-            if axis or self.per_row or self.largest is not None:
+            if axis or self.per_row or not self.bounded:
                 torch.mul(tile, (self._scale_of(k, side) * LOG2_E).unsqueeze(axis), out=e)
                 self.tiles.exclude(e, i, j, -torch.inf)
-                if self.largest is not None:
+                if not self.bounded:
                     e.sub_(shift(e, k, axis, side).unsqueeze(axis))
                 e.exp2_()
             yield k, axis, side, e
@@ -179,7 +178,6 @@ class _Exponentials(OnTiles):
 
     def _new_largest(self, logits: Tensor, k: int, axis: int, side: slice) -> Tensor:
         """The largest logits so far, to which the sums are made relative; 0 where no pair has counted yet."""
-        assert self.largest is not None
         before = self.largest[axis][k, side]
         largest = torch.maximum(before, logits.amax(axis))
         shift = largest.masked_fill(largest == -torch.inf, 0)
@@ -190,7 +188,7 @@ class _Exponentials(OnTiles):
         return shift
 
     def sums(self) -> Sides:
-        if self.largest is None:
+        if self.bounded:
             return self._each(Tensor.log, self.totals)
         return self._each(lambda total, largest: total.log() + largest / LOG2_E, self.totals, self.largest)
 
@@ -202,7 +200,7 @@ class _Exponentials(OnTiles):
         if self.weighted is not None:  # means are derivatives in the scales
             self.totals[1].copy_(grads[1] * means)
         self.needs_scale = needs_scale and self.weighted is None
-        if self.largest is None:
+        if self.bounded:
             self.weights = self._each(_over_sum, grads, sums)
         else:
             self.weights = self._each(lambda grad, sums: grad.masked_fill(sums == -torch.inf, 0), grads, sums)
@@ -220,15 +218,12 @@ class _Exponentials(OnTiles):
 
     def grad_scale(self, x: Tensor, keys: Tensor) -> Tensor:
         columns, rows = self.totals
-        total = rows.sum(1, keepdim=True) + (0 if self.tiles.symmetric else columns.sum(1, keepdim=True))
-        return rows if self.per_row else total
+        each = (rows,) if self.tiles.symmetric else (rows, columns)
+        return rows if self.per_row else torch.cat(each, 1).sum(1, keepdim=True)
 
 
 class _Softpluses(OnTiles):
-    """Sums of softplus.
-
-    A finished tile holds powers of 2 of bounded logits, from which the softplus and its slope are cheap, or else the logits.
-    """
+    """Sums of softplus. A finished tile holds logits or, if they are bounded, their powers of 2, which are enough."""
 
     scale_from_products = True
 
@@ -236,7 +231,7 @@ class _Softpluses(OnTiles):
         super().__init__(tiles)
         self.bounded, self.chain = bounded, term.scale.to(tiles.x)
         base = LOG2_E if bounded else 1.0
-        # A scale on the host goes into the product at no cost; one on an accelerator would have to be waited for.
+        # A scale on the host goes into the product at no cost; reading one on an accelerator would synchronise.
         self.factor = term.scale.item() * base if term.scale.is_cpu else 1.0
         self._scale, self._bias = None if term.scale.is_cpu else self.chain * base, term.bias * base
 
