@@ -134,7 +134,7 @@ class QueueSampler(NegativeSampler):
         """See `NegativeSampler.sample`."""
         x, own, others = batch.x, data_rows(batch) // 2, has_negatives(batch)
         self.queue.embeddings.fit(x.shape[1])
-        log_sum, mean = memory_softmax(x.detach(), scale.detach(), own, self.queue.embeddings.rows, self.queue.owner)
+        log_sum, mean = self._softmax(batch, scale.detach(), own)
         pull = torch.linalg.vecdot(x, mean) * scale
         queued = log_sum + (pull - pull.detach())
         total = logaddexp(batch.logsumexp(scale).flatten(), queued)
@@ -144,6 +144,16 @@ class QueueSampler(NegativeSampler):
         self.queue.push(x, torch.where(others, own, -1), data_rows(batch) % 2)
         share = torch.where(others, (queued - total).detach().exp(), 0).mean()
         return Negatives(total, log_mean, listing, {"in_batch_share": 1 - share})
+
+    def _softmax(self, batch: Batch, scale: Tensor, own: Tensor) -> tuple[Tensor, ...]:
+        """`memory_softmax` over the queue for all anchors, of which each process takes a part."""
+        queue = self.queue
+
+        def softmax(x: Tensor, anchors: slice) -> tuple[Tensor, ...]:
+            log_sum, mean = memory_softmax(x[anchors], scale, own[anchors], queue.embeddings.rows, queue.owner)
+            return log_sum, mean
+
+        return batch.pairs.on_rows(softmax, batch.x.detach())
 
     def _in_queue(self, own: Tensor) -> Tensor:
         """(N,) slots of the queue that hold another sample than the anchor's own."""

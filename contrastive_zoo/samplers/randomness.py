@@ -1,10 +1,84 @@
-"""Random draws that depend on a seed and a step only, so that nothing else has to be saved."""
+"""Random draws that are a function of a seed, a step and a place, so that nothing else has to be saved.
+
+The draws of a step form a table. Any block of it can be computed by itself: a counter-based generator (Philox) starts at the
+block's place. So neither blocks of work nor processes change what is drawn.
+"""
+
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+# Columns that are drawn together, a row of them at a time; on accelerators together with as many rows as stand below. Both
+# are part of what the draws are: other numbers are other draws.
+PANEL = 32
+PANEL_ROWS = 1024
 
 
-def generator(seed: int, step: int, device: torch.device, stream: int = 0) -> torch.Generator:
-    """A generator for one step; neighbouring seeds, steps and streams give unrelated draws."""
-    mixed = np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device=device).manual_seed(int(mixed) >> 1)
+def step_seed(seed: int, step: Tensor) -> Tensor:
+    """(2,) seed of the draws of one step, on the host.
+
+    Args:
+        seed: From 0 to 2^63 - 1.
+        step: 0-dim integer on the host; a copy is taken.
+    """
+    return torch.stack([torch.full_like(step, seed), step])
+
+
+class DrawTable:
+    """Independent draws by row and column, as many as are asked for; the same whatever else is asked for.
+
+    On the CPU the draws come from NumPy. On an accelerator they come from the generator that PyTorch has for it, so they are
+    other draws, and a function of the seed and the place all the same.
+
+    Args:
+        seed: What `step_seed` returned.
+        device: Where the draws are needed.
+        stream: Tables of other streams are independent of this one.
+    """
+
+    def __init__(self, seed: Tensor, device: torch.device, stream: int = 0) -> None:
+        words = np.random.SeedSequence([*seed.tolist(), stream]).generate_state(2, np.uint64)
+        self._words, self._device = words, device
+        self._generator = None if device.type == "cpu" else torch.Generator(device)
+
+    def uniform(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+        """A block of draws from [0, 1)."""
+        block = torch.empty(rows.stop - rows.start, columns.stop - columns.start, dtype=dtype, device=self._device)
+        for left in range(columns.start // PANEL * PANEL, columns.stop if len(block) else 0, PANEL):
+            low, high = max(left, columns.start), min(left + PANEL, columns.stop)
+            block[:, low - columns.start : high - columns.start] = self._panel(left, rows, dtype)[:, low - left : high - left]
+        return block
+
+    def exponential(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+        """A block of draws from the exponential distribution, accurate near 0."""
+        # Uniform draws in float32 are multiples of 2^-24, too coarse for the smallest of a million exponentials.
+        uniform = self.uniform(rows, columns, torch.float64).to(dtype)
+        return uniform.clamp_(max=1 - torch.finfo(dtype).eps).neg_().log1p_().neg_()
+
+    def _panel(self, left: int, rows: slice, dtype: torch.dtype) -> Tensor:
+        """The columns from ``left`` on, a whole panel of them."""
+        if self._generator is not None:
+            return self._accelerator_panel(self._generator, left, rows, dtype)
+        # A step of Philox makes 256 bits, for 8 draws in float32 or 4 in float64.
+        bits = 32 if dtype == torch.float32 else 64
+        counter = np.array([rows.start * PANEL * bits // 256, left, 0, 0], np.uint64)
+        source = np.random.Generator(np.random.Philox(key=self._words, counter=counter))
+        as_numpy: Any = np.float32 if dtype == torch.float32 else np.float64
+        return torch.from_numpy(source.random((rows.stop - rows.start, PANEL), dtype=as_numpy))
+
+    def _accelerator_panel(self, generator: torch.Generator, left: int, rows: slice, dtype: torch.dtype) -> Tensor:
+        """The same from parts of a fixed number of rows, each with a seed of its own."""
+        top = rows.start // PANEL_ROWS
+        parts = []
+        for number in range(top, -(-rows.stop // PANEL_ROWS)):
+            generator.manual_seed((int(self._words[0]) + (left // PANEL << 32) + number) % 2**63)
+            parts.append(torch.rand(PANEL_ROWS, PANEL, generator=generator, dtype=dtype, device=self._device))
+        return torch.cat(parts)[rows.start - top * PANEL_ROWS : rows.stop - top * PANEL_ROWS]
+
+
+def random_order(size: int, seed: Tensor, stream: int) -> Tensor:
+    """(size,) int64, a random order, on the host."""
+    draws = DrawTable(seed, torch.device("cpu"), stream).uniform(slice(0, -(-size // PANEL)), slice(0, PANEL), torch.float64)
+    return draws.flatten()[:size].argsort()

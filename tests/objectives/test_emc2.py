@@ -12,7 +12,8 @@ from tolerances import assert_close
 from torch import Tensor
 
 import contrastive_zoo as zoo
-from contrastive_zoo.samplers.chain import column_order
+from contrastive_zoo.samplers.mcmc import column_order
+from contrastive_zoo.samplers.randomness import step_seed
 
 NUM_SAMPLES = 15
 VARIANTS = [{"out_of_batch": kind, "burn_in": burn_in} for kind in ("cache", "skip") for burn_in in (0.0, 0.3, 0.9)]
@@ -29,7 +30,7 @@ def step_batch(step: int) -> Views:
 
 def order(size: int, step: int, seed: int = 0) -> list[int]:
     """The order in which rows 2 i + view of a batch are offered."""
-    return column_order(2 * size, seed, torch.tensor(step)).tolist()
+    return column_order(2 * size, step_seed(seed, torch.tensor(step))).tolist()
 
 
 def chain_table(reference: oracle_stateful.EMC2) -> Tensor:

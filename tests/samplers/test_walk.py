@@ -9,7 +9,8 @@ import torch
 from tolerances import assert_close
 from torch import Tensor
 
-from contrastive_zoo.samplers.mcmc import KeptStates, walk_batch
+from contrastive_zoo.samplers.randomness import step_seed
+from contrastive_zoo.samplers.walk import KeptStates, walk_batch
 
 SCALE = torch.tensor(4.0, dtype=torch.float64)
 
@@ -20,7 +21,8 @@ def orthonormal(size: int) -> Tensor:
 
 
 def sample(x: Tensor, ids: Tensor, *, seed: int = 0, step: int = 0, burn_in: float = 0.5, **more: Any) -> KeptStates:
-    arguments = {"scale": SCALE, "step": torch.tensor(step), "uniform": False, "burn_in": burn_in, "seed": seed, **more}
+    draws = step_seed(seed, torch.tensor(step))
+    arguments = {"scale": SCALE, "seed": draws, "uniform": False, "burn_in": burn_in, **more}
     return walk_batch(x, ids=ids, **arguments)
 
 
