@@ -29,8 +29,8 @@ from contrastive_zoo.samplers.base import (
     data_rows,
     encode_rows,
 )
-from contrastive_zoo.samplers.walk import KeptStates, kept_shares, walk_batch
 from contrastive_zoo.samplers.randomness import random_order, step_seed
+from contrastive_zoo.samplers.walk import KeptStates, kept_shares, walk_batch
 from contrastive_zoo.state.modules import StepCounter
 from contrastive_zoo.state.tables import EmbeddingTable, LogAverage, check_natural
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import shape
-from contrastive_zoo.samplers.randomness import PANEL
 
 
 def metropolis_hastings(
@@ -69,13 +68,9 @@ def _columns_first(values: Tensor) -> Tensor:
 
 
 def blocks_of_anchors(anchors: slice, columns: int, device: torch.device) -> list[slice]:
-    """Anchors that walk together: few enough on a CPU for what a walk needs to stay in its cache.
-
-    Blocks begin at multiples of their size, and so at panels of draws, but for the first.
-    """
-    size = max(1, BLOCK_NUMEL[device.type == "cpu"] // max(columns, 1) // PANEL) * PANEL
-    starts = range(anchors.start // size * size, anchors.stop, size)
-    return [slice(max(start, anchors.start), min(start + size, anchors.stop)) for start in starts]
+    """Anchors that walk together: few enough on a CPU for what a walk needs to stay in its cache."""
+    size = max(1, BLOCK_NUMEL[device.type == "cpu"] // max(columns, 1))
+    return [slice(start, min(start + size, anchors.stop)) for start in range(anchors.start, anchors.stop, size)]
 
 
 def log_thresholds(log_scores: Tensor, log_uniforms: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Columns that are drawn together, a row of them at a time; on accelerators together with as many rows as stand below. Both
 # are part of what the draws are: other numbers are other draws.
-PANEL = 32
+PANEL = 64
 PANEL_ROWS = 1024
 
 
@@ -42,13 +42,17 @@ class DrawTable:
         words = np.random.SeedSequence([*seed.tolist(), stream]).generate_state(2, np.uint64)
         self._words, self._device = words, device
         self._generator = None if device.type == "cpu" else torch.Generator(device)
+        # Blocks side by side share a panel: the last one is kept.
+        self._last: tuple[object, Tensor] = (None, torch.empty(0))
 
     def uniform(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
         """A block of draws from [0, 1)."""
-        block = torch.empty(rows.stop - rows.start, columns.stop - columns.start, dtype=dtype, device=self._device)
-        for left in range(columns.start // PANEL * PANEL, columns.stop if len(block) else 0, PANEL):
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        block = torch.empty(height, width, dtype=dtype, device=self._device)
+        for left in range(columns.start // PANEL * PANEL, columns.stop if height else 0, PANEL):
             low, high = max(left, columns.start), min(left + PANEL, columns.stop)
-            block[:, low - columns.start : high - columns.start] = self._panel(left, rows, dtype)[:, low - left : high - left]
+            panel = self._kept_panel(left, rows, dtype)
+            block[:, low - columns.start : high - columns.start] = panel[:, low - left : high - left]
         return block
 
     def exponential(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
@@ -56,6 +60,12 @@ class DrawTable:
         # Uniform draws in float32 are multiples of 2^-24, too coarse for the smallest of a million exponentials.
         uniform = self.uniform(rows, columns, torch.float64).to(dtype)
         return uniform.clamp_(max=1 - torch.finfo(dtype).eps).neg_().log1p_().neg_()
+
+    def _kept_panel(self, left: int, rows: slice, dtype: torch.dtype) -> Tensor:
+        place = left, rows.start, rows.stop, dtype
+        if self._last[0] != place:
+            self._last = place, self._panel(left, rows, dtype)
+        return self._last[1]
 
     def _panel(self, left: int, rows: slice, dtype: torch.dtype) -> Tensor:
         """The columns from ``left`` on, a whole panel of them."""
