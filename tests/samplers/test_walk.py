@@ -127,6 +127,20 @@ def test_the_stored_gradient_is_that_of_walking_again() -> None:
     assert_close(torch.autograd.grad(stored, x)[0], torch.autograd.grad(again, x)[0], "gradient")
 
 
+@pytest.mark.parametrize("uniform", [True, False])
+def test_parts_of_the_anchors_are_those_of_all(uniform: bool) -> None:
+    """Of several processes; one of them has no anchors."""
+    size = 150
+    x = torch.nn.functional.normalize(torch.randn(size, 4, dtype=torch.float64), dim=1).requires_grad_()
+    ids = torch.arange(size) // 2
+    whole = sample(x, ids, uniform=uniform)
+    parts = [sample(x, ids, uniform=uniform, anchors=slice(*ends)) for ends in ((0, 70), (70, 70), (70, 71), (71, 150))]
+    for name, value in whole._asdict().items():
+        assert_close(torch.cat([getattr(part, name) for part in parts]).double(), value.double(), name)
+    gradients = [torch.autograd.grad(kept.similarity.sum(), x)[0] for kept in (whole, *parts)]
+    assert_close(torch.stack(gradients[1:]).sum(0), gradients[0], "gradient")
+
+
 def test_many_anchors_use_little_memory_and_the_same_law() -> None:
     """More anchors than fit into one block: shares still add up, and valid columns still hold all states."""
     size = 1500
