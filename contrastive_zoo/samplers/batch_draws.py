@@ -36,16 +36,16 @@ def drawn_log_mean(
         num_negatives: K.
         seed: What `step_seed` returned.
     """
-    values: Tensor = draw_negatives(x, (anchors.start, anchors.stop), excluded, beta, num_negatives, seed)[0]
+    values: Tensor = draw_negatives(x, anchors.start, anchors.stop - anchors.start, excluded, beta, num_negatives, seed)[0]
     return values
 
 
-def _blocks(start: int, stop: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    """Rows of each block of anchors, and their places among the anchors."""
+def _blocks(first: int, count: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Rows of each block of the anchors from ``first`` on, and their places among the anchors."""
     size = max(1, BLOCK_NUMEL // columns)
-    for low in range(start, stop, size):
-        high = min(low + size, stop)
-        yield slice(low, high), slice(low - start, high - start)
+    for start in range(0, count, size):
+        stop = min(start + size, count)
+        yield slice(first + start, first + stop), slice(start, stop)
 
 
 def draw(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -64,17 +64,17 @@ def draw(weights: Tensor, uniform: Tensor) -> Tensor:
 
 @operator(
     "contrastive_zoo::draw_negatives",
-    "(Tensor x, SymInt[] anchors, Tensor? excluded, float beta, SymInt num_negatives, Tensor seed) -> (Tensor, Tensor, Tensor)",
+    "(Tensor x, SymInt first, SymInt count, Tensor? excluded, float beta, SymInt num_negatives, Tensor seed)"
+    " -> (Tensor, Tensor, Tensor)",
 )
 def draw_negatives(
-    x: Tensor, anchors: tuple[int, int], excluded: Tensor | None, beta: float, num_negatives: int, seed: Tensor
+    x: Tensor, first: int, count: int, excluded: Tensor | None, beta: float, num_negatives: int, seed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `drawn_log_mean`; the draws (A, K) and the softmax of their similarities, zeros without negatives, beside it."""
-    start, stop = anchors
-    log_mean, shares = x.new_empty(stop - start), x.new_empty(stop - start, num_negatives)
-    drawn = torch.empty(stop - start, num_negatives, dtype=torch.int64, device=x.device)
+    log_mean, shares = x.new_empty(count), x.new_empty(count, num_negatives)
+    drawn = torch.empty(count, num_negatives, dtype=torch.int64, device=x.device)
     ids, draws = None if excluded is None else excluded.to(x.device), DrawTable(seed, x.device)
-    for rows, place in _blocks(start, stop, len(x)):
+    for rows, place in _blocks(first, count, len(x)):
         similarity = x[rows] @ x.T
         weights = similarity * beta
         if ids is not None:
@@ -91,21 +91,20 @@ def draw_negatives(
 
 @draw_negatives.register_fake
 def _(
-    x: Tensor, anchors: tuple[int, int], excluded: Tensor | None, beta: float, num_negatives: int, seed: Tensor
+    x: Tensor, first: int, count: int, excluded: Tensor | None, beta: float, num_negatives: int, seed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    count = anchors[1] - anchors[0]
     drawn = x.new_empty(count, num_negatives, dtype=torch.int64)
     return x.new_empty(count), drawn, x.new_empty(count, num_negatives)
 
 
 @operator(
     "contrastive_zoo::draw_negatives_backward",
-    "(Tensor grad, Tensor x, SymInt start, Tensor drawn, Tensor shares) -> Tensor",
+    "(Tensor grad, Tensor x, SymInt first, Tensor drawn, Tensor shares) -> Tensor",
 )
-def draw_negatives_backward(grad: Tensor, x: Tensor, start: int, drawn: Tensor, shares: Tensor) -> Tensor:
-    """Gradient of x, from the anchors from ``start`` on."""
+def draw_negatives_backward(grad: Tensor, x: Tensor, first: int, drawn: Tensor, shares: Tensor) -> Tensor:
+    """Gradient of x, from the anchors from ``first`` on."""
     gradient = torch.zeros_like(x)
-    for rows, place in _blocks(start, start + len(grad), len(x)):
+    for rows, place in _blocks(first, len(grad), len(x)):
         weight = x.new_zeros(rows.stop - rows.start, len(x))
         weight.scatter_add_(1, drawn[place], shares[place] * grad[place, None])
         gradient[rows] += weight @ x
@@ -114,19 +113,19 @@ def draw_negatives_backward(grad: Tensor, x: Tensor, start: int, drawn: Tensor, 
 
 
 @draw_negatives_backward.register_fake
-def _(grad: Tensor, x: Tensor, start: int, drawn: Tensor, shares: Tensor) -> Tensor:
+def _(grad: Tensor, x: Tensor, first: int, drawn: Tensor, shares: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, (ctx.start, _), *_ = inputs
+    x, ctx.first, *_ = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(x, *output[1:])
 
 
 def _gradient(ctx: Any, compute: Any, grad: Tensor, *_: Any) -> Any:
     x, drawn, shares = ctx.saved_tensors
-    return compute(grad, x, ctx.start, drawn, shares), None, None, None, None, None
+    return compute(grad, x, ctx.first, drawn, shares), None, None, None, None, None, None
 
 
 draw_negatives.differentiate(draw_negatives_backward, _setup, _gradient)

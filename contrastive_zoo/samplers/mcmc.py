@@ -11,7 +11,6 @@ algorithm 1. arXiv:2404.10575
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ from contrastive_zoo.samplers.base import (
 from contrastive_zoo.samplers.randomness import random_order, step_seed
 from contrastive_zoo.samplers.walk import KeptStates, kept_shares, walk_batch
 from contrastive_zoo.state.modules import StepCounter
-from contrastive_zoo.state.tables import EmbeddingTable, LogAverage, check_natural
+from contrastive_zoo.state.tables import EmbeddingTable, LogAverage, check_natural, rows_of_table
 
 # Weight of the newest value in the running mean that is reported, as in SogCLR.
 VALUE_WEIGHT = 0.9
@@ -149,7 +148,7 @@ class ChainSampler(NegativeSampler):
             return torch.zeros_like(x[:, 0]), self.log_score.flatten()[data_rows(batch)].to(x.dtype)
         if self.out_of_batch == "cache":
             self.embeddings.fit(x.shape[1])
-            found = self.embeddings.rows.flatten(0, 1)[state.clamp_min(0)].to(x.dtype)
+            found = rows_of_table(self.embeddings.rows.flatten(0, 1), state.clamp_min(0)).to(x.dtype)
         else:
             assert self.encode is not None
             features, place = encode_rows(batch, self.encode, state)
@@ -161,16 +160,22 @@ class ChainSampler(NegativeSampler):
         """The walk over the rows in the order drawn, in terms of the rows as they stand."""
         there = order.to(carried.device)
         back = there.argsort()
-        walk = partial(
-            walk_batch,
-            scale=scale,
-            ids=batch.ids[order.to(batch.ids.device)],
-            seed=step_seed(self.seed, self.step.value),
-            carried=carried[there],
-            burn_in=self.burn_in,
-            uniform=batch.uniform,
-        )
-        kept = KeptStates(*batch.pairs.on_rows(lambda x, anchors: walk(x, anchors=anchors), batch.x.index_select(0, there)))
+        ids, seed = batch.ids[order.to(batch.ids.device)], step_seed(self.seed, self.step.value)
+        carried = carried[there]
+
+        def walk(x: Tensor, anchors: slice) -> KeptStates:
+            return walk_batch(
+                x,
+                scale=scale,
+                ids=ids,
+                seed=seed,
+                carried=carried[anchors],
+                burn_in=self.burn_in,
+                uniform=batch.uniform,
+                first=anchors.start,
+            )
+
+        kept = KeptStates(*batch.pairs.on_rows(walk, batch.x.index_select(0, there)))
         state = torch.where(kept.state >= 0, there[kept.state.clamp_min(0)], -1)
         similarity, share, _, log_score, log_mean, acceptance = (field[back] for field in kept)
         return KeptStates(similarity, share, state[back], log_score, log_mean, acceptance)

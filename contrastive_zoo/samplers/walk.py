@@ -7,7 +7,7 @@ weight 1 / (nb - k). Anchors are taken in blocks, so that no (2B, 2B) matrix exi
 Yau et al., "EMC2: Efficient MCMC Negative Sampling for Contrastive Learning with Global Convergence", ICML 2024,
 algorithm 1. arXiv:2404.10575
 
-Shapes: N rows, D features, R anchors of a block.
+Shapes: N rows, D features, A anchors among the rows, R anchors of a block.
 """
 
 from typing import Any, NamedTuple
@@ -21,15 +21,15 @@ from contrastive_zoo.samplers.randomness import DrawTable
 
 
 class KeptStates(NamedTuple):
-    """What the chains of a batch leave, for each of N anchors.
+    """What the chains of a batch leave, for each of A anchors.
 
     Attributes:
-        similarity: (N,) mean similarity to the kept states in the batch, differentiable in both members of each pair.
-        carried_share: (N,) share of the kept states that is still the carried one.
-        state: (N,) int64 row that the chain ends at; -1 for the carried one.
-        log_score: (N,) log score of that state.
-        log_mean: (N,) log of the mean of exp(scale * s) over the valid columns; -inf without any.
-        acceptance: (N,) moves per valid column.
+        similarity: (A,) mean similarity to the kept states in the batch, differentiable in both members of each pair.
+        carried_share: (A,) share of the kept states that is still the carried one.
+        state: (A,) int64 row that the chain ends at; -1 for the carried one.
+        log_score: (A,) log score of that state.
+        log_mean: (A,) log of the mean of exp(scale * s) over the valid columns; -inf without any.
+        acceptance: (A,) moves per valid column.
     """
 
     similarity: Tensor
@@ -49,7 +49,7 @@ def walk_batch(
     carried: Tensor | None = None,
     burn_in: float = 0.5,
     uniform: bool = True,
-    anchors: slice | None = None,
+    first: int = 0,
 ) -> KeptStates:
     """Walk a chain for each anchor over the rows of other samples, in their order, with target softmax(scale * s).
 
@@ -58,10 +58,11 @@ def walk_batch(
         scale: 0-dim, 1 / temperature.
         ids: (N,) sample of each row.
         seed: What `step_seed` returned.
-        carried: (N,) log score of the state that each chain comes with; -inf, none, by default.
+        carried: (A,) log score of the state that the chain of each anchor comes with; by default all rows are anchors, and
+            come with none, -inf.
         burn_in: Share of the valid columns whose states are not kept, in [0, 1).
         uniform: Whether the upstream gradient will be the same for all anchors; if not, the backward pass walks again.
-        anchors: Rows whose chains walk, all by default; what is returned has an entry for each of them only.
+        first: The anchors are the A rows from this one on.
 
     Examples:
         >>> import torch
@@ -73,8 +74,7 @@ def walk_batch(
         torch.Size([8])
     """
     carried = x.new_full((len(x),), -torch.inf) if carried is None else carried.detach()
-    rows = (0, len(x)) if anchors is None else (anchors.start, anchors.stop)
-    return KeptStates(*batch_walk(x, scale.detach(), ids, carried, burn_in, seed, uniform, rows)[:6])
+    return KeptStates(*batch_walk(x, scale.detach(), ids, carried, burn_in, seed, uniform, first)[:6])
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def kept_shares(
     draws = DrawTable(seed, x.device)
     shares, of_carried = x.new_empty(len(x), len(x)), x.new_empty(len(x))
     for rows in blocks_of_anchors(slice(0, len(x)), len(x), x.device):
-        walk, _, excluded = _walk(x, rows, scale, carried, columns, draws)
+        walk, _, excluded = _walk(x, rows, scale, carried[rows], columns, draws)
         stays, carried_stay = _stays(walk, rows, columns, excluded)
         kept = columns.kept[rows].clamp_min(1)
         shares[rows], of_carried[rows] = (stays / kept).T, carried_stay / kept
@@ -142,7 +142,7 @@ def _walk(
     scores[excluded] = -torch.inf
     log_sum = torch.logsumexp(scores, 0)
     log_uniforms = draws.uniform(slice(0, len(x)), rows, x.dtype).log_()
-    return Walk.over(scores, log_thresholds(scores, log_uniforms), carried[rows]), log_sum, excluded
+    return Walk.over(scores, log_thresholds(scores, log_uniforms), carried), log_sum, excluded
 
 
 def _stays(walk: Walk, rows: slice, columns: _Columns, excluded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ def _stays(walk: Walk, rows: slice, columns: _Columns, excluded: tuple[Tensor, T
 
 @operator(
     "contrastive_zoo::batch_walk",
-    "(Tensor x, Tensor scale, Tensor ids, Tensor carried, float burn_in, Tensor seed, bool uniform, SymInt[] anchors)"
+    "(Tensor x, Tensor scale, Tensor ids, Tensor carried, float burn_in, Tensor seed, bool uniform, SymInt first)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def batch_walk(
@@ -167,21 +167,21 @@ def batch_walk(
     burn_in: float,
     seed: Tensor,
     uniform: bool,
-    anchors: tuple[int, int],
+    first: int,
 ) -> tuple[Tensor, ...]:
-    """The fields of `KeptStates` for some anchors, and the gradient of the sum of their similarities if ``uniform``."""
-    start, stop = anchors
+    """The fields of `KeptStates` for A anchors, and the gradient of the sum of their similarities if ``uniform``."""
+    count = len(carried)
     scale, columns = scale.to(x), _Columns.of(ids, burn_in, x.device)
-    similarity, carried_share, log_score, log_mean, acceptance = (x.new_empty(stop - start) for _ in range(5))
-    state = torch.empty(stop - start, dtype=torch.int64, device=x.device)
+    similarity, carried_share, log_score, log_mean, acceptance = (x.new_empty(count) for _ in range(5))
+    state = torch.empty(count, dtype=torch.int64, device=x.device)
     gradient = torch.zeros_like(x) if uniform else x.new_empty(0)
     draws = DrawTable(seed, x.device)
-    for rows in blocks_of_anchors(slice(start, stop), x.shape[0], x.device):
-        walk, log_sum, excluded = _walk(x, rows, scale, carried, columns, draws)
+    for rows in blocks_of_anchors(slice(first, first + count), x.shape[0], x.device):
+        place = slice(rows.start - first, rows.stop - first)
+        walk, log_sum, excluded = _walk(x, rows, scale, carried[place], columns, draws)
         stays, carried_stay = _stays(walk, rows, columns, excluded)
         kept, valid = columns.kept[rows].clamp_min(1), columns.valid[rows].clamp_min(1)
         mean = stays.T @ x / kept[:, None]
-        place = slice(rows.start - start, rows.stop - start)
         similarity[place] = torch.linalg.vecdot(mean, x[rows])
         carried_share[place] = carried_stay / kept
         state[place], log_score[place] = walk.end(), walk.log_score
@@ -201,28 +201,28 @@ def _(
     burn_in: float,
     seed: Tensor,
     uniform: bool,
-    anchors: tuple[int, int],
+    first: int,
 ) -> tuple[Tensor, ...]:
-    rows = anchors[1] - anchors[0]
-    floats = [x.new_empty(rows) for _ in range(5)]
+    floats = [torch.empty_like(carried) for _ in range(5)]
     gradient = torch.empty_like(x) if uniform else x.new_empty(0)
-    return *floats[:2], x.new_empty(rows, dtype=torch.int64), *floats[2:], gradient
+    return *floats[:2], torch.empty_like(carried, dtype=torch.int64), *floats[2:], gradient
 
 
 @operator(
     "contrastive_zoo::batch_walk_backward",
-    "(Tensor grad, Tensor x, Tensor scale, Tensor ids, Tensor carried, float burn_in, Tensor seed, SymInt start) -> Tensor",
+    "(Tensor grad, Tensor x, Tensor scale, Tensor ids, Tensor carried, float burn_in, Tensor seed, SymInt first) -> Tensor",
 )
 def batch_walk_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: Tensor, start: int
+    grad: Tensor, x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: Tensor, first: int
 ) -> Tensor:
-    """Gradient of x for any upstream gradient of the anchors from ``start`` on, from a second walk with the same draws."""
+    """Gradient of x for any upstream gradient of the anchors from ``first`` on, from a second walk with the same draws."""
     scale, columns = scale.to(x), _Columns.of(ids, burn_in, x.device)
     draws = DrawTable(seed, x.device)
     gradient = torch.zeros_like(x)
-    for rows in blocks_of_anchors(slice(start, start + len(grad)), x.shape[0], x.device):
-        walk, _, excluded = _walk(x, rows, scale, carried, columns, draws)
-        weight = (grad[rows.start - start : rows.stop - start] / columns.kept[rows].clamp_min(1))[:, None]
+    for rows in blocks_of_anchors(slice(first, first + len(grad)), x.shape[0], x.device):
+        place = slice(rows.start - first, rows.stop - first)
+        walk, _, excluded = _walk(x, rows, scale, carried[place], columns, draws)
+        weight = (grad[place] / columns.kept[rows].clamp_min(1))[:, None]
         stays, _ = _stays(walk, rows, columns, excluded)
         gradient[rows] += weight * (stays.T @ x)
         gradient.addmm_(stays, weight * x[rows])
@@ -235,8 +235,7 @@ def _(grad: Tensor, x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, scale, ids, carried, ctx.burn_in, seed, ctx.uniform, anchors = inputs
-    ctx.start, ctx.anchors = anchors[0], anchors[1] - anchors[0]
+    x, scale, ids, carried, ctx.burn_in, seed, ctx.uniform, ctx.first = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     if ctx.uniform:
@@ -248,11 +247,11 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 def _gradient(ctx: Any, compute: Any, grad: Tensor, *_: Any) -> Any:
     if not ctx.uniform:
         x, scale, ids, carried, seed = ctx.saved_tensors
-        grad_x = compute(grad, x, scale, ids, carried, ctx.burn_in, seed, ctx.start)
+        grad_x = compute(grad, x, scale, ids, carried, ctx.burn_in, seed, ctx.first)
     else:
         # Anchors without a kept state have no share in the gradient, whatever their weight: any other anchor's will do.
         (gradient,) = ctx.saved_tensors
-        grad_x = gradient * grad.gather(0, grad.abs().argmax()[None]) if ctx.anchors else gradient
+        grad_x = gradient * grad.gather(0, grad.abs().argmax()[None]) if grad.shape[0] else gradient
     return grad_x, None, None, None, None, None, None, None
 
 

@@ -207,7 +207,7 @@ def test_blocks_of_anchors_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_memory_of_draws_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_draws, "BLOCK_NUMEL", 600)
-    blocks = list(batch_draws._blocks(3, 40, 50))
+    blocks = list(batch_draws._blocks(3, 37, 50))
     assert [row for rows, _ in blocks for row in range(rows.start, rows.stop)] == list(range(3, 40))
     assert max(rows.stop - rows.start for rows, _ in blocks) * 50 <= 600
 

@@ -134,7 +134,9 @@ def test_parts_of_the_anchors_are_those_of_all(uniform: bool) -> None:
     x = torch.nn.functional.normalize(torch.randn(size, 4, dtype=torch.float64), dim=1).requires_grad_()
     ids = torch.arange(size) // 2
     whole = sample(x, ids, uniform=uniform)
-    parts = [sample(x, ids, uniform=uniform, anchors=slice(*ends)) for ends in ((0, 70), (70, 70), (70, 71), (71, 150))]
+    fresh = torch.full((size,), -torch.inf, dtype=torch.float64)
+    cuts = (0, 70), (70, 70), (70, 71), (71, 150)
+    parts = [sample(x, ids, uniform=uniform, carried=fresh[start:stop], first=start) for start, stop in cuts]
     for name, value in whole._asdict().items():
         assert_close(torch.cat([getattr(part, name) for part in parts]).double(), value.double(), name)
     gradients = [torch.autograd.grad(kept.similarity.sum(), x)[0] for kept in (whole, *parts)]
