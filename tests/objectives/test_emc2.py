@@ -262,3 +262,15 @@ def test_chains_without_what_scores_them_are_refused() -> None:
     with pytest.raises(ValueError, match="chain holds states of samples that visited marks as not visited"):
         fresh.load_table(**table | {"chain": chain})
     assert same_state(snapshot(fresh), before)
+
+
+def test_compiled_gradients_are_those_of_the_carried_embeddings() -> None:
+    """The same samples in each step, so that the table holds other embeddings of carried states in the backward pass."""
+    eager, compiled = (zoo.get_loss("emc2", num_samples=6, burn_in=0.0) for _ in range(2))
+    call = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    for step in range(4):
+        batch = views(6, 3, seed=step, dtype=torch.float32)._replace(index=torch.arange(6))
+        expected, found = (gradients(batch.call(loss_fn), batch) for loss_fn in (eager, call))
+        assert step == 0 or eager.diagnostics["carried_share"] > 0
+        for gradient, wanted in zip(found, expected, strict=True):
+            assert_close(gradient, wanted, "gradient", magnitude=1.0)
