@@ -15,6 +15,8 @@ from contrastive_zoo.samplers.randomness import DrawTable
 
 # Anchors and embeddings of a tile: its scores, and as many draws beside them, take 4 MiB each in float32.
 TILE = 1024
+# Columns of noise that are drawn together, which decides what is drawn; a tile is best off with as many.
+NOISE_WIDTH = 1024
 # Entries of the embeddings gathered at once for draws.
 GATHER_NUMEL = 2**20
 
@@ -94,7 +96,7 @@ def memory_largest(
         (N, k) numbers of embeddings, -1 where there are fewer that count; (N, k) their log scores, -inf there; and (N,) the
         log-sum-exp over all embeddings that count.
     """
-    noise = None if seed is None else DrawTable(seed, x.device)
+    noise = None if seed is None else DrawTable(seed, x.device, width=NOISE_WIDTH)
     log_sum = x.new_full((len(x),), -torch.inf)
     best, scored = (x.new_full((len(x), k), -torch.inf) for _ in range(2))
     numbers = samples.new_full((len(x), k), -1)
@@ -155,9 +157,7 @@ def memory_uniform(
     counts = (key_samples >= 0).cumsum(0)
     mine = counts[2 * samples + 1] - counts[2 * samples] + (key_samples[2 * samples] >= 0)
     others = (counts[-1] - mine)[:, None]
-    draws = DrawTable(seed, x.device).uniform(slice(first, first + len(x)), slice(0, k), torch.float64)
-    # A float64 counts them exactly up to 2^53; a product that is rounded up must not leave the range.
-    rank = (draws * others).long().minimum((others - 1).clamp_min(0))
+    rank = DrawTable(seed, x.device).integers(slice(first, first + len(x)), slice(0, k), others)
     # Embeddings that count have ranks, and those of the own sample are stepped over.
     rank += torch.where(rank >= (counts[2 * samples + 1] - mine)[:, None], mine[:, None], 0)
     numbers = torch.searchsorted(counts, rank + 1).clamp_max(len(keys) - 1)

@@ -9,7 +9,7 @@ from cases import Configuration, gradients, views
 from tolerances import assert_close
 from torch import Tensor
 
-from contrastive_zoo.samplers import batch_draws, memory, metropolis_hastings
+from contrastive_zoo.samplers import batch_draws, memory, metropolis_hastings, randomness
 from contrastive_zoo.samplers.randomness import PANEL, DrawTable, random_order, step_seed
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], i
 
 
 def table(seed: int = 0, step: int = 0, stream: int = 0) -> DrawTable:
-    return DrawTable(step_seed(seed, torch.tensor(step)), CPU, stream)
+    return DrawTable(step_seed(seed, torch.tensor(step)), CPU, stream=stream)
 
 
 def block(kind: str, dtype: torch.dtype, rows: slice, columns: slice, **of_table: int) -> Tensor:
@@ -38,6 +38,29 @@ def test_blocks_are_parts_of_one_table(kind: str, dtype: torch.dtype) -> None:
             place = slice(low, high), slice(left, right)
             assert torch.equal(block(kind, dtype, *place), whole[place])
             assert torch.equal(getattr(shared, kind)(*place, dtype), whole[place])
+
+
+def test_parts_that_accelerators_draw_at_once_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of accelerators, with the generator that PyTorch has for the CPU."""
+    monkeypatch.setattr(randomness, "PANEL_ROWS", 16)
+
+    def draws() -> DrawTable:
+        made = table()
+        made._generator = torch.Generator()
+        return made
+
+    shared, rows, columns = draws(), 70, 3 * PANEL + 5
+    whole = shared.uniform(slice(0, rows), slice(0, columns), torch.float32)
+    assert len(whole.unique()) > 0.99 * whole.numel()
+    assert not torch.equal(whole, block("uniform", torch.float32, slice(0, rows), slice(0, columns)))
+    for place in (
+        (slice(15, 17), slice(60, 70)),
+        (slice(69, 70), slice(0, 3)),
+        (slice(0, 0), slice(0, 9)),
+        (slice(16, 48), slice(64, 128)),
+    ):
+        assert torch.equal(shared.uniform(*place, torch.float32), whole[place])
+        assert torch.equal(draws().uniform(*place, torch.float32), whole[place])
 
 
 def test_what_is_returned_may_be_written_to() -> None:
@@ -78,6 +101,18 @@ def test_exponential_draws_have_their_law_near_zero_too(dtype: torch.dtype) -> N
     smallest = draws.flatten().sort().values[:1000]
     assert len(smallest.unique()) > 995  # multiples of 2^-24 would coincide
     assert float(smallest[-1]) * draws.numel() == pytest.approx(1000, rel=0.15)
+
+
+def test_integers_have_their_law() -> None:
+    below = torch.tensor([[1], [3], [10], [0]]).repeat(500, 1)
+    draws = table().integers(slice(5, 2005), slice(0, 40), below)
+    assert draws.dtype == torch.int64
+    for number, size in enumerate((1, 3, 10)):
+        counts = torch.bincount(draws[number::4].flatten(), minlength=size).double()
+        assert len(counts) == size
+        expected = 20000 / size
+        assert float(((counts - expected) ** 2 / expected).sum()) <= size - 1 + 4.5 * math.sqrt(2 * (size - 1))
+    assert not draws[3::4].any()
 
 
 @pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 300])
