@@ -50,14 +50,15 @@ def sampling_error(objective: Objective) -> tuple[float, float]:
     A seed decides in which order rows are met; the expectation is over what else it decides. The distance is in standard
     errors, the root mean square over the entries: about 1 if all is well.
     """
-    from contrastive_zoo.samplers.chain import column_order
+    from contrastive_zoo.samplers.mcmc import column_order
+    from contrastive_zoo.samplers.randomness import step_seed
 
     def drawn(seed: int) -> Loss:
         loss = zoo_loss(objective.name, {**objective.params, "seed": seed}, num_samples=8)
         return lambda z1, z2, _: loss(z1, z2, torch.arange(8))
 
     def expected(seed: int) -> Loss:
-        return lambda z1, z2, _: objective.expectation(z1, z2, column_order(16, seed, torch.tensor(0)))
+        return lambda z1, z2, _: objective.expectation(z1, z2, column_order(16, step_seed(seed, torch.tensor(0))))
 
     draws = [value_and_gradient(drawn(seed), 8, 1, torch.float32) for seed in range(DRAWS)]
     truth = [value_and_gradient(expected(seed), 8, 1, torch.float64) for seed in range(DRAWS)]

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 import contrastive_zoo as zoo
 from contrastive_zoo.objectives.base import FunctionObjective
 from contrastive_zoo.pairwise.tiled import tiles
+from contrastive_zoo.samplers.randomness import DrawTable
 
 try:
     from torch.distributed.fsdp import fully_shard
@@ -33,13 +34,14 @@ WIDTH, KEYS = 5, 4
 SIZES = {2: [(4, 4), (5, 3), (1, 6)], 3: [(3, 3, 3), (1, 5, 2), (4, 1, 1)]}
 ENCODED = {"emc2": {"out_of_batch": "encode"}, "negative_cache": {"num_negatives": 4}}
 INSIDE = ["dcl", "sogclr", "emc2", *(f"{name}, encode" for name in ENCODED)]
-COMPILED = ["sogclr", "ntxent"]
+COMPILED = ["sogclr", "ntxent", "emc2"]
 SHARDED = ["clip", "siglip", "dcl", "emc2"]
 WITH_NEGATIVES = [c for c in CONFIGURATIONS if "negatives" in c.card.uses] + [
     Configuration("infonce", {"symmetric": False, "in_batch": False})
 ]
 ONE_VIEW = [c for c in CONFIGURATIONS if "one_view" in c.card.uses]
 ROWS_PER_PROCESS = 48
+DRAWING = {"emc2": {}, "negative_cache": {}, "sampled": {"num_negatives": 5}, "hscl": {"num_negatives": 5}}
 FOUND = dict[str, Any]
 
 
@@ -249,6 +251,7 @@ def work(rank: int, world: int, folder: Path) -> None:
     found["chains"] = state_of_one_process(batches, rank, world)
     found["same samples"] = warnings_of_same_samples(local_batch(0, (4,) * world, rank), rank)
     found["entries"] = entries_visited(rank, world)
+    found["draws"] = draws_made(rank, world)
     found["sharded"] = {}
     for name in SHARDED if world == 2 and fully_shard is not None else []:
         for ignored in (True, False):
@@ -463,3 +466,25 @@ def entries_visited(rank: int, world: int) -> dict[str, int]:
             zoo.get_loss(name, num_samples=world * ROWS_PER_PROCESS)(z1, z2, index=index).backward()
         entries[name] = sum(sizes)
     return entries
+
+
+def draws_made(rank: int, world: int) -> dict[str, int]:
+    """Draws that a process asks for in a step of each loss that draws for its anchors."""
+    draws = torch.Generator().manual_seed(rank)
+    z1, z2 = (torch.randn(ROWS_PER_PROCESS, 8, generator=draws, requires_grad=True) for _ in range(2))
+    index, made, uniform = torch.arange(ROWS_PER_PROCESS) + rank * ROWS_PER_PROCESS, {}, DrawTable.uniform
+    for name, params in DRAWING.items():
+        sizes: list[int] = []
+
+        def counting(self: DrawTable, rows: slice, columns: slice, dtype: torch.dtype, sizes: list[int] = sizes) -> Tensor:
+            sizes.append((rows.stop - rows.start) * (columns.stop - columns.start))
+            return uniform(self, rows, columns, dtype)
+
+        loss_fn = zoo.get_loss(name, num_samples=world * ROWS_PER_PROCESS, **params)
+        DrawTable.uniform = counting  # type: ignore[method-assign]
+        try:
+            loss_fn(z1, z2, index=index, labels=index % 3).backward()
+        finally:
+            DrawTable.uniform = uniform  # type: ignore[method-assign]
+        made[name] = sum(sizes)
+    return made

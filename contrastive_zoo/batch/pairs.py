@@ -135,6 +135,13 @@ class Pairs:
         """See `contrastive_zoo.pairwise.square_sum`; each process computes it whole."""
         return pairwise.square_sum(x, keys, ids=self._ids(ids), backend=self.backend)
 
+    def on_rows(self, function: Callable[[Tensor, slice], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+        """``function(x, rows)``, tensors with an entry for each of ``rows``, for all rows of x.
+
+        Each process is given a part of the rows, and gets the results of all.
+        """
+        return self.share.on_rows(function, x)
+
     def on_own_samples(
         self, function: "Callable[[Pairs, Tensor, Tensor, Scales], Tensor]", x: Tensor, ids: Tensor, scale: Scales
     ) -> Tensor:

@@ -4,11 +4,13 @@ r"""What UCL, HUCL, SCL and HSCL share: each positive by itself against the mean
 
 P(i) are the rows of the anchor's sample (UCL) or class (SCL). q_i is uniform over the negatives, or proportional to
 exp(beta s_in) (HUCL, HSCL); the gradient takes it for a constant. In the expectation m_i = lse_i(1 + beta) - lse_i(beta), where
-lse_i(c) is the log-sum-exp of c s_in; or the mean is over K draws for each pair. There is no temperature.
+lse_i(c) is the log-sum-exp of c s_in; or the mean is over K draws for each anchor. There is no temperature.
 
 Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learning: Optimal Representation Geometry and Neural-
 vs Dimensional-Collapse", 2023. arXiv:2311.05139
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,13 +19,18 @@ from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.checks import check_count
 from contrastive_zoo.logspace import log1p_exp, logaddexp
 from contrastive_zoo.objectives.base import Objective
-from contrastive_zoo.samplers.independent import Rules, independent_negatives
+from contrastive_zoo.samplers.batch_draws import drawn_log_mean
+from contrastive_zoo.samplers.randomness import step_seed
 from contrastive_zoo.state.modules import StepCounter
 
 PAPER = "Jiang et al., 2023. arXiv:2311.05139"
 EASY = r"\log\Big(1 + \frac{1}{|N(i)|} \sum_{n \in N(i)} e^{s_{in} - s_{ij}}\Big)"
 HARD = r"\log\Big(1 + \frac{\sum_{n \in N(i)} e^{(1+\beta) s_{in}}}{\sum_{n \in N(i)} e^{\beta s_{in}}}\, e^{-s_{ij}}\Big)"
-SCALE = "Equal to the authors' code, which draws, in expectation and draw by draw: the mean over pairs (anchor, positive)."
+SCALE = "Equal to the authors' code, which draws, in expectation: the mean over pairs (anchor, positive)."
+DRAWS = (
+    "With num_negatives=K an anchor draws K negatives for all its positives; theirs draws K anew for each pair of an anchor and"
+    " a positive. The expectation of the loss is the same."
+)
 OTHERS = "With self_positive=False an anchor is no positive of itself."
 OTHER_SAMPLES = f"{OTHERS} Negatives then are the rows of other samples: the paper draws them independently of the anchor."
 ONE_LABEL = "A sample has one label: rows of one sample, by index, take that of its first row in the batch."
@@ -58,23 +65,25 @@ class Generalised(Objective):
         same = _count(positives).to(x.device)
         counts = same if self.self_positive else same - 1
         negatives = len(x) - same if excluded is not None else torch.full_like(same, len(x))
-        values = self._sums(batch, x, positives, excluded, negatives)
+        log_mean = self._log_mean(batch, x, excluded, negatives)
+        values = batch.pairs.softplus_sum_within(x, ids=positives, scale=-1.0, bias=log_mean)
+        if self.self_positive:
+            values = values + log1p_exp(log_mean - x.square().sum(1))
         kept = (counts > 0) & (same < len(x))
         # The mean over anchors becomes one over pairs.
         share = kept.sum().to(x.dtype) / (kept * counts).sum().clamp_min(1)
         values = torch.where(kept, values * share, -torch.inf)
         return batch.per_view(values if order is None else values[order.argsort().to(x.device)])
 
-    def _sums(self, batch: Batch, x: Tensor, positives: Tensor, excluded: Tensor | None, negatives: Tensor) -> Tensor:
-        """(N,) sums over the positives of each row: of the expectation, or of draws."""
-        if self.training and self.num_negatives is not None:
-            rules = Rules(positives, excluded, self.self_positive, self.beta, self.num_negatives)
-            sums = independent_negatives(x, rules, seed=self.seed, step=self.step.value)
-            self.step.advance()
-            return sums
-        log_mean = _log_mean(batch, x, excluded, negatives, self.beta)
-        sums = batch.pairs.softplus_sum_within(x, ids=positives, scale=-1.0, bias=log_mean)
-        return sums + log1p_exp(log_mean - x.square().sum(1)) if self.self_positive else sums
+    def _log_mean(self, batch: Batch, x: Tensor, excluded: Tensor | None, negatives: Tensor) -> Tensor:
+        """(N,) m_i: from the expectation, or from draws."""
+        if self.num_negatives is None or not self.training:
+            return _log_expectation(batch, x, excluded, negatives, self.beta)
+        seed = step_seed(self.seed, self.step.value)
+        drawn = partial(drawn_log_mean, excluded=excluded, beta=self.beta, num_negatives=self.num_negatives, seed=seed)
+        (log_mean,) = batch.pairs.on_rows(lambda x, anchors: (drawn(x, anchors),), x)
+        self.step.advance()
+        return log_mean
 
 
 def _count(ids: Tensor) -> Tensor:
@@ -83,7 +92,7 @@ def _count(ids: Tensor) -> Tensor:
     return torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
 
 
-def _log_mean(batch: Batch, x: Tensor, excluded: Tensor | None, negatives: Tensor, beta: float) -> Tensor:
+def _log_expectation(batch: Batch, x: Tensor, excluded: Tensor | None, negatives: Tensor, beta: float) -> Tensor:
     """(N,) log of the expectation of exp(s_in) over q_i, whose gradient takes q_i for a constant; 0 without negatives."""
     exponent = _lse(batch, x, excluded, 1 + beta)
     weight = _lse(batch, x.detach(), excluded, beta) if beta else negatives.clamp_min(1).to(x.dtype).log()

@@ -6,7 +6,7 @@ Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learnin
 vs Dimensional-Collapse", 2023. arXiv:2311.05139
 """
 
-from contrastive_zoo.objectives.generalised import HARD, ONE_LABEL, OTHERS, PAPER, SCALE, Generalised, check_draws
+from contrastive_zoo.objectives.generalised import DRAWS, HARD, ONE_LABEL, OTHERS, PAPER, SCALE, Generalised, check_draws
 from contrastive_zoo.registry import Range, losses
 
 
@@ -22,7 +22,7 @@ from contrastive_zoo.registry import Range, losses
     ranges={"beta": Range(0)},
     check=check_draws,
     scale=SCALE,
-    differences=(OTHERS, ONE_LABEL),
+    differences=(DRAWS, OTHERS, ONE_LABEL),
 )
 class HSCL(Generalised):
     r"""Loss of each anchor, (B, V), weighted so that the mean is over pairs of an anchor and a positive; `SCL` for beta = 0.

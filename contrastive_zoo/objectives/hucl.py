@@ -6,7 +6,7 @@ Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learnin
 vs Dimensional-Collapse", 2023. arXiv:2311.05139
 """
 
-from contrastive_zoo.objectives.generalised import HARD, OTHER_SAMPLES, PAPER, SCALE, Generalised, check_draws
+from contrastive_zoo.objectives.generalised import DRAWS, HARD, OTHER_SAMPLES, PAPER, SCALE, Generalised, check_draws
 from contrastive_zoo.registry import Range, losses
 
 
@@ -20,7 +20,7 @@ from contrastive_zoo.registry import Range, losses
     ranges={"beta": Range(0)},
     check=check_draws,
     scale=SCALE,
-    differences=(OTHER_SAMPLES,),
+    differences=(DRAWS, OTHER_SAMPLES),
 )
 class HUCL(Generalised):
     r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive; `UCL` for beta = 0.
@@ -32,8 +32,8 @@ class HUCL(Generalised):
 
     Args:
         beta: How much harder negatives count, at least 0.
-        num_negatives: None for the weighted mean over all negatives; a number K for the mean over K draws with probabilities
-            proportional to the weights, with replacement, anew for each pair. `eval()` takes the weighted mean.
+        num_negatives: None for the weighted mean over all negatives; a number K for the mean over K draws of each anchor, with
+            probabilities proportional to the weights, with replacement. `eval()` takes the weighted mean.
         self_positive: As for `UCL`.
         seed: Seed of the draws.
 

@@ -6,7 +6,7 @@ Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learnin
 vs Dimensional-Collapse", 2023. arXiv:2311.05139
 """
 
-from contrastive_zoo.objectives.generalised import EASY, ONE_LABEL, OTHERS, PAPER, SCALE, Generalised, check_draws
+from contrastive_zoo.objectives.generalised import DRAWS, EASY, ONE_LABEL, OTHERS, PAPER, SCALE, Generalised, check_draws
 from contrastive_zoo.registry import losses
 
 
@@ -21,7 +21,7 @@ from contrastive_zoo.registry import losses
     draws=True,
     check=check_draws,
     scale=SCALE,
-    differences=(OTHERS, ONE_LABEL),
+    differences=(DRAWS, OTHERS, ONE_LABEL),
 )
 class SCL(Generalised):
     r"""Loss of each anchor, (B, V), weighted so that the mean is over pairs of an anchor and a positive.

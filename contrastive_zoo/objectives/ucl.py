@@ -6,7 +6,7 @@ Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learnin
 vs Dimensional-Collapse", 2023. arXiv:2311.05139
 """
 
-from contrastive_zoo.objectives.generalised import EASY, OTHER_SAMPLES, PAPER, SCALE, Generalised, check_draws
+from contrastive_zoo.objectives.generalised import DRAWS, EASY, OTHER_SAMPLES, PAPER, SCALE, Generalised, check_draws
 from contrastive_zoo.registry import losses
 
 
@@ -19,7 +19,7 @@ from contrastive_zoo.registry import losses
     draws=True,
     check=check_draws,
     scale=SCALE,
-    differences=(OTHER_SAMPLES,),
+    differences=(DRAWS, OTHER_SAMPLES),
 )
 class UCL(Generalised):
     r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive.
@@ -30,8 +30,8 @@ class UCL(Generalised):
     P(i) are the rows of the anchor's sample, itself included, and N(i) all rows.
 
     Args:
-        num_negatives: None for the mean over all negatives; a number K for the mean over K draws, with replacement, anew for
-            each pair. `eval()` takes the mean over all.
+        num_negatives: None for the mean over all negatives; a number K for the mean over K draws of each anchor, with
+            replacement. `eval()` takes the mean over all.
         self_positive: Whether an anchor is a positive of itself, as in the authors' code. If not, N(i) are the rows of other
             samples.
         seed: Seed of the draws.

@@ -64,6 +64,24 @@ class Share:
         weight = (sums.detach() - torch.where(whole == -torch.inf, torch.inf, whole.detach())).exp()
         return merged(means * weight, False, self.group)
 
+    def on_rows(self, function: Callable[[Tensor, slice], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+        """``function(x, rows)``, tensors with an entry for each of ``rows``, for all rows: each process does a part of them.
+
+        Gradients of x may come from all its rows, whichever part they are needed for.
+        """
+        number, parts = self.part
+        if parts == 1:
+            return function(x, slice(0, len(x)))
+        x, *_ = self.enter(x, None, None)
+        rows = slice(len(x) * number // parts, len(x) * (number + 1) // parts)
+        return tuple(self._of_all_parts(values, rows.start, len(x)) for values in function(x, rows))
+
+    def _of_all_parts(self, values: Tensor, start: int, count: int) -> Tensor:
+        """All ``count`` rows from those that each process has; its own begin at ``start``."""
+        after = values.new_zeros(count - start - len(values), *values.shape[1:])
+        padded = torch.cat([values.new_zeros(start, *values.shape[1:]), values, after])
+        return self.leave(padded, log=False)[0]
+
     def on_own_samples(self, function: Callable[[Tensor, Tensor, S], Tensor], x: Tensor, ids: Tensor, scale: S) -> Tensor:
         """``function(x, ids, scale)``, one row per sample, of the samples of each process by that process, put together."""
         if self.x is None:

@@ -6,8 +6,8 @@ from contrastive_zoo.checks import check_count
 from contrastive_zoo.registry import STATE_PARAMETERS, Card, keyword_parameters
 from contrastive_zoo.registry import samplers as registry
 from contrastive_zoo.samplers.base import Negatives, NegativeSampler, WeightedNegatives
-from contrastive_zoo.samplers.chain import ChainSampler
 from contrastive_zoo.samplers.gumbel import GumbelSampler, des_raj_weights
+from contrastive_zoo.samplers.mcmc import ChainSampler
 from contrastive_zoo.samplers.metropolis_hastings import metropolis_hastings
 from contrastive_zoo.samplers.queue_ import FeatureQueue, QueueSampler
 from contrastive_zoo.samplers.topk import TopKSampler

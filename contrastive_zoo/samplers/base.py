@@ -56,9 +56,9 @@ class NegativeSampler(PreciseModule):
     """Base of negative samplers: finds negatives for the rows of a batch, and remembers what it needs between batches.
 
     Call it with the features of two views to get the negatives and their weights, for a loop of your own; `sampled` and its
-    relatives call `sample`. Subclasses implement `sample`, keep state in buffers (`register_table`), and draw from a generator
-    that is seeded from a seed and a step. ``table()`` and ``load_table(**tables)``, where they have them, serve the methods of
-    these names of the loss.
+    relatives call `sample`. Subclasses implement `sample`, keep state in buffers (`register_table`), and draw as a
+    function of a seed, a step and the place in the batch (`contrastive_zoo.samplers.randomness`). ``table()`` and
+    ``load_table(**tables)``, where they have them, serve the methods of these names of the loss.
 
     Attributes:
         law: The distribution over rows of other samples that the weighted negatives stand for.

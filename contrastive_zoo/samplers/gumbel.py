@@ -6,6 +6,7 @@ from torch import Tensor
 from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import Encode
 from contrastive_zoo.samplers.memory import memory_largest
+from contrastive_zoo.samplers.randomness import step_seed
 from contrastive_zoo.samplers.table import Draws, TableSampler, log_count
 
 
@@ -58,13 +59,13 @@ class GumbelSampler(TableSampler):
             num_samples=num_samples, num_negatives=num_negatives, encode=encode, embedding_dim=embedding_dim, seed=seed
         )
 
-    def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
+    def draw(self, x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, first: int) -> Draws:
         """See `TableSampler.draw`."""
-        step = self.step.value.clone()
-        rows, log_scores, log_sum = memory_largest(x, scale, own, keys, owners, self.num_negatives, True, self.seed, step)
+        seed = step_seed(self.seed, self.step.value)
+        rows, log_scores, log_sum = memory_largest(x, scale, samples, keys, key_samples, self.num_negatives, seed, first)
         shift = torch.where(log_sum == -torch.inf, 0, log_sum)
         weights = des_raj_weights(log_scores - shift[:, None])
-        return Draws(rows, weights, log_sum - log_count(x, own, owners))
+        return Draws(rows, weights, log_sum - log_count(x, samples, key_samples))
 
 
 def des_raj_weights(log_probabilities: Tensor) -> Tensor:

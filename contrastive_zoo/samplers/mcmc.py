@@ -1,241 +1,289 @@
-r"""Metropolis-Hastings chains over the rows of one batch: what the sampler "mcmc" needs of it, in O(B D) memory.
+r"""The sampler "mcmc": a Metropolis-Hastings chain per sample and view, which rests at its state between visits.
 
-Each row is an anchor with a chain over the rows of other samples, whose target is softmax(scale * s). The chain meets every
-row once, in their order; the first k of its nb valid columns are burn-in, and its state after each later one is kept with
-weight 1 / (nb - k). Anchors are taken in blocks, so that no (2B, 2B) matrix exists.
+    accept row j if log u_j < (s_aj - s_a,state) / t
+
+The target of the chain of anchor (i, v) is softmax(s_a / t) over all rows (j, v') of other samples in the data set. At each
+visit it is offered every row of the batch once, in an order that is drawn anew.
 
 Yau et al., "EMC2: Efficient MCMC Negative Sampling for Contrastive Learning with Global Convergence", ICML 2024,
 algorithm 1. arXiv:2404.10575
-
-Shapes: N rows, D features, R anchors of a block.
 """
 
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.checks import check_choice, check_count, check_number, shape
 from contrastive_zoo.operators import operator
-from contrastive_zoo.samplers.metropolis_hastings import Walk, blocks_of_anchors, log_thresholds
-from contrastive_zoo.samplers.randomness import generator
+from contrastive_zoo.registry import Range, samplers
+from contrastive_zoo.samplers.base import (
+    Encode,
+    Negatives,
+    NegativeSampler,
+    WeightedNegatives,
+    check_encode,
+    data_rows,
+    encode_rows,
+)
+from contrastive_zoo.samplers.randomness import random_order, step_seed
+from contrastive_zoo.samplers.walk import KeptStates, kept_shares, walk_batch
+from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.tables import EmbeddingTable, LogAverage, check_natural, rows_of_table
+
+# Weight of the newest value in the running mean that is reported, as in SogCLR.
+VALUE_WEIGHT = 0.9
 
 
-class KeptStates(NamedTuple):
-    """What the chains of a batch leave, for each of N rows.
+def check_out_of_batch(*, out_of_batch: str, encode: Encode | None, **_: object) -> None:
+    """Raise unless `out_of_batch` and `encode` go together.
 
-    Attributes:
-        similarity: (N,) mean similarity to the kept states in the batch, differentiable in both members of each pair.
-        carried_share: (N,) share of the kept states that is still the carried one.
-        state: (N,) int64 row that the chain ends at; -1 for the carried one.
-        log_score: (N,) log score of that state.
-        log_mean: (N,) log of the mean of exp(scale * s) over the valid columns; -inf without any.
-        acceptance: (N,) moves per valid column.
+    Raises:
+        ValueError: One asks for the other and does not get it, or `out_of_batch` is unknown.
+        TypeError: `encode` cannot be called.
     """
+    check_choice("out_of_batch", out_of_batch, ("cache", "encode", "skip"))
+    check_encode(encode)
+    if out_of_batch == "encode" and encode is None:
+        raise ValueError("out_of_batch='encode' needs encode: pass encode=..., a callable (index, view) -> features (n, D).")
+    if out_of_batch != "encode" and encode is not None:
+        raise ValueError(f"out_of_batch={out_of_batch!r} never calls encode: pass out_of_batch='encode', or no encode.")
 
-    similarity: Tensor
-    carried_share: Tensor
-    state: Tensor
-    log_score: Tensor
-    log_mean: Tensor
-    acceptance: Tensor
 
+@samplers.register(
+    "mcmc",
+    title="Metropolis-Hastings chains",
+    summary="A chain per sample and view whose law tends to softmax(s / temperature) over the data set.",
+    paper="Yau et al., ICML 2024, algorithm 1. arXiv:2404.10575",
+    equation=r"\text{accept row } j \text{ if } \log u_j < (s_{aj} - s_{a,\mathrm{state}})/\tau",
+    needs={"index"},
+    stateful=True,
+    draws=True,
+    ranges={"burn_in": Range(0, 1, open_high=True)},
+    check=check_out_of_batch,
+)
+class ChainSampler(NegativeSampler):
+    r"""A Metropolis-Hastings chain per sample and view, with target softmax(s / temperature) over the rows of other samples.
 
-def walk_batch(
-    x: Tensor,
-    *,
-    scale: Tensor,
-    ids: Tensor,
-    step: Tensor,
-    carried: Tensor | None = None,
-    burn_in: float = 0.5,
-    seed: int = 0,
-    uniform: bool = True,
-) -> KeptStates:
-    """Walk a chain for every row over the rows of other samples, in their order, with target softmax(scale * s).
+    A chain goes on from the state that it had at its last visit, scored anew for the present anchor. Of the nb rows of other
+    samples in the batch the first k = int(burn_in nb) are burn-in; the states after each of the other nb - k weigh
+    1 / (nb - k) each. `log_mean` is the logarithm of a running mean per sample of the batch's mean of $e^{s/\tau}$.
+
+    The order in which rows are offered is drawn at every step, the same for all anchors. One row drawn at random leaves
+    softmax as it is; rows drawn without replacement do so nearly, as long as the batch is a small part of the data.
 
     Args:
-        x: (N, D) rows.
-        scale: 0-dim, 1 / temperature.
-        ids: (N,) sample of each row.
-        step: 0-dim integer on the host; draws differ from step to step.
-        carried: (N,) log score of the state that each chain comes with; -inf, none, by default.
-        burn_in: Share of the valid columns whose states are not kept, in [0, 1).
+        num_samples: Size of the data set.
+        burn_in: Share of each batch's rows whose states are not kept, in [0, 1).
+        out_of_batch: What becomes of a state carried from an earlier batch. "cache": it is scored by the embedding it had when
+            last seen, a constant, and pulls on the anchor as long as it is kept; this holds an embedding per sample and view.
+            "encode": it is encoded anew, and both it and the anchor get gradient. "skip": it keeps the score that it was
+            accepted with, and pulls on nothing.
+        encode: For "encode": (n,) positions in the data set and (n,) views, 0 or 1, both int64, to features (n, D) that are
+            normalised as those of the batch are. Called once per step with all carried states, each once.
+        embedding_dim: For "cache": features of an embedding; by default those of the first batch, or of a checkpoint.
         seed: Seed of the draws.
-        uniform: Whether the upstream gradient will be the same for all anchors; if not, the backward pass walks again.
+
+    Raises:
+        ValueError: A parameter is out of range or unknown, or `encode` is missing or has no use.
+        TypeError: `encode` cannot be called.
 
     Examples:
-        >>> import torch
-        >>> x = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
-        >>> kept = walk_batch(x, scale=torch.tensor(10.0), ids=torch.arange(8), step=torch.tensor(0))
-        >>> kept.similarity.shape
-        torch.Size([8])
-    """
-    carried = x.new_full((len(x),), -torch.inf) if carried is None else carried.detach()
-    values = mcmc_negatives(x, scale.detach(), ids, carried, burn_in, seed, step.clone(), uniform)
-    return KeptStates(*values[:6])
-
-
-@torch.no_grad()
-def kept_shares(
-    x: Tensor, *, scale: Tensor, ids: Tensor, step: Tensor, carried: Tensor, burn_in: float, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Shares of the kept states in a walk of `walk_batch`: (N, N) of each row for each anchor, and (N,) of the carried state.
-
-    It walks again, with the same draws, and holds the matrix.
-    """
-    scale, columns = scale.to(x), _Columns.of(ids, burn_in, x.device)
-    draws = generator(seed, int(step), x.device)
-    shares, of_carried = x.new_empty(len(x), len(x)), x.new_empty(len(x))
-    for rows in blocks_of_anchors(len(x), len(x), x.device):
-        walk, _, own = _walk(x, rows, scale, carried, columns, draws)
-        stays, carried_stay = _stays(walk, rows, columns, own)
-        kept = columns.kept[rows].clamp_min(1)
-        shares[rows], of_carried[rows] = (stays / kept).T, carried_stay / kept
-    return shares, of_carried
-
-
-class _Columns(NamedTuple):
-    """Which columns count for which row: none of its own sample, and none in burn-in.
-
-    Attributes:
-        first_kept: (N,) column from which states are kept.
-        kept: (N,) valid columns from there on.
-        valid: (N,) valid columns.
-        own_columns: Columns of pairs that are one sample, sorted by row; where the ids are.
-        own_rows: Rows of these pairs; where the ids are, so that ids on the host cost no wait for an accelerator.
+        >>> import contrastive_zoo as zoo
+        >>> sampler = zoo.get_sampler("mcmc", num_samples=100, burn_in=0.25)
+        >>> sampler.law
+        'softmax(s / temperature) over all rows of other samples'
     """
 
-    first_kept: Tensor
-    kept: Tensor
-    valid: Tensor
-    own_columns: Tensor
-    own_rows: Tensor
+    law = "softmax(s / temperature) over all rows of other samples"
 
-    @staticmethod
-    def of(ids: Tensor, burn_in: float, device: torch.device) -> "_Columns":
-        ordered, order = ids.sort(stable=True)
-        group = torch.searchsorted(ordered, ids)
-        same = torch.searchsorted(ordered, ids, right=True) - group
-        valid = ids.shape[0] - same
-        burnt = (burn_in * valid.double()).long()
-        # Rows with as many others of their sample as any: the pairs that are one sample are a table with holes.
-        rank = torch.arange(int(same.max()), device=ids.device)
-        present = rank < same[:, None]
-        own_rows, own_rank = present.nonzero(as_tuple=True)
-        own_columns = order[group[own_rows] + own_rank]
-        # The r-th own column, at position p, has p - r valid columns before it; if these are burnt it is passed over as well.
-        passed = (own_columns - own_rank < burnt[own_rows]).long()
-        first_kept = burnt.index_add(0, own_rows, passed)
-        return _Columns(first_kept.to(device), (valid - burnt).to(device), valid.to(device), own_columns, own_rows)
+    chain: Tensor
+    log_score: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        burn_in: float = 0.5,
+        out_of_batch: str = "cache",
+        encode: Encode | None = None,
+        embedding_dim: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_out_of_batch(out_of_batch=out_of_batch, encode=encode)
+        self.num_samples = check_count("num_samples", num_samples)
+        self.burn_in = check_number("burn_in", burn_in, low=0, high=1, open_high=True)
+        self.out_of_batch, self.encode = out_of_batch, check_encode(encode)
+        self.seed, self.step = seed, StepCounter()
+        self.averages = LogAverage(num_samples)
+        # State of each chain as 2 * sample + view, -1 before its first move.
+        self.register_table("chain", num_samples, 2, fill=-1)
+        if out_of_batch == "cache":
+            self.embeddings = EmbeddingTable(num_samples, 2, width=embedding_dim)
+        elif out_of_batch == "skip":
+            self.register_table("log_score", num_samples, 2, fill=0.0)
+
+    def sample(self, batch: Batch, scale: Tensor) -> Negatives:
+        """See `NegativeSampler.sample`."""
+        assert batch.index is not None
+        index = batch.index.to(batch.x.device)
+        state = self.chain[index].flatten()
+        similarity, score = self._carried(batch, state, scale.detach())
+        order = column_order(batch.x.shape[0], step_seed(self.seed, self.step.value))
+        carried = torch.where(state >= 0, score, -torch.inf)
+        kept = self._walk(batch, scale, carried, order)
+        surrogate = (kept.similarity + kept.carried_share * similarity) * scale
+        listing = self._listing(batch, scale, carried, order, state)
+        log_u = self._remember(batch, index, kept)
+        diagnostics = {"acceptance_rate": kept.acceptance.mean(), "carried_share": kept.carried_share.mean()}
+        return Negatives(surrogate, log_u.flatten(), listing, diagnostics)
+
+    def _carried(self, batch: Batch, state: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """(2B,) similarity of each anchor to its carried state, as far as it pulls on it, and the state's log score."""
+        x = batch.x
+        if self.out_of_batch == "skip":
+            return torch.zeros_like(x[:, 0]), self.log_score.flatten()[data_rows(batch)].to(x.dtype)
+        if self.out_of_batch == "cache":
+            self.embeddings.fit(x.shape[1])
+            found = rows_of_table(self.embeddings.rows.flatten(0, 1), state.clamp_min(0)).to(x.dtype)
+        else:
+            assert self.encode is not None
+            features, place = encode_rows(batch, self.encode, state)
+            found = features[place]
+        similarity = torch.linalg.vecdot(x, found)
+        return similarity, similarity.detach() * scale
+
+    def _walk(self, batch: Batch, scale: Tensor, carried: Tensor, order: Tensor) -> KeptStates:
+        """The walk over the rows in the order drawn, in terms of the rows as they stand."""
+        there = order.to(carried.device)
+        back = there.argsort()
+        ids, seed = batch.ids[order.to(batch.ids.device)], step_seed(self.seed, self.step.value)
+        carried = carried[there]
+
+        def walk(x: Tensor, anchors: slice) -> KeptStates:
+            return walk_batch(
+                x,
+                scale=scale,
+                ids=ids,
+                seed=seed,
+                carried=carried[anchors],
+                burn_in=self.burn_in,
+                uniform=batch.uniform,
+                first=anchors.start,
+            )
+
+        kept = KeptStates(*batch.pairs.on_rows(walk, batch.x.index_select(0, there)))
+        state = torch.where(kept.state >= 0, there[kept.state.clamp_min(0)], -1)
+        similarity, share, _, log_score, log_mean, acceptance = (field[back] for field in kept)
+        return KeptStates(similarity, share, state[back], log_score, log_mean, acceptance)
+
+    def _listing(
+        self, batch: Batch, scale: Tensor, carried: Tensor, order: Tensor, state: Tensor
+    ) -> Callable[[], WeightedNegatives]:
+        x, ids, there = batch.x.detach(), batch.ids[order.to(batch.ids.device)], order.to(batch.x.device)
+        seed, scale = step_seed(self.seed, self.step.value), scale.detach()
+
+        def listing() -> WeightedNegatives:
+            shares, of_carried = kept_shares(
+                x[there], scale=scale, ids=ids, seed=seed, carried=carried[there], burn_in=self.burn_in
+            )
+            back = there.argsort()
+            rows = torch.cat([data_rows(batch).expand(len(x), -1), state[:, None]], 1)
+            weights = torch.cat([shares[back][:, back], of_carried[back][:, None]], 1)
+            in_batch = torch.arange(len(x) + 1, device=x.device) < len(x)
+            return WeightedNegatives(torch.where(weights > 0, rows, -1), weights, in_batch.expand_as(weights))
+
+        return listing
+
+    @torch.no_grad()
+    def _remember(self, batch: Batch, index: Tensor, kept: KeptStates) -> Tensor:
+        """Moves chains, their scores or embeddings, running means and the step on; returns log u, (B, 2)."""
+        first = batch.sample_ids.to(index.device)
+        state = torch.where(kept.state >= 0, data_rows(batch)[kept.state.clamp_min(0)], self.chain[index].flatten())
+        self.chain[index] = state.view(-1, 2)[first]
+        sound = torch.isfinite(batch.per_view(kept.log_mean))[first]
+        if self.out_of_batch == "cache":
+            rows, new = self.embeddings.rows, batch.x.detach().view(batch.size, 2, -1)[first].to(self.embeddings.rows)
+            rows[index] = torch.where(sound[:, :, None], new, rows[index])
+        elif self.out_of_batch == "skip":
+            score = batch.per_view(kept.log_score)[first].to(self.log_score)
+            self.log_score[index] = torch.where(sound, score, self.log_score[index])
+        log_u = self.averages.blend(index, batch.per_view(kept.log_mean), VALUE_WEIGHT)
+        self.averages.write(index, log_u.logsumexp(1, keepdim=True) - math.log(2), batch.sample_ids.to(index.device))
+        self.step.advance()
+        return log_u
+
+    def table(self) -> dict[str, Tensor]:
+        """State of the chains and of the running means, as CPU tensors.
+
+        ``chain`` (num_samples, 2) holds the state of each chain as 2 * sample + view, or -1; ``u`` and ``visited`` are
+        (num_samples,). With "cache" there are ``embeddings`` (num_samples, 2, D) too, with "skip" ``log_score``
+        (num_samples, 2).
+        """
+        (u,) = self.averages.natural()
+        tables = {"chain": self.chain, "visited": self.averages.visited} | self._scores()
+        return {name: tensor.cpu().clone() for name, tensor in tables.items()} | {"u": u}
+
+    def load_table(
+        self,
+        *,
+        chain: Tensor,
+        u: Tensor,
+        visited: Tensor,
+        embeddings: Tensor | None = None,
+        log_score: Tensor | None = None,
+    ) -> None:
+        """Take over what `table` returned.
+
+        Raises:
+            TypeError: What the states are scored by is missing, or a table of this name is not held.
+            ValueError: A size does not fit, a state is no row of the data set or, with "cache", of a sample that was not
+                visited; an average is not positive, or an embedding or a score is not finite.
+        """
+        if chain.shape != self.chain.shape or not bool(((chain >= -1) & (chain < self.chain.numel())).all()):
+            raise ValueError(f"chain must be {tuple(self.chain.shape)} with entries from -1 to {self.chain.numel() - 1}.")
+        check_natural(visited, {"u": u}, len(self.chain), positive=True)
+        given = {"embeddings": embeddings, "log_score": log_score}
+        self._check_scores(chain, visited, {name: table for name, table in given.items() if table is not None})
+        self.averages.load_natural(visited, u=u)
+        self.chain.copy_(chain)
+        if embeddings is not None:
+            self.embeddings.load(embeddings)
+        if log_score is not None:
+            self.log_score.copy_(log_score)
+
+    def _scores(self) -> dict[str, Tensor]:
+        """The tables that carried states are scored by."""
+        if self.out_of_batch == "cache":
+            return {"embeddings": self.embeddings.rows}
+        return {"log_score": self.log_score} if self.out_of_batch == "skip" else {}
+
+    def _check_scores(self, chain: Tensor, visited: Tensor, scores: dict[str, Tensor]) -> None:
+        """Raise unless every state can be scored: a state without an embedding would have the score of a zero vector."""
+        wanted = self._scores()
+        if scores.keys() != wanted.keys():
+            raise TypeError(
+                f"out_of_batch={self.out_of_batch!r} wants the tables {', '.join(['chain', 'u', 'visited', *wanted])}; got "
+                f"{', '.join(['chain', 'u', 'visited', *scores])}. Pass all that table() returned."
+            )
+        for name, table in scores.items():
+            if table.dim() != wanted[name].dim() or table.shape[:2] != self.chain.shape:
+                raise ValueError(f"{name} must have a shape that begins with {shape(self.chain)}, got {shape(table)}.")
+            if not bool(torch.isfinite(table).all()):
+                raise ValueError(f"{name} must be finite.")
+        if self.out_of_batch == "cache" and not bool(visited.cpu()[chain.cpu()[chain.cpu() >= 0] // 2].all()):
+            raise ValueError("chain holds states of samples that visited marks as not visited, which have no embedding.")
 
 
-def _walk(
-    x: Tensor, rows: slice, scale: Tensor, carried: Tensor, columns: _Columns, draws: torch.Generator
-) -> tuple[Walk, Tensor, tuple[Tensor, Tensor]]:
-    """The walk of a block of anchors, the log of their sums of exponentials, and the pairs that do not count."""
-    scores = x @ (x[rows] * scale).T
-    ends = torch.tensor([rows.start, rows.stop], device=columns.own_rows.device)
-    low, high = torch.searchsorted(columns.own_rows, ends).tolist()
-    own = columns.own_columns[low:high].to(x.device), (columns.own_rows[low:high] - rows.start).to(x.device)
-    scores[own] = -torch.inf
-    log_sum = torch.logsumexp(scores, 0)
-    log_uniforms = torch.rand(scores.shape, generator=draws, device=x.device, dtype=x.dtype).log_()
-    return Walk.over(scores, log_thresholds(scores, log_uniforms), carried[rows]), log_sum, own
+@operator("contrastive_zoo::column_order", "(SymInt columns, Tensor seed) -> Tensor")
+def column_order(columns: int, seed: Tensor) -> Tensor:
+    """A random order of columns, on the host."""
+    return random_order(columns, seed, stream=1)
 
 
-def _stays(walk: Walk, rows: slice, columns: _Columns, own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """How many kept columns each anchor spent at each state, (N, R), and at its carried state, (R,)."""
-    first_kept = columns.first_kept[rows]
-    weight = torch.arange(walk.columns, dtype=walk.accepted.dtype, device=first_kept.device)[:, None].repeat(1, len(first_kept))
-    weight.ge_(first_kept.to(weight.dtype))
-    weight[own] = 0
-    return walk.stays(weight)
-
-
-@operator(
-    "contrastive_zoo::mcmc_negatives",
-    "(Tensor x, Tensor scale, Tensor ids, Tensor carried, float burn_in, int seed, Tensor step, bool uniform)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def mcmc_negatives(
-    x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: int, step: Tensor, uniform: bool
-) -> tuple[Tensor, ...]:
-    """The fields of `KeptStates`, and the gradient of the sum of the similarities if ``uniform``."""
-    scale, columns = scale.to(x), _Columns.of(ids, burn_in, x.device)
-    similarity, carried_share, log_score, log_mean, acceptance = (x.new_empty(x.shape[0]) for _ in range(5))
-    state = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
-    gradient = torch.zeros_like(x) if uniform else x.new_empty(0)
-    draws = generator(seed, int(step), x.device)
-    for rows in blocks_of_anchors(x.shape[0], x.shape[0], x.device):
-        walk, log_sum, own = _walk(x, rows, scale, carried, columns, draws)
-        stays, carried_stay = _stays(walk, rows, columns, own)
-        per_state = x[rows] / columns.kept[rows, None].clamp_min(1)
-        mean = stays.T @ x / columns.kept[rows, None].clamp_min(1)
-        similarity[rows] = torch.linalg.vecdot(mean, x[rows])
-        carried_share[rows] = carried_stay / columns.kept[rows].clamp_min(1)
-        state[rows], log_score[rows] = walk.end(), walk.log_score
-        valid = columns.valid[rows].clamp_min(1)
-        log_mean[rows], acceptance[rows] = log_sum - valid.to(x.dtype).log(), walk.moves() / valid
-        if uniform:
-            gradient[rows] += mean
-            gradient.addmm_(stays, per_state)
-    return similarity, carried_share, state, log_score, log_mean, acceptance, gradient
-
-
-@mcmc_negatives.register_fake
-def _(
-    x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: int, step: Tensor, uniform: bool
-) -> tuple[Tensor, ...]:
-    rows = x.shape[:1]
-    floats = [x.new_empty(rows) for _ in range(5)]
-    gradient = torch.empty_like(x) if uniform else x.new_empty(0)
-    return *floats[:2], x.new_empty(rows, dtype=torch.int64), *floats[2:], gradient
-
-
-@operator(
-    "contrastive_zoo::mcmc_negatives_backward",
-    "(Tensor grad, Tensor x, Tensor scale, Tensor ids, Tensor carried, float burn_in, int seed, Tensor step) -> Tensor",
-)
-def mcmc_negatives_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: int, step: Tensor
-) -> Tensor:
-    """Gradient of x for any upstream gradient, from a second walk with the same draws."""
-    scale, columns = scale.to(x), _Columns.of(ids, burn_in, x.device)
-    draws = generator(seed, int(step), x.device)
-    gradient = torch.zeros_like(x)
-    for rows in blocks_of_anchors(x.shape[0], x.shape[0], x.device):
-        walk, _, own = _walk(x, rows, scale, carried, columns, draws)
-        weight = (grad[rows] / columns.kept[rows].clamp_min(1))[:, None]
-        stays, _ = _stays(walk, rows, columns, own)
-        gradient[rows] += weight * (stays.T @ x)
-        gradient.addmm_(stays, weight * x[rows])
-    return gradient
-
-
-@mcmc_negatives_backward.register_fake
-def _(grad: Tensor, x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: int, step: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, scale, ids, carried, ctx.burn_in, ctx.seed, step, ctx.uniform = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    if ctx.uniform:
-        ctx.save_for_backward(output[6])
-    else:
-        ctx.save_for_backward(x, scale, ids, carried, step)
-
-
-def _gradient(ctx: Any, compute: Any, grad: Tensor, *_: Any) -> Any:
-    if ctx.uniform:
-        # Anchors without a kept state have no share in the gradient, whatever their weight: any other anchor's will do.
-        (gradient,) = ctx.saved_tensors
-        grad_x = gradient * grad.gather(0, grad.abs().argmax()[None])
-    else:
-        x, scale, ids, carried, step = ctx.saved_tensors
-        grad_x = compute(grad, x, scale, ids, carried, ctx.burn_in, ctx.seed, step)
-    return grad_x, None, None, None, None, None, None, None
-
-
-mcmc_negatives.differentiate(mcmc_negatives_backward, _setup, _gradient)
+@column_order.register_fake
+def _(columns: int, seed: Tensor) -> Tensor:
+    return torch.empty(columns, dtype=torch.int64)

@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.operators import operator
-from contrastive_zoo.samplers.randomness import generator
+from contrastive_zoo.samplers.randomness import DrawTable
 
 # Anchors and embeddings of a tile: its scores, and as many draws beside them, take 4 MiB each in float32.
 TILE = 1024
+# Columns of noise that are drawn together, which decides what is drawn; a tile is best off with as many.
+NOISE_WIDTH = 1024
 # Entries of the embeddings gathered at once for draws.
 GATHER_NUMEL = 2**20
 
 
-def _tiles(x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+def _tiles(
+    x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor
+) -> Iterator[tuple[slice, slice, Tensor]]:
     """Anchors, embeddings, and the log scores (A, W) of each tile, -inf for pairs that do not count."""
     for start in range(0, len(x), TILE):
         anchors = slice(start, min(start + TILE, len(x)))
@@ -27,26 +31,26 @@ def _tiles(x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) 
         for column in range(0, len(keys), TILE):
             columns = slice(column, min(column + TILE, len(keys)))
             scores = queries @ keys[columns].to(x).T
-            excluded = (owners[columns] == own[anchors, None]) | (owners[columns] < 0)
+            excluded = (key_samples[columns] == samples[anchors, None]) | (key_samples[columns] < 0)
             yield anchors, columns, scores.masked_fill_(excluded, -torch.inf)
 
 
 @operator(
     "contrastive_zoo::memory_softmax",
-    "(Tensor x, Tensor scale, Tensor own, Tensor keys, Tensor owners) -> (Tensor, Tensor)",
+    "(Tensor x, Tensor scale, Tensor samples, Tensor keys, Tensor key_samples) -> (Tensor, Tensor)",
 )
-def memory_softmax(x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
+def memory_softmax(x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of scale * s over the embeddings that count, (N,), and their mean by the softmax of it, (N, D).
 
     Args:
         x: (N, D) anchors.
         scale: 0-dim.
-        own: (N,) sample of each anchor.
+        samples: (N,) sample of each anchor.
         keys: (M, D) embeddings.
-        owners: (M,) their samples; negative for nobody.
+        key_samples: (M,) their samples; negative for nobody.
     """
     log_sum, mean = x.new_full((len(x),), -torch.inf), torch.zeros_like(x)
-    for anchors, columns, scores in _tiles(x, scale, own, keys, owners):
+    for anchors, columns, scores in _tiles(x, scale, samples, keys, key_samples):
         total = torch.logaddexp(log_sum[anchors], scores.logsumexp(1))
         shift = torch.where(total == -torch.inf, 0, total)
         mean[anchors] *= (log_sum[anchors] - shift).exp()[:, None]
@@ -56,42 +60,49 @@ def memory_softmax(x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: 
 
 
 @memory_softmax.register_fake
-def _(x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0]), torch.empty_like(x)
 
 
 @operator(
     "contrastive_zoo::memory_largest",
-    "(Tensor x, Tensor scale, Tensor own, Tensor keys, Tensor owners, int k, bool perturbed, int seed, Tensor step)"
+    "(Tensor x, Tensor scale, Tensor samples, Tensor keys, Tensor key_samples, int k, Tensor? seed,"
+    " SymInt first)"
     " -> (Tensor, Tensor, Tensor)",
 )
 def memory_largest(
-    x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor, k: int, perturbed: bool, seed: int, step: Tensor
+    x: Tensor,
+    scale: Tensor,
+    samples: Tensor,
+    keys: Tensor,
+    key_samples: Tensor,
+    k: int,
+    seed: Tensor | None,
+    first: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k embeddings of the largest scores, or of the largest scores plus Gumbel noise, largest first.
 
     Args:
         x: (N, D) anchors.
         scale: 0-dim.
-        own: (N,) sample of each anchor.
+        samples: (N,) sample of each anchor.
         keys: (M, D) embeddings.
-        owners: (M,) their samples; negative for nobody.
+        key_samples: (M,) their samples; negative for nobody.
         k: How many.
-        perturbed: Whether noise is added; the embeddings are then k draws without replacement from softmax(scale * s).
-        seed: Seed of the noise.
-        step: 0-dim integer on the host; noise differs from step to step.
+        seed: What `step_seed` returned, for noise. The embeddings are then k draws without replacement from softmax(scale * s).
+        first: Place of the first anchor among those of all processes.
 
     Returns:
         (N, k) numbers of embeddings, -1 where there are fewer that count; (N, k) their log scores, -inf there; and (N,) the
         log-sum-exp over all embeddings that count.
     """
-    draws = generator(seed, int(step), x.device)
+    noise = None if seed is None else DrawTable(seed, x.device, width=NOISE_WIDTH)
     log_sum = x.new_full((len(x),), -torch.inf)
     best, scored = (x.new_full((len(x), k), -torch.inf) for _ in range(2))
-    numbers = own.new_full((len(x), k), -1)
-    for anchors, columns, scores in _tiles(x, scale, own, keys, owners):
+    numbers = samples.new_full((len(x), k), -1)
+    for anchors, columns, scores in _tiles(x, scale, samples, keys, key_samples):
         log_sum[anchors] = torch.logaddexp(log_sum[anchors], scores.logsumexp(1))
-        ranked = scores + _gumbel(scores, draws) if perturbed else scores
+        ranked = scores if noise is None else scores + _gumbel(noise, anchors, columns, first, x.dtype)
         top = ranked.topk(min(k, scores.shape[1]))
         ranking = torch.cat([best[anchors], top.values], 1)
         best[anchors], chosen = ranking.topk(k)
@@ -100,48 +111,55 @@ def memory_largest(
     return numbers.masked_fill_(scored == -torch.inf, -1), scored, log_sum
 
 
-def _gumbel(scores: Tensor, draws: torch.Generator) -> Tensor:
-    """Gumbel noise, finite."""
-    noise = torch.empty_like(scores).exponential_(generator=draws)
-    return noise.clamp_(min=torch.finfo(noise.dtype).tiny).log_().neg_()
+def _gumbel(draws: DrawTable, anchors: slice, columns: slice, first: int, dtype: torch.dtype) -> Tensor:
+    """Gumbel noise of a tile, finite."""
+    noise = draws.exponential(slice(anchors.start + first, anchors.stop + first), columns, dtype)
+    return noise.clamp_(min=torch.finfo(dtype).tiny).log_().neg_()
 
 
 @memory_largest.register_fake
 def _(
-    x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor, k: int, perturbed: bool, seed: int, step: Tensor
+    x: Tensor,
+    scale: Tensor,
+    samples: Tensor,
+    keys: Tensor,
+    key_samples: Tensor,
+    k: int,
+    seed: Tensor | None,
+    first: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return own.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k), x.new_empty(x.shape[0])
+    return samples.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k), x.new_empty(x.shape[0])
 
 
 @operator(
     "contrastive_zoo::memory_uniform",
-    "(Tensor x, Tensor scale, Tensor own, Tensor keys, Tensor owners, int k, int seed, Tensor step) -> (Tensor, Tensor)",
+    "(Tensor x, Tensor scale, Tensor samples, Tensor keys, Tensor key_samples, int k, Tensor seed, SymInt first)"
+    " -> (Tensor, Tensor)",
 )
 def memory_uniform(
-    x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor, k: int, seed: int, step: Tensor
+    x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, k: int, seed: Tensor, first: int
 ) -> tuple[Tensor, Tensor]:
     """Draws of k embeddings for each anchor, uniform and with replacement, from those that count.
 
     Args:
         x: (N, D) anchors.
         scale: 0-dim.
-        own: (N,) sample of each anchor.
+        samples: (N,) sample of each anchor.
         keys: (M, D) embeddings, two of each sample: those of sample i are 2 i and 2 i + 1.
-        owners: (M,) their samples; negative where an embedding is nobody's.
+        key_samples: (M,) their samples; negative where an embedding is nobody's.
         k: How many.
-        seed: Seed of the draws.
-        step: 0-dim integer on the host; draws differ from step to step.
+        seed: What `step_seed` returned.
+        first: Place of the first anchor among those of all processes.
 
     Returns:
         (N, k) numbers of embeddings, -1 if none counts; and (N, k) their log scores, -inf then.
     """
-    counts = (owners >= 0).cumsum(0)
-    mine = counts[2 * own + 1] - counts[2 * own] + (owners[2 * own] >= 0)
+    counts = (key_samples >= 0).cumsum(0)
+    mine = counts[2 * samples + 1] - counts[2 * samples] + (key_samples[2 * samples] >= 0)
     others = (counts[-1] - mine)[:, None]
-    draws = torch.randint(2**62, (len(x), k), generator=generator(seed, int(step), x.device), device=x.device)
-    rank = draws % others.clamp_min(1)
+    rank = DrawTable(seed, x.device).integers(slice(first, first + len(x)), slice(0, k), others)
     # Embeddings that count have ranks, and those of the own sample are stepped over.
-    rank += torch.where(rank >= (counts[2 * own + 1] - mine)[:, None], mine[:, None], 0)
+    rank += torch.where(rank >= (counts[2 * samples + 1] - mine)[:, None], mine[:, None], 0)
     numbers = torch.searchsorted(counts, rank + 1).clamp_max(len(keys) - 1)
     scores = x.new_empty(len(x), k)
     height = max(1, GATHER_NUMEL // (k * x.shape[1]))
@@ -153,6 +171,6 @@ def memory_uniform(
 
 @memory_uniform.register_fake
 def _(
-    x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor, k: int, seed: int, step: Tensor
+    x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, k: int, seed: Tensor, first: int
 ) -> tuple[Tensor, Tensor]:
-    return own.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k)
+    return samples.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k)

@@ -52,7 +52,8 @@ def metropolis_hastings(
         raise ValueError(f"state must have shape {shape(log_current)}, got {shape(state)}.")
     states = torch.empty(log_scores.shape, dtype=torch.int64, device=log_scores.device)
     log_score = torch.empty_like(log_current)
-    for rows in blocks_of_anchors(log_scores.shape[0], log_scores.shape[1], log_scores.device):
+    anchors, columns = log_scores.shape
+    for rows in blocks_of_anchors(slice(0, anchors), columns, log_scores.device):
         thresholds = log_thresholds(log_scores[rows], uniforms[rows].log())
         walk = Walk.over(_columns_first(log_scores[rows]), _columns_first(thresholds), log_current[rows])
         states[rows].copy_(walk.numbers().T).sub_(1)
@@ -66,10 +67,10 @@ def _columns_first(values: Tensor) -> Tensor:
     return values.T.clone(memory_format=torch.contiguous_format)
 
 
-def blocks_of_anchors(anchors: int, columns: int, device: torch.device) -> list[slice]:
+def blocks_of_anchors(anchors: slice, columns: int, device: torch.device) -> list[slice]:
     """Anchors that walk together: few enough on a CPU for what a walk needs to stay in its cache."""
     size = max(1, BLOCK_NUMEL[device.type == "cpu"] // max(columns, 1))
-    return [slice(start, min(start + size, anchors)) for start in range(0, anchors, size)]
+    return [slice(start, min(start + size, anchors.stop)) for start in range(anchors.start, anchors.stop, size)]
 
 
 def log_thresholds(log_scores: Tensor, log_uniforms: Tensor) -> Tensor:

@@ -132,23 +132,33 @@ class QueueSampler(NegativeSampler):
 
     def sample(self, batch: Batch, scale: Tensor) -> Negatives:
         """See `NegativeSampler.sample`."""
-        x, own, others = batch.x, data_rows(batch) // 2, has_negatives(batch)
+        x, samples, others = batch.x, data_rows(batch) // 2, has_negatives(batch)
         self.queue.embeddings.fit(x.shape[1])
-        log_sum, mean = memory_softmax(x.detach(), scale.detach(), own, self.queue.embeddings.rows, self.queue.owner)
+        log_sum, mean = self._softmax(batch, scale.detach(), samples)
         pull = torch.linalg.vecdot(x, mean) * scale
         queued = log_sum + (pull - pull.detach())
         total = logaddexp(batch.logsumexp(scale).flatten(), queued)
-        count = batch.negatives_count().expand(-1, 2).flatten() + self._in_queue(own)
+        count = batch.negatives_count().expand(-1, 2).flatten() + self._in_queue(samples)
         log_mean = torch.where(others, total.detach() - count.clamp_min(1).to(x).log(), -torch.inf)
         listing = self._listing(batch, scale)
-        self.queue.push(x, torch.where(others, own, -1), data_rows(batch) % 2)
+        self.queue.push(x, torch.where(others, samples, -1), data_rows(batch) % 2)
         share = torch.where(others, (queued - total).detach().exp(), 0).mean()
         return Negatives(total, log_mean, listing, {"in_batch_share": 1 - share})
 
-    def _in_queue(self, own: Tensor) -> Tensor:
+    def _softmax(self, batch: Batch, scale: Tensor, samples: Tensor) -> tuple[Tensor, ...]:
+        """`memory_softmax` over the queue for all anchors, of which each process takes a part."""
+        queue = self.queue
+
+        def softmax(x: Tensor, anchors: slice) -> tuple[Tensor, ...]:
+            log_sum, mean = memory_softmax(x[anchors], scale, samples[anchors], queue.embeddings.rows, queue.owner)
+            return log_sum, mean
+
+        return batch.pairs.on_rows(softmax, batch.x.detach())
+
+    def _in_queue(self, samples: Tensor) -> Tensor:
         """(N,) slots of the queue that hold another sample than the anchor's own."""
         ordered = self.queue.owner.sort().values
-        mine = torch.searchsorted(ordered, own, right=True) - torch.searchsorted(ordered, own)
+        mine = torch.searchsorted(ordered, samples, right=True) - torch.searchsorted(ordered, samples)
         return (ordered >= 0).sum() - mine
 
     def _listing(self, batch: Batch, scale: Tensor) -> Callable[[], WeightedNegatives]:

@@ -74,24 +74,23 @@ class TableSampler(NegativeSampler):
         self.embeddings = EmbeddingTable(num_samples, 2, width=embedding_dim)
         self.register_table("visited", num_samples, fill=False)
 
-    def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
+    def draw(self, x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, first: int) -> Draws:
         """Rows for each anchor; subclasses implement it.
 
         Args:
             x: (N, D) anchors, detached.
             scale: 0-dim, 1 / temperature.
-            own: (N,) sample of each anchor.
+            samples: (N,) sample of each anchor.
             keys: (2 num_samples, D) the table.
-            owners: (2 num_samples,) sample of each row, -1 where none has been brought yet.
+            key_samples: (2 num_samples,) sample of each row, -1 where none has been brought yet.
+            first: Place of the first anchor in the batch of all processes.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement draw(x, scale, own, keys, owners).")
+        raise NotImplementedError(f"{type(self).__name__} must implement draw(x, scale, samples, keys, key_samples, first).")
 
     def sample(self, batch: Batch, scale: Tensor) -> Negatives:
         """See `NegativeSampler.sample`."""
-        own = data_rows(batch) // 2
         before = self._write(batch)
-        keys, owners = self.embeddings.rows.flatten(0, 1), self._owners()
-        drawn = self.draw(batch.x.detach(), scale.detach(), own, keys, owners)
+        drawn = self._drawn(batch, scale.detach())
         position, in_batch = _places(batch, drawn.rows)
         weights = torch.where(in_batch, drawn.weights, 0)
         mean = embedding_bag(position, batch.x, per_sample_weights=weights, mode="sum")
@@ -106,6 +105,15 @@ class TableSampler(NegativeSampler):
         diagnostics = {"in_batch_share": weights.sum(1).mean()}
         return Negatives(surrogate, log_mean, lambda: WeightedNegatives(drawn.rows, drawn.weights, in_batch), diagnostics)
 
+    def _drawn(self, batch: Batch, scale: Tensor) -> Draws:
+        """Rows for all anchors, of which each process draws for a part."""
+        samples, keys, key_samples = data_rows(batch) // 2, self.embeddings.rows.flatten(0, 1), self._samples()
+
+        def draw(x: Tensor, anchors: slice) -> Draws:
+            return self.draw(x[anchors], scale, samples[anchors], keys, key_samples, anchors.start)
+
+        return Draws(*batch.pairs.on_rows(draw, batch.x.detach()))
+
     def _remembered(self, batch: Batch, rows: Tensor, weights: Tensor) -> Tensor:
         """(N, D) weighted sum of the negatives that are not in the batch; the others have weight 0."""
         features, place = self.embeddings.rows.flatten(0, 1), rows.clamp_min(0)
@@ -113,7 +121,7 @@ class TableSampler(NegativeSampler):
             features, place = encode_rows(batch, self.encode, torch.where(weights > 0, rows, -1))
         return embedding_bag(place, features, per_sample_weights=weights.to(features), mode="sum").to(batch.x)
 
-    def _owners(self) -> Tensor:
+    def _samples(self) -> Tensor:
         samples = torch.arange(len(self.visited), device=self.visited.device)
         return torch.where(self.visited, samples, -1).repeat_interleave(2)
 
@@ -165,10 +173,10 @@ def _places(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
     return 2 * order[place] + rows % 2, ordered[place] == sample
 
 
-def log_count(x: Tensor, own: Tensor, owners: Tensor) -> Tensor:
+def log_count(x: Tensor, samples: Tensor, key_samples: Tensor) -> Tensor:
     """(N,) logarithm of the number of rows that count for each anchor, of 1 if none does."""
-    counted = (owners >= 0).view(-1, 2).sum(1)
-    return (counted.sum() - counted[own]).clamp_min(1).to(x).log()
+    counted = (key_samples >= 0).view(-1, 2).sum(1)
+    return (counted.sum() - counted[samples]).clamp_min(1).to(x).log()
 
 
 def softmax(log_scores: Tensor) -> Tensor:

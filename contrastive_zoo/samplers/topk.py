@@ -51,9 +51,8 @@ class TopKSampler(TableSampler):
     ) -> None:
         super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode, embedding_dim=embedding_dim)
 
-    def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
+    def draw(self, x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, first: int) -> Draws:
         """See `TableSampler.draw`."""
-        step = self.step.value.clone()
-        rows, log_scores, _ = memory_largest(x, scale, own, keys, owners, self.num_negatives, False, 0, step)
-        log_mean = log_scores.logsumexp(1) - log_count(x, own, owners)
+        rows, log_scores, _ = memory_largest(x, scale, samples, keys, key_samples, self.num_negatives, None, first)
+        log_mean = log_scores.logsumexp(1) - log_count(x, samples, key_samples)
         return Draws(rows, softmax(log_scores), log_mean)

@@ -7,6 +7,7 @@ from torch import Tensor
 from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import Encode
 from contrastive_zoo.samplers.memory import memory_uniform
+from contrastive_zoo.samplers.randomness import step_seed
 from contrastive_zoo.samplers.table import Draws, TableSampler, softmax
 
 
@@ -57,8 +58,8 @@ class UniformSampler(TableSampler):
             num_samples=num_samples, num_negatives=num_negatives, encode=encode, embedding_dim=embedding_dim, seed=seed
         )
 
-    def draw(self, x: Tensor, scale: Tensor, own: Tensor, keys: Tensor, owners: Tensor) -> Draws:
+    def draw(self, x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, first: int) -> Draws:
         """See `TableSampler.draw`."""
-        step = self.step.value.clone()
-        rows, log_scores = memory_uniform(x, scale, own, keys, owners, self.num_negatives, self.seed, step)
+        seed = step_seed(self.seed, self.step.value)
+        rows, log_scores = memory_uniform(x, scale, samples, keys, key_samples, self.num_negatives, seed, first)
         return Draws(rows, softmax(log_scores), log_scores.logsumexp(1) - math.log(self.num_negatives))

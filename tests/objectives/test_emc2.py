@@ -12,7 +12,8 @@ from tolerances import assert_close
 from torch import Tensor
 
 import contrastive_zoo as zoo
-from contrastive_zoo.samplers.chain import column_order
+from contrastive_zoo.samplers.mcmc import column_order
+from contrastive_zoo.samplers.randomness import step_seed
 
 NUM_SAMPLES = 15
 VARIANTS = [{"out_of_batch": kind, "burn_in": burn_in} for kind in ("cache", "skip") for burn_in in (0.0, 0.3, 0.9)]
@@ -29,7 +30,7 @@ def step_batch(step: int) -> Views:
 
 def order(size: int, step: int, seed: int = 0) -> list[int]:
     """The order in which rows 2 i + view of a batch are offered."""
-    return column_order(2 * size, seed, torch.tensor(step)).tolist()
+    return column_order(2 * size, step_seed(seed, torch.tensor(step))).tolist()
 
 
 def chain_table(reference: oracle_stateful.EMC2) -> Tensor:
@@ -261,3 +262,15 @@ def test_chains_without_what_scores_them_are_refused() -> None:
     with pytest.raises(ValueError, match="chain holds states of samples that visited marks as not visited"):
         fresh.load_table(**table | {"chain": chain})
     assert same_state(snapshot(fresh), before)
+
+
+def test_compiled_gradients_are_those_of_the_carried_embeddings() -> None:
+    """The same samples in each step, so that the table holds other embeddings of carried states in the backward pass."""
+    eager, compiled = (zoo.get_loss("emc2", num_samples=6, burn_in=0.0) for _ in range(2))
+    call = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    for step in range(4):
+        batch = views(6, 3, seed=step, dtype=torch.float32)._replace(index=torch.arange(6))
+        expected, found = (gradients(batch.call(loss_fn), batch) for loss_fn in (eager, call))
+        assert step == 0 or eager.diagnostics["carried_share"] > 0
+        for gradient, wanted in zip(found, expected, strict=True):
+            assert_close(gradient, wanted, "gradient", magnitude=1.0)

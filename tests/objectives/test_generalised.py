@@ -1,6 +1,7 @@
 """UCL, HUCL, SCL and HSCL: the authors' numbers in expectation and draw by draw, draws, empty sets."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch.autograd import gradcheck
 
 import contrastive_zoo as zoo
 from contrastive_zoo.batch.batch import Batch
-from contrastive_zoo.samplers import independent
-from contrastive_zoo.samplers.independent import Rules, independent_negatives
+from contrastive_zoo.samplers import batch_draws
+from contrastive_zoo.samplers.batch_draws import drawn_log_mean
+from contrastive_zoo.samplers.randomness import step_seed
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "hscl"
 CASES = sorted(path.stem for path in GOLDEN.glob("?cl_*.npz") if path.stem[0] in "us")
@@ -86,26 +88,26 @@ def test_expectation_by_an_ordinary_call(case: str, backend: str) -> None:
 
 @every_case
 def test_the_authors_draws_give_their_loss(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With their draws in place of ours; the probabilities are compared on the way."""
+    """They draw for each pair: our mean over their draws for the p-th positives, for every p; and their probabilities."""
     golden = Golden(case)
-    labels, n, k = golden.labels, len(golden.labels), golden.params["K"]
-    # SCL sorts rows by class, and anchors with as many positives come together.
-    order = labels.argsort(stable=True) if "scl" in golden.name else torch.arange(n)
-    place = order.argsort()
-    sizes = (labels[order][:, None] == labels[order][None, :]).sum(1)
+    loss_fn, beta, k = zoo.get_loss(golden.name, normalize=golden.normalize), golden.params["beta"], golden.params["K"]
+    x, labels = golden.batch(loss_fn).x, golden.labels
+    same = labels[:, None] == labels[None, :]
+    total = x.new_zeros(())
+    for number in range(int(same.sum(1).max())):
+        some = same.sum(1) > number
+        positive = torch.stack([row.nonzero()[min(number, int(row.sum()) - 1), 0] for row in same])
+        draws = torch.stack([golden.draws(row)[number if some[row] else 0] for row in range(len(x))])
 
-    def recorded(weights: Tensor, size: int, _: torch.Generator) -> Tensor:
-        drawn = torch.zeros(n, size // k, k, dtype=torch.int64)
-        for block_row, anchor in enumerate(order[sizes.argsort(stable=True)].tolist()):
-            expected = golden.arrays["neg_probs"][anchor][order]
-            assert_recorded(weights[block_row] / weights[block_row].sum(), expected.double())
-            draws = golden.draws(anchor)
-            drawn[block_row, : len(draws)] = place[draws]
-        return drawn.flatten(1)
+        def recorded(weights: Tensor, uniform: Tensor, draws: Tensor = draws) -> Tensor:
+            assert_recorded(weights / weights.sum(1, keepdim=True), golden.arrays["neg_probs"].double())
+            return draws
 
-    monkeypatch.setattr(independent, "draw", recorded)
-    loss_fn = zoo.get_loss(golden.name, normalize=golden.normalize, num_negatives=k, **golden.given)
-    golden.check(loss_fn.objective(golden.batch(loss_fn)).mean())
+        monkeypatch.setattr(batch_draws, "draw", recorded)
+        excluded = labels if "scl" in golden.name else None
+        log_mean = drawn_log_mean(x, slice(0, len(x)), excluded, beta=beta, num_negatives=k, seed=seed())
+        total = total + torch.nn.functional.softplus(log_mean - (x * x[positive]).sum(1))[some].sum()
+    golden.check(total / same.sum())
 
 
 @every_case
@@ -116,8 +118,10 @@ def test_mean_of_many_draws_is_near_the_authors(case: str) -> None:
     batch = golden.batch(loss_fn)
     drawn = torch.stack([loss_fn.objective(batch).mean().detach() for _ in range(400)])
     expected, spread = (float(golden.arrays[f"official_sameK_losses_{key}"]) for key in ("mean", "std"))
-    assert float(drawn.mean()) == pytest.approx(expected, abs=5 * spread / 400**0.5 + 5 * spread / 10)
-    assert float(drawn.std()) == pytest.approx(spread, rel=0.5)
+    # Positives of an anchor share draws here, so the loss of one step varies more.
+    positives = float((golden.labels[:, None] == golden.labels[None, :]).sum(1).double().mean())
+    assert 0.5 * spread < float(drawn.std()) < 1.5 * spread * positives**0.5
+    assert float(drawn.mean()) == pytest.approx(expected, abs=5 * float(drawn.std()) / 400**0.5 + 5 * spread / 10)
 
 
 @every_name
@@ -131,63 +135,103 @@ def test_many_draws_are_the_expectation(name: str, self_positive: bool) -> None:
         assert float((gradient - reference).norm() / reference.norm()) < 0.05
 
 
-def rules(self_positive: bool = True, beta: float = 2.0, num_negatives: int = 4, everyone: bool = False) -> Rules:
-    ids = torch.tensor([3, 1, 1, 3, 2, 3, 1, 1, 2])
-    return Rules(ids, None if everyone else ids, self_positive, beta, num_negatives)
+IDS = torch.tensor([3, 1, 1, 3, 2, 3, 1, 1, 2])
 
 
-def drawn_sums(x: Tensor, given: Rules, seed: int = 0, step: int = 0) -> Tensor:
-    return independent_negatives(x, given, seed=seed, step=torch.tensor(step))
+def seed(step: int = 0) -> Tensor:
+    return step_seed(0, torch.tensor(step))
+
+
+def log_means(
+    x: Tensor, *, beta: float = 2.0, k: int = 4, step: int = 0, everyone: bool = False, anchors: slice | None = None
+) -> Tensor:
+    excluded, anchors = None if everyone else IDS, anchors or slice(0, len(x))
+    return drawn_log_mean(x, anchors, excluded, beta=beta, num_negatives=k, seed=seed(step))
+
+
+def law(x: Tensor, beta: float, everyone: bool) -> Tensor:
+    """(N, N) probability of each row as a negative of each anchor."""
+    own = (IDS[:, None] == IDS[None, :]) & (not everyone)
+    return (beta * x @ x.T).masked_fill(own, -torch.inf).softmax(1)
 
 
 def rows_of_length_one() -> Tensor:
     return torch.nn.functional.normalize(views(9, 4).z1.detach(), dim=1).requires_grad_()
 
 
-@pytest.mark.parametrize("beta", [0.0, 3.0])
-@pytest.mark.parametrize("self_positive", [True, False])
-@pytest.mark.parametrize("everyone", [True, False])
-def test_finite_differences_at_fixed_draws(beta: float, self_positive: bool, everyone: bool) -> None:
-    given = rules(self_positive, beta, everyone=everyone)
-    assert gradcheck(lambda x: drawn_sums(x, given), rows_of_length_one())
+every_law = pytest.mark.parametrize(("beta", "everyone"), [(0.0, False), (0.0, True), (3.0, False), (3.0, True)])
 
 
-def test_negatives_are_drawn_from_softmax_of_beta_times_the_similarity(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, given, seen = rows_of_length_one().detach(), rules(num_negatives=5000), []
-    draw = independent.draw
-    monkeypatch.setattr(independent, "draw", lambda *arguments: seen.append(draw(*arguments)) or seen[-1])
-    drawn_sums(x, given)
-    own = given.positives[:, None] == given.positives[None, :]
-    expected = (2.0 * x @ x.T).masked_fill(own, -torch.inf).softmax(1)
-    anchors = own.sum(1).argsort(stable=True)
-    for row, anchor in enumerate(anchors.tolist()):
-        frequencies = torch.bincount(seen[0][row], minlength=9) / seen[0].shape[1]
-        assert float((frequencies - expected[anchor]).abs().sum()) < 0.05
-        assert not frequencies[own[anchor]].any()
+@every_law
+def test_finite_differences_at_fixed_draws(beta: float, everyone: bool) -> None:
+    assert gradcheck(lambda x: log_means(x, beta=beta, everyone=everyone), rows_of_length_one())
+
+
+@every_law
+def test_negatives_are_drawn_from_softmax_of_beta_times_the_similarity(
+    beta: float, everyone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, seen, draw, k = rows_of_length_one().detach(), [], batch_draws.draw, 5000
+    monkeypatch.setattr(batch_draws, "draw", lambda *arguments: seen.append(draw(*arguments)) or seen[-1])
+    log_means(x, beta=beta, everyone=everyone, k=k)
+    expected = k * law(x, beta, everyone)
+    counts = torch.stack([torch.bincount(row, minlength=9) for row in seen[0]])
+    assert not counts[expected == 0].any()
+    chi_square = ((counts - expected).square() / expected)[expected > 0].sum()
+    freedom = int((expected > 0).sum()) - 9
+    assert abs(float(chi_square) - freedom) < 4.5 * (2 * freedom) ** 0.5
+
+
+@every_law
+def test_mean_of_exponentials_is_unbiased(beta: float, everyone: bool) -> None:
+    x = rows_of_length_one().detach()
+    drawn = torch.stack([log_means(x, beta=beta, everyone=everyone, k=3, step=step).exp() for step in range(2000)])
+    expected = (law(x, beta, everyone) * (x @ x.T).exp()).sum(1)
+    assert ((drawn.mean(0) - expected).abs() < 4.5 * drawn.std(0) / 2000**0.5).all()
 
 
 def test_blocks_of_anchors_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One anchor, a few, and all at once, by draws that do not depend on it."""
-    x, given = rows_of_length_one(), rules()
-    monkeypatch.setattr(independent, "draw", lambda weights, size, _: weights.topk(3, dim=1).indices[:, torch.arange(size) % 3])
-    found = []
-    for numel in (1, 60, 2**20):
-        monkeypatch.setattr(independent, "BLOCK_NUMEL", numel)
-        value = drawn_sums(x, given)
-        found.append((value, *torch.autograd.grad(value, x, torch.arange(9.0, dtype=torch.float64))))
-    for value, gradient in found[1:]:
-        assert_close(value, found[0][0], "value")
-        assert_close(gradient, found[0][1], "gradient")
+    """One anchor, a few, and all at once; and the anchors of several processes."""
+    x, found = rows_of_length_one(), []
+    for numel in (1, 27, 2**20):
+        monkeypatch.setattr(batch_draws, "BLOCK_NUMEL", numel)
+        found.append(log_means(x))
+    found.append(torch.cat([log_means(x, anchors=slice(*ends)) for ends in ((0, 2), (2, 2), (2, 9))]))
+    for value in found[1:]:
+        assert_close(value, found[0], "value")
+        gradient, wanted = (
+            torch.autograd.grad(v @ torch.arange(9.0).double(), x, retain_graph=True)[0] for v in (value, found[0])
+        )
+        assert_close(gradient, wanted, "gradient")
 
 
 def test_memory_of_draws_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(independent, "BLOCK_NUMEL", 600)
-    ids = torch.arange(40) % 3
-    ordered = (ids[:, None] == ids[None, :]).sum(1).sort().values.tolist()
-    bounds = list(independent._bounds(ordered, 4))
-    assert [start for start, _ in bounds[1:]] == [stop for _, stop in bounds[:-1]]
-    assert (bounds[0][0], bounds[-1][1]) == (0, 40)
-    assert max((stop - start) * (40 + 4 * ordered[stop - 1]) for start, stop in bounds) <= 600
+    monkeypatch.setattr(batch_draws, "BLOCK_NUMEL", 600)
+    blocks = list(batch_draws._blocks(3, 37, 50))
+    assert [row for rows, _ in blocks for row in range(rows.start, rows.stop)] == list(range(3, 40))
+    assert max(rows.stop - rows.start for rows, _ in blocks) * 50 <= 600
+
+
+@every_name
+@pytest.mark.parametrize("self_positive", [True, False])
+def test_loss_of_the_draws_that_were_made(name: str, self_positive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written out pair by pair, with the draws of an anchor for all its positives."""
+    batch, seen, draw, k = views(), [], batch_draws.draw, 3
+    monkeypatch.setattr(batch_draws, "draw", lambda *arguments: seen.append(draw(*arguments)) or seen[-1])
+    loss = batch.call(zoo.get_loss(name, num_negatives=k, self_positive=self_positive))
+    by_label = "scl" in name
+    x = torch.nn.functional.normalize(torch.stack([batch.z1, batch.z2], 1).flatten(0, 1), dim=1)
+    ids = (batch.labels if by_label else torch.arange(len(batch.z1))).repeat_interleave(2)
+    order = ids.argsort(stable=True)  # rows of a class stand side by side
+    x, ids = x[order], ids[order]
+    log_mean = (x @ x.T).gather(1, seen[0]).logsumexp(1) - math.log(k)
+    positive = ids[:, None] == ids[None, :]
+    if not self_positive:
+        positive = positive.fill_diagonal_(False)
+    expected = torch.nn.functional.softplus(log_mean[:, None] - x @ x.T)[positive].mean()
+    assert_close(loss, expected, "loss")
+    for found, wanted in zip(gradients(loss, batch), gradients(expected, batch), strict=True):
+        assert_close(found, wanted, "gradient", magnitude=1.0)
 
 
 def test_draws_go_on_with_the_steps_and_not_in_eval() -> None:

@@ -277,9 +277,8 @@ def test_an_encoder_keeps_its_parameters(name: str) -> None:
     loss_fn, lookup = encoding(name, encoder), Lookup()
     assert not list(loss_fn.parameters())
     assert not any("layer" in key for key in loss_fn.state_dict())
-    for index in INDICES:
-        loss = lookup.batch(index).call(loss_fn)
-    loss.backward()
+    losses = [lookup.batch(index).call(loss_fn) for index in INDICES]
+    torch.stack(losses).sum().backward()
     assert encoder.layer.weight.grad.any()
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from group import ENCODED, FOUND, ROWS_PER_PROCESS
+from group import DRAWING, ENCODED, FOUND, ROWS_PER_PROCESS
+
+from contrastive_zoo.samplers.randomness import PANEL
 
 # What the process that makes the mistake raises, and what the others do.
 MISTAKES = {
@@ -126,3 +128,13 @@ def test_each_process_visits_its_share_of_the_pairs(name: str, found: list[FOUND
     entries = rows * (rows + strip) // 2 if symmetric else rows * rows
     for of_rank in found:
         assert of_rank["entries"][name] == sweeps * entries // world
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_each_process_draws_for_a_part_of_the_anchors(name: str, found: list[FOUND], world: int) -> None:
+    rows = world * ROWS_PER_PROCESS * 2
+    columns = DRAWING[name].get("num_negatives", rows)
+    order = -(-rows // PANEL) * PANEL if name == "emc2" else 0  # drawn by all
+    assert sum(of_rank["draws"][name] - order for of_rank in found) == rows * columns
+    for of_rank in found:
+        assert of_rank["draws"][name] - order == rows * columns // world

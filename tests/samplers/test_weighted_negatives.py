@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import contrastive_zoo as zoo
 from contrastive_zoo.samplers import Negatives, NegativeSampler, WeightedNegatives, des_raj_weights, memory
-from contrastive_zoo.samplers.chain import column_order
+from contrastive_zoo.samplers.mcmc import column_order
+from contrastive_zoo.samplers.randomness import step_seed
 
 NUM_SAMPLES, SCALE = 12, torch.tensor(4.0, dtype=torch.float64)
 SAMPLERS = ["gumbel", "mcmc", "queue", "topk", "uniform"]
@@ -199,7 +200,7 @@ def test_first_draws_follow_the_softmax_that_the_authors_draw_from() -> None:
     owners, scale, repeats = torch.arange(12), torch.tensor(beta, dtype=torch.float64), 3000
     counts = torch.zeros(4, 12, dtype=torch.float64)
     for number in range(repeats):
-        rows, scores, _ = memory.memory_largest(queries, scale, own, table, owners, 3, True, 0, torch.tensor(number))
+        rows, scores, _ = memory.memory_largest(queries, scale, own, table, owners, 3, seed(number), 0)
         counts[torch.arange(4), rows[:, 0]] += 1
         assert not (rows == own[:, None]).any()
     softmax = (scale * queries @ table.T).masked_fill(owners == own[:, None], -torch.inf).softmax(1)
@@ -208,13 +209,17 @@ def test_first_draws_follow_the_softmax_that_the_authors_draw_from() -> None:
     assert_close(scores, (scale * queries @ table.T).gather(1, rows), "scores of the draws")
 
 
+def seed(step: int = 0) -> Tensor:
+    return step_seed(0, torch.tensor(step))
+
+
 def test_draws_without_replacement_follow_their_law() -> None:
     """Frequencies of ordered pairs against p_m p_n / (1 - p_m)."""
     x, keys = torch.eye(3, dtype=torch.float64)[:1], torch.eye(3, dtype=torch.float64)[[0, 1, 0, 2]] * 0.8
     own, owners = torch.tensor([9]), torch.tensor([0, 1, 2, -1])
     counts = torch.zeros(4, 4, dtype=torch.float64)
     for number in range(4000):
-        rows, _, _ = memory.memory_largest(x, SCALE / 3, own, keys, owners, 2, True, 1, torch.tensor(number))
+        rows, _, _ = memory.memory_largest(x, SCALE / 3, own, keys, owners, 2, seed(number), 0)
         counts[rows[0, 0], rows[0, 1]] += 1
     p = (SCALE / 3 * keys @ x[0]).masked_fill(owners < 0, -torch.inf).softmax(0)
     law = (p[:, None] * p[None, :] / (1 - p[:, None])).fill_diagonal_(0)
@@ -226,7 +231,7 @@ def test_uniform_draws_are_uniform() -> None:
     x, keys = torch.randn(3, 2, dtype=torch.float64), torch.randn(10, 2, dtype=torch.float64)
     owners = torch.tensor([0, 0, -1, -1, 2, 2, 3, 3, 4, 4])
     own = torch.tensor([0, 3, 4])
-    rows, scores = memory.memory_uniform(x, SCALE, own, keys, owners, 20000, 0, torch.tensor(0))
+    rows, scores = memory.memory_uniform(x, SCALE, own, keys, owners, 20000, seed(), 0)
     counts = torch.stack([torch.bincount(r, minlength=10) for r in rows]).double()
     allowed = ((owners >= 0) & (owners != own[:, None])).double()
     assert chi_square(counts, allowed / allowed.sum(1, keepdim=True)) < 4.5
@@ -235,11 +240,10 @@ def test_uniform_draws_are_uniform() -> None:
 
 def test_nothing_to_draw_from() -> None:
     x, keys, own, owners = torch.ones(1, 2), torch.ones(4, 2), torch.tensor([1]), torch.tensor([-1, -1, 1, 1])
-    number = torch.tensor(0)
-    rows, scores = memory.memory_uniform(x, SCALE, own, keys, owners, 3, 0, number)
+    rows, scores = memory.memory_uniform(x, SCALE, own, keys, owners, 3, seed(), 0)
     assert rows.tolist() == [[-1, -1, -1]]
     assert (scores == -torch.inf).all()
-    rows, scores, log_sum = memory.memory_largest(x, SCALE, own, keys, owners, 3, True, 0, number)
+    rows, scores, log_sum = memory.memory_largest(x, SCALE, own, keys, owners, 3, seed(), 0)
     assert rows.tolist() == [[-1, -1, -1]]
     assert (scores == -torch.inf).all()
     assert log_sum.tolist() == [-torch.inf]
@@ -293,7 +297,7 @@ def test_no_matrix_of_anchors_and_memory(name: str, monkeypatch: pytest.MonkeyPa
 def test_orders_of_columns_are_all_alike() -> None:
     counts = dict.fromkeys(itertools.permutations(range(4)), 0)
     for number in range(4800):
-        counts[tuple(column_order(4, 0, torch.tensor(number)).tolist())] += 1
+        counts[tuple(column_order(4, seed(number)).tolist())] += 1
     frequencies = torch.tensor([list(counts.values())], dtype=torch.float64)
     assert chi_square(frequencies, torch.full((1, 24), 1 / 24, dtype=torch.float64)) < 4.5
 

@@ -9,7 +9,8 @@ import torch
 from tolerances import assert_close
 from torch import Tensor
 
-from contrastive_zoo.samplers.mcmc import KeptStates, walk_batch
+from contrastive_zoo.samplers.randomness import step_seed
+from contrastive_zoo.samplers.walk import KeptStates, walk_batch
 
 SCALE = torch.tensor(4.0, dtype=torch.float64)
 
@@ -20,7 +21,8 @@ def orthonormal(size: int) -> Tensor:
 
 
 def sample(x: Tensor, ids: Tensor, *, seed: int = 0, step: int = 0, burn_in: float = 0.5, **more: Any) -> KeptStates:
-    arguments = {"scale": SCALE, "step": torch.tensor(step), "uniform": False, "burn_in": burn_in, "seed": seed, **more}
+    draws = step_seed(seed, torch.tensor(step))
+    arguments = {"scale": SCALE, "seed": draws, "uniform": False, "burn_in": burn_in, **more}
     return walk_batch(x, ids=ids, **arguments)
 
 
@@ -123,6 +125,22 @@ def test_the_stored_gradient_is_that_of_walking_again() -> None:
     ids = torch.arange(30) // 2
     stored, again = (sample(x, ids, uniform=uniform).similarity.mean() for uniform in (True, False))
     assert_close(torch.autograd.grad(stored, x)[0], torch.autograd.grad(again, x)[0], "gradient")
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_parts_of_the_anchors_are_those_of_all(uniform: bool) -> None:
+    """Of several processes; one of them has no anchors."""
+    size = 150
+    x = torch.nn.functional.normalize(torch.randn(size, 4, dtype=torch.float64), dim=1).requires_grad_()
+    ids = torch.arange(size) // 2
+    whole = sample(x, ids, uniform=uniform)
+    fresh = torch.full((size,), -torch.inf, dtype=torch.float64)
+    cuts = (0, 70), (70, 70), (70, 71), (71, 150)
+    parts = [sample(x, ids, uniform=uniform, carried=fresh[start:stop], first=start) for start, stop in cuts]
+    for name, value in whole._asdict().items():
+        assert_close(torch.cat([getattr(part, name) for part in parts]).double(), value.double(), name)
+    gradients = [torch.autograd.grad(kept.similarity.sum(), x)[0] for kept in (whole, *parts)]
+    assert_close(torch.stack(gradients[1:]).sum(0), gradients[0], "gradient")
 
 
 def test_many_anchors_use_little_memory_and_the_same_law() -> None:
