@@ -106,10 +106,12 @@ def _eager_function(
         def backward(ctx: Any, *grads: Any) -> Any:
             # A backward pass that is started under autocast must not compute in another precision than the forward pass.
             upstream = next((grad for grad in grads if grad is not None), None)
-            with torch.no_grad(), _NOTHING if upstream is None else without_autocast(upstream):
-                gradients = gradient(ctx, backward, *grads)
+            plain = _NOTHING if upstream is None else without_autocast(upstream)
             if not torch.is_grad_enabled():
-                return gradients
+                with plain:
+                    return gradient(ctx, backward, *grads)
+            with torch.no_grad(), plain:
+                gradients = gradient(ctx, backward, *grads)
             sources = [source for source in (*ctx.saved_tensors, *grads) if isinstance(source, Tensor)]
             return tuple(g if g is None else _LastDerivative.apply(g, *sources) for g in gradients)  # type: ignore[no-untyped-call]
 

@@ -9,6 +9,8 @@ from contrastive_zoo.operators import operator
 
 NORMALIZE = ("sphere", "ball", "none")
 HALF = (torch.float16, torch.bfloat16)
+# Up to so many entries, the calls of a gradient take more time than its arithmetic.
+SMALL_NUMEL = 2**16
 
 
 def stack_views(
@@ -161,9 +163,14 @@ def normalized_rows_backward(
 ) -> Tensor:
     """Gradients of the features of some views, (views, B, D): what is left of it across the row, over the row's length."""
     size, number, _ = divisor.shape
+    if len(views) == 2 == number and normalize == "sphere" and grad.numel() <= SMALL_NUMEL:
+        both = rows.view(size, 2, -1).transpose(0, 1)
+        out = torch.addcmul(grad.view(size, 2, -1).transpose(0, 1), both.flip(0), grad_positive)
+        along = torch.linalg.vecdot(out, both)[..., None]
+        return out.addcmul_(both, along, value=-1).div_(divisor.transpose(0, 1))
     own, upstream = rows.view(size, number, -1).unbind(1), grad.view(size, number, -1).unbind(1)
     out = grad.new_empty(len(views), size, grad.shape[-1])
-    # View by view: what that needs besides its result stays in the cache for longer.
+    # View by view, what the loop needs besides its result stays in the cache for longer.
     for total, view in zip(out.unbind(), views, strict=True):
         length = divisor[:, view]
         if number == 2:
@@ -190,10 +197,14 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.stacked = z1.dim() == 3
     ctx.save_for_backward(rows, divisor)
     ctx.mark_non_differentiable(divisor)
+    ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx: Any, compute: Any, grad: Tensor, grad_positive: Tensor, _: Any) -> Any:
+def _gradient(ctx: Any, compute: Any, grad: Tensor | None, grad_positive: Tensor | None, _: Any) -> Any:
     rows, divisor = ctx.saved_tensors
+    grad = torch.zeros_like(rows) if grad is None else grad
+    if grad_positive is None:
+        grad_positive = rows.new_zeros(divisor.shape[0], 1 if divisor.shape[1] == 2 else 0)
     if ctx.stacked:
         gradient = compute(grad, grad_positive, rows, divisor, ctx.normalize, list(range(divisor.shape[1])))
         return gradient.to(ctx.dtypes[0]), None, None, None, None, None

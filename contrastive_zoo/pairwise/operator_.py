@@ -99,7 +99,9 @@ def _gradient(ctx: Any, compute: Any, grad_rows: Tensor | None, grad_columns: Te
     if grad_rows is None and grad_columns is None:
         return (None,) * (_TENSORS + _WORDS + 2)
     *given, rows, columns, means, kept = ctx.saved_tensors
-    grads = [torch.zeros_like(sums) if grad is None else grad for sums, grad in ((rows, grad_rows), (columns, grad_columns))]
+    grads = [
+        sums.new_zeros(sums.shape) if grad is None else grad for sums, grad in ((rows, grad_rows), (columns, grad_columns))
+    ]
     needs = list(ctx.needs_input_grad[:4])
     found = compute(*given, *ctx.words, rows, columns, means, kept, *grads, needs)
     gradients = (each if need else None for each, need in zip(found, needs, strict=True))

@@ -14,7 +14,7 @@ from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import Gradients, KernelSum, LogSumExp, Softplus, Sums, Term
 from contrastive_zoo.pairwise.tiled import gram
 from contrastive_zoo.pairwise.tiled.terms import OnTiles, on_tiles
-from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles, tiles_numel
+from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles, part, tiles_numel
 
 # Sweeps whose tiles fit into this many bytes keep them for the backward pass instead of computing them again.
 KEEP_BYTES = 16 * 2**20
@@ -82,7 +82,7 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor
 
 def _sets(sweep: Sweep, term: Term, kept: Tensor) -> Iterator[tuple[OnTiles, Iterator[tuple[slice, slice, Tensor | None]]]]:
     """For each set of rows, the term on its tiles, and the tiles with their places."""
-    rooms = kept.chunk(len(sweep.sets)) if kept.numel() else [kept] * len(sweep.sets)
+    rooms = kept.chunk(len(sweep.sets)) if kept.numel() and len(sweep.sets) > 1 else [kept] * len(sweep.sets)
     for number, (x, room) in enumerate(zip(sweep.sets, rooms, strict=True)):
         tiles = Tiles(sweep, x)
         yield on_tiles(term, tiles, number), _places(tiles, room)
@@ -105,10 +105,10 @@ def _sums(on: OnTiles) -> Sums:
 def _spread(slopes: Tensor, tiles: Tiles, i: slice, j: slice, x: Tensor, keys: Tensor) -> None:
     """Add a tile of slopes to the gradients of rows and keys. An empty gradient is not needed and costs no product."""
     if x.numel():
-        x[i].addmm_(slopes, tiles.keys[j])
+        part(x, i).addmm_(slopes, part(tiles.keys, j))
     others = x if tiles.symmetric else keys
     if others.numel() and (tiles.mirrored(i, j) or not tiles.symmetric):
-        others[j].addmm_(slopes.T, tiles.x[i])
+        part(others, j).addmm_(slopes.T, part(tiles.x, i))
 
 
 def _finished(on: OnTiles, x: Tensor, keys: Tensor, needs_scale: bool) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,8 @@ def _finished(on: OnTiles, x: Tensor, keys: Tensor, needs_scale: bool) -> tuple[
     scale = on.grad_scale(x, keys) if needs_scale else x.new_empty(0)
     if not isinstance(on.chain, float) or on.chain != 1.0:
         for gradient in (x, keys):
-            gradient.mul_(on.chain)
+            if gradient.numel():
+                gradient.mul_(on.chain)
     return scale, on.totals[1][0]
 
 

@@ -95,7 +95,7 @@ class OnTiles(ABC):
     def _add(self, values: Tensor, i: slice, j: slice) -> None:
         """Add values that rows and columns share to the totals of both."""
         for axis, side in self.tiles.sides(i, j):
-            self.totals[axis][0, side] += values.sum(axis)
+            self.totals[axis][0, side].add_(values.sum(axis))
 
     def _weighted(self, values: Tensor, i: slice, j: slice) -> Tensor:
         """Values that rows and columns share, times the weights of both."""

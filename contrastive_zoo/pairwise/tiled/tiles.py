@@ -67,6 +67,11 @@ def strips(rows: int, part: tuple[int, int]) -> Iterator[tuple[int, int]]:
             yield start, stop
 
 
+def part(rows: Tensor, side: slice) -> Tensor:
+    """Some rows; all of them without the cost of a view."""
+    return rows if side.stop - side.start == rows.shape[0] else rows[side]
+
+
 class Tiles:
     """Visits ``x @ keys.T`` of one set of rows tile by tile; without keys the symmetric ``x @ x.T``, each pair of tiles once.
 
@@ -182,7 +187,7 @@ class Tiles:
 
     def products(self, rows: slice, columns: slice, scale: float, out: Tensor | None = None) -> Tensor:
         """One tile of ``scale * x @ keys.T``, in a buffer or in the place given."""
-        a, b = self.x[rows], self.keys[columns]
+        a, b = part(self.x, rows), part(self.keys, columns)
         out = self.scratch(0, a.shape[0], b.shape[0]) if out is None else out
         return torch.addmm(out, a, b.T, beta=0, alpha=scale, out=out)
 
