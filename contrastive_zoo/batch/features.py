@@ -163,13 +163,13 @@ def normalized_rows_backward(
 ) -> Tensor:
     """Gradients of the features of some views, (views, B, D): what is left of it across the row, over the row's length."""
     size, number, _ = divisor.shape
+    out = grad.new_empty(len(views), size, grad.shape[-1])
     if len(views) == 2 == number and normalize == "sphere" and grad.numel() <= SMALL_NUMEL:
         both = rows.view(size, 2, -1).transpose(0, 1)
-        out = torch.addcmul(grad.view(size, 2, -1).transpose(0, 1), both.flip(0), grad_positive)
+        torch.addcmul(grad.view(size, 2, -1).transpose(0, 1), both.flip(0), grad_positive, out=out)
         along = torch.linalg.vecdot(out, both)[..., None]
         return out.addcmul_(both, along, value=-1).div_(divisor.transpose(0, 1))
     own, upstream = rows.view(size, number, -1).unbind(1), grad.view(size, number, -1).unbind(1)
-    out = grad.new_empty(len(views), size, grad.shape[-1])
     # View by view, what the loop needs besides its result stays in the cache for longer.
     for total, view in zip(out.unbind(), views, strict=True):
         length = divisor[:, view]
