@@ -8,11 +8,11 @@ from torch import Tensor
 from contrastive_zoo.checks import check_choice
 from contrastive_zoo.pairwise import dense
 from contrastive_zoo.pairwise.sweep import Sweep
-from contrastive_zoo.pairwise.terms import Gradients, Sums, Term
+from contrastive_zoo.pairwise.terms import Gradients, Needs, Sums, Term
 from contrastive_zoo.pairwise.tiled import loop
 
-Forward = Callable[[Sweep, Term, int], tuple[Sums, Tensor]]
-Backward = Callable[[Sweep, Term, Sums, tuple[Tensor, Tensor], Tensor, tuple[bool, bool, bool, bool]], Gradients]
+Forward = Callable[[Sweep, Term, Needs], tuple[Sums, Tensor]]
+Backward = Callable[[Sweep, Term, Sums, tuple[Tensor, Tensor], Tensor, Needs], Gradients]
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Backend:
         name: Its name.
         refuses: Why it cannot compute a term over a sweep, a sentence for users; empty if it can.
         plain: Sums by plain autograd, differentiable any number of times; or None, and then the rest is there.
-        residual: Entries that the forward pass keeps for the backward pass, if there will be one.
-        forward: From the sweep, the term and the number of entries to keep to the sums and the entries kept.
+        residual: Entries that the forward pass keeps for the backward pass, given what will need a gradient.
+        forward: From the sweep, the term and what will need a gradient to the sums and the entries kept.
         backward: From those, the sums and their upstream gradients, and what needs a gradient, to gradients.
     """
 
     name: str
     refuses: Callable[[Sweep, Term], str]
     plain: Callable[[Sweep, Term], Sums] | None = None
-    residual: Callable[[Sweep, Term], int] | None = None
+    residual: Callable[[Sweep, Term, Needs], int] | None = None
     forward: Forward | None = None
     backward: Backward | None = None
 

@@ -34,21 +34,19 @@ def _unpacked(packed: Sequence[Any]) -> tuple[Sweep, Term]:
     return sweep, TERMS[name].unpacked(Packed(scale, offset, numbers))
 
 
-@operator("contrastive_zoo::sweep", f"({TAKEN}, str backend, bool keep) -> (Tensor, Tensor, Tensor, Tensor)")
+@operator("contrastive_zoo::sweep", f"({TAKEN}, str backend, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)")
 def sweep_operator(*taken: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sums of rows, of columns, means, and what is kept for the backward pass."""
-    *packed, name, keep = taken
-    backend = BACKENDS[name]
-    assert backend.forward is not None
-    assert backend.residual is not None
-    sweep, term = _unpacked(packed)
-    sums, kept = backend.forward(sweep, term, backend.residual(sweep, term) if keep else 0)
+    *packed, name, needs = taken
+    forward = BACKENDS[name].forward
+    assert forward is not None
+    sums, kept = forward(*_unpacked(packed), tuple(needs))
     return *sums, kept
 
 
 @sweep_operator.register_fake
 def _(*taken: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *packed, name, keep = taken
+    *packed, name, needs = taken
     residual = BACKENDS[name].residual
     assert residual is not None
     sweep, term = _unpacked(packed)
@@ -57,7 +55,7 @@ def _(*taken: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = x.new_empty(scales, *x.shape[:-1])
     has_means = isinstance(term, LogSumExp) and term.mean
     means = torch.empty_like(rows) if has_means else x.new_empty(scales, *x.shape[:-2], 0)
-    return rows, x.new_empty(scales, keys), means, x.new_empty(residual(sweep, term) if keep else 0)
+    return rows, x.new_empty(scales, keys), means, x.new_empty(residual(sweep, term, tuple(needs)))
 
 
 @operator(
@@ -115,8 +113,7 @@ def compute(sweep: Sweep, term: Term, backend: Backend) -> Sums:
     """The sums of a sweep by a backend."""
     if backend.plain is not None:
         return backend.plain(sweep, term)
-    assert backend.residual is not None
-    packed = _packed(sweep, term)
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in packed[:4])
-    *sums, _ = sweep_operator(*packed, backend.name, wanted and backend.residual(sweep, term) > 0)
+    packed, enabled = _packed(sweep, term), torch.is_grad_enabled()
+    needs = [enabled and tensor is not None and tensor.requires_grad for tensor in packed[:4]]
+    *sums, _ = sweep_operator(*packed, backend.name, needs)
     return Sums(*sums)

@@ -161,6 +161,10 @@ Term = LogSumExp | Softplus | KernelSum | Squares
 TERMS: dict[str, type[Term]] = {term.__name__: term for term in (LogSumExp, Softplus, KernelSum, Squares)}
 
 
+# Whether a gradient is needed of rows, keys, scale and offset.
+Needs = tuple[bool, bool, bool, bool]
+
+
 class Sums(NamedTuple):
     """What a sweep gives.
 

@@ -5,6 +5,7 @@ import torch
 from cases import DTYPES, rows, weights
 from tolerances import assert_close
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from contrastive_zoo import pairwise
 from contrastive_zoo.pairwise.sweep import Sweep
@@ -117,3 +118,14 @@ def test_a_sweep_is_bounded_if_no_exponential_overflows() -> None:
     ]:
         term = Softplus(torch.tensor(scale), torch.full((5,), bias))
         assert on_tiles(term, Tiles(sweep, sweep.x)).bounded == bounded
+
+
+@pytest.mark.parametrize(("needed", "expected"), [((True, True), 3), ((True, False), 2), ((False, True), 2)], ids=str)
+def test_with_a_promise_a_side_that_needs_no_gradient_costs_no_product(needed: tuple[bool, bool], expected: int) -> None:
+    """One product for the sums, and one for each gradient."""
+    x, keys = (torch.randn(64, 128, requires_grad=need) for need in needed)
+    in_place = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        pairwise.softplus_sum(x, keys, scale=1.0, uniform=True).mean().backward()
+    assert counter.get_total_flops() == expected * 2 * 64 * 64 * 128
+    assert [tensor.grad is not None for tensor in (x, keys)] == list(needed)

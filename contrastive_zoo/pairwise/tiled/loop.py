@@ -3,7 +3,6 @@
 Shapes: G sets of N rows `x`, M rows `keys`, D features, K scales.
 """
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -11,31 +10,31 @@ from torch import Tensor
 
 from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.pairwise.sweep import Sweep
-from contrastive_zoo.pairwise.terms import Gradients, KernelSum, LogSumExp, Softplus, Sums, Term
+from contrastive_zoo.pairwise.terms import Gradients, KernelSum, LogSumExp, Needs, Softplus, Sums, Term
 from contrastive_zoo.pairwise.tiled import gram
 from contrastive_zoo.pairwise.tiled.terms import OnTiles, on_tiles
-from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles, part, tiles_numel
+from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles, tiles_numel, view_of
 
 # Sweeps whose tiles fit into this many bytes keep them for the backward pass instead of computing them again.
 KEEP_BYTES = 16 * 2**20
 
-Needs = tuple[bool, bool, bool, bool]
 
-
-def residual(sweep: Sweep, term: Term) -> int:
+def residual(sweep: Sweep, term: Term, needs: Needs) -> int:
     """Entries that the forward pass keeps for the backward pass: all tiles, or the gradient itself."""
+    if not any(needs):
+        return 0
     if isinstance(term, Softplus):
-        keys = 0 if sweep.keys is None else sweep.keys.numel()
-        return sweep.x.numel() + keys + 1 + sweep.x.shape[0] if term.uniform else 0
+        return sum(_numels(sweep, needs)) if term.uniform else 0
     numel = tiles_numel(sweep) * (sweep.x.shape[0] if sweep.x.dim() == 3 else 1)
     keeps = isinstance(term, LogSumExp) and not term.mean and numel * sweep.x.element_size() <= KEEP_BYTES
     return numel if keeps else 0
 
 
-def forward(sweep: Sweep, term: Term, keep: int) -> tuple[Sums, Tensor]:
-    """The sums, and ``keep`` entries for the backward pass."""
+def forward(sweep: Sweep, term: Term, needs: Needs) -> tuple[Sums, Tensor]:
+    """The sums, and what is kept for the backward pass."""
+    keep = residual(sweep, term, needs)
     if isinstance(term, Softplus) and keep:
-        return _forward_with_gradient(sweep, term)
+        return _forward_with_gradient(sweep, term, needs)
     if sweep.keys is not None and gram.serves(sweep, term):
         with without_autocast(sweep.x):
             sums, empty = gram.forward(sweep.x, sweep.keys)[None], sweep.x.new_empty
@@ -55,7 +54,7 @@ def forward(sweep: Sweep, term: Term, keep: int) -> tuple[Sums, Tensor]:
 def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor, needs: Needs) -> Gradients:
     """Gradients of rows, keys, scale and offset, as far as they are needed, given those of the sums of rows and of keys."""
     if isinstance(term, Softplus) and kept.numel():
-        return _kept_gradient(sweep, upstream[0], kept)
+        return _kept_gradient(sweep, upstream[0], kept, needs)
     if sweep.keys is not None and gram.serves(sweep, term):
         empty = sweep.x.new_empty
         with without_autocast(sweep.x):
@@ -105,10 +104,10 @@ def _sums(on: OnTiles) -> Sums:
 def _spread(slopes: Tensor, tiles: Tiles, i: slice, j: slice, x: Tensor, keys: Tensor) -> None:
     """Add a tile of slopes to the gradients of rows and keys. An empty gradient is not needed and costs no product."""
     if x.numel():
-        part(x, i).addmm_(slopes, part(tiles.keys, j))
+        view_of(x, i).addmm_(slopes, view_of(tiles.keys, j))
     others = x if tiles.symmetric else keys
     if others.numel() and (tiles.mirrored(i, j) or not tiles.symmetric):
-        part(others, j).addmm_(slopes.T, part(tiles.x, i))
+        view_of(others, j).addmm_(slopes.T, view_of(tiles.x, i))
 
 
 def _finished(on: OnTiles, x: Tensor, keys: Tensor, needs_scale: bool) -> tuple[Tensor, Tensor]:
@@ -121,32 +120,43 @@ def _finished(on: OnTiles, x: Tensor, keys: Tensor, needs_scale: bool) -> tuple[
     return scale, on.totals[1][0]
 
 
-def _forward_with_gradient(sweep: Sweep, term: Softplus) -> tuple[Sums, Tensor]:
+def _forward_with_gradient(sweep: Sweep, term: Softplus, needs: Needs) -> tuple[Sums, Tensor]:
     """One sweep for both passes, where the upstream gradient is known but for a factor."""
-    kept = sweep.x.new_zeros(residual(sweep, term))
-    x, keys, scale, bias = _split(kept, sweep)
+    kept = sweep.x.new_zeros(sum(_numels(sweep, needs)))
+    x, keys, scale, bias = _split(kept, sweep, needs)
     with without_autocast(sweep.x):
         tiles = Tiles(sweep, sweep.x)
         adding, on = (on_tiles(term, tiles) for _ in range(2))
         columns, rows = tiles.zeros(1)
-        on.begin((columns, rows), x, (torch.ones_like(columns), torch.ones_like(rows)), True)
+        on.begin((columns, rows), x, (torch.ones_like(columns), torch.ones_like(rows)), needs[2])
         for i, j in tiles:
             tile = tiles.products(i, j, on.factor)
             adding.add(tile, i, j)
             _spread(on.slopes(tile, i, j, added=True), tiles, i, j, x, keys)
-        for part, gradient in zip((scale, bias), _finished(on, x, keys, True), strict=True):
+        for part, gradient in zip((scale, bias), _finished(on, x, keys, needs[2]), strict=True):
             part.copy_(gradient)
         return _sums(adding), kept
 
 
-def _split(kept: Tensor, sweep: Sweep) -> Gradients:
-    """Gradients of rows, keys, scale and bias as parts of one tensor."""
-    keys = (0,) if sweep.keys is None else sweep.keys.shape
-    x, of_keys, scale, bias = kept.split([sweep.x.numel(), math.prod(keys), 1, sweep.x.shape[0]])
-    return Gradients(x.view(sweep.x.shape), of_keys.view(keys), scale.view(()), bias)
+def _numels(sweep: Sweep, needs: Needs) -> tuple[int, int, int, int]:
+    """Entries of the gradients of rows, keys, scale and bias; the scale gets its gradient from that of the rows or the keys."""
+    keys = 0 if sweep.keys is None or not needs[1] else sweep.keys.numel()
+    rows = sweep.x.numel() if needs[0] or (needs[2] and not keys) else 0
+    return rows, keys, int(needs[2]), sweep.x.shape[0]
 
 
-def _kept_gradient(sweep: Sweep, grad: Tensor, kept: Tensor) -> Gradients:
+def _split(kept: Tensor, sweep: Sweep, needs: Needs) -> Gradients:
+    """Gradients of rows, keys, scale and bias as parts of one tensor, empty where none is needed."""
+    x, keys, scale, bias = kept.split(_numels(sweep, needs))
+    return Gradients(
+        x.view(sweep.x.shape) if x.numel() else x,
+        keys if sweep.keys is None or not keys.numel() else keys.view(sweep.keys.shape),
+        scale.view(()) if needs[2] else scale,
+        bias,
+    )
+
+
+def _kept_gradient(sweep: Sweep, grad: Tensor, kept: Tensor, needs: Needs) -> Gradients:
     """The kept gradients times the upstream gradient that all rows share, as promised; NaN on accelerators if they do not."""
     first = grad[0, 0]
     same = ((grad == first) | grad.isnan()).all()
@@ -155,4 +165,4 @@ def _kept_gradient(sweep: Sweep, grad: Tensor, kept: Tensor) -> Gradients:
             "the upstream gradient differs between rows although softplus_sum was called with uniform=True. Call it without."
         )
     factor = torch.where(same, first, torch.nan)
-    return Gradients(*(part * factor for part in _split(kept, sweep)))
+    return Gradients(*(part * factor for part in _split(kept, sweep, needs)))

@@ -67,7 +67,7 @@ def strips(rows: int, part: tuple[int, int]) -> Iterator[tuple[int, int]]:
             yield start, stop
 
 
-def part(rows: Tensor, side: slice) -> Tensor:
+def view_of(rows: Tensor, side: slice) -> Tensor:
     """Some rows; all of them without the cost of a view."""
     return rows if side.stop - side.start == rows.shape[0] else rows[side]
 
@@ -187,7 +187,7 @@ class Tiles:
 
     def products(self, rows: slice, columns: slice, scale: float, out: Tensor | None = None) -> Tensor:
         """One tile of ``scale * x @ keys.T``, in a buffer or in the place given."""
-        a, b = part(self.x, rows), part(self.keys, columns)
+        a, b = view_of(self.x, rows), view_of(self.keys, columns)
         out = self.scratch(0, a.shape[0], b.shape[0]) if out is None else out
         return torch.addmm(out, a, b.T, beta=0, alpha=scale, out=out)
 
