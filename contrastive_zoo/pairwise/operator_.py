@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.operators import operator
-from contrastive_zoo.pairwise.backends import BACKENDS, Backend
+from contrastive_zoo.pairwise.backends import BACKENDS, choose
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import TERMS, Gradients, LogSumExp, Packed, Sums, Term
 
@@ -109,8 +109,13 @@ def _gradient(ctx: Any, compute: Any, grad_rows: Tensor | None, grad_columns: Te
 sweep_operator.differentiate(sweep_operator_backward, _setup, _gradient)
 
 
-def compute(sweep: Sweep, term: Term, backend: Backend) -> Sums:
-    """The sums of a sweep by a backend."""
+def compute(sweep: Sweep, term: Term, name: str) -> Sums:
+    """The sums of a sweep by the backend of that name.
+
+    Raises:
+        ValueError: There is no such backend, or it refuses.
+    """
+    backend = choose(sweep, term, name)
     if backend.plain is not None:
         return backend.plain(sweep, term)
     packed, enabled = _packed(sweep, term), torch.is_grad_enabled()

@@ -12,7 +12,8 @@ from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import Gradients, KernelSum, LogSumExp, Needs, Softplus, Sums, Term
 from contrastive_zoo.pairwise.tiled import gram
-from contrastive_zoo.pairwise.tiled.terms import OnTiles, on_tiles
+from contrastive_zoo.pairwise.tiled.on_tiles import OnTiles
+from contrastive_zoo.pairwise.tiled.terms import on_tiles
 from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles, tiles_numel, view_of
 
 # Sweeps whose tiles fit into this many bytes keep them for the backward pass instead of computing them again.

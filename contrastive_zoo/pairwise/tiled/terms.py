@@ -7,7 +7,6 @@ time than powers of e, so factors of log2(e) are multiplied in early.
 Shapes: N rows, M keys, K scales; i and j are the rows and columns of a tile.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import product
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from contrastive_zoo.pairwise.kernels import LOG2_E, distance_floor, get_kernel
 from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares, Term
+from contrastive_zoo.pairwise.tiled.on_tiles import OnTiles
 from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles
 
 # Largest |logit| for which exponentials, sums of 2^18 of them, and their inverses times 1e-10 are normal numbers.
@@ -24,7 +24,7 @@ LOGIT_LIMIT = {torch.float32: 60.0, torch.float64: 600.0}
 OVERFLOW_LIMIT = {torch.float32: 80.0, torch.float64: 700.0}
 
 
-def on_tiles(term: Term, tiles: Tiles, number: int = 0) -> "OnTiles":
+def on_tiles(term: Term, tiles: Tiles, number: int = 0) -> OnTiles:
     """The term on the tiles of set ``number`` of rows."""
     if isinstance(term, KernelSum):
         norms = term.squared_norms
@@ -39,76 +39,6 @@ def on_tiles(term: Term, tiles: Tiles, number: int = 0) -> "OnTiles":
     if bounded and term.scale.shape == (1, 1) and not term.mean:
         return _BoundedExponentials(term.scale.item(), tiles)
     return _Exponentials(term, tiles, bounded)
-
-
-class OnTiles(ABC):
-    """A term on the tiles of one set of rows, for one pass.
-
-    Attributes:
-        factor: What similarities are multiplied by in their product.
-        chain: What gradients of rows and keys, added up from `slopes`, are multiplied by in the end.
-        scale_from_products: Whether the gradient of the scale is found from those gradients.
-        totals: What tiles add up to: the sums or, in the backward pass, gradients of biases, squared norms or scales.
-        weights: What `slopes` of a column or a row are multiplied by.
-        needs_scale: Whether tiles have to add up to the gradient of the scale.
-    """
-
-    factor: float = 1.0
-    chain: Tensor | float = 1.0
-    scale_from_products = needs_scale = False
-    weights: Sides
-
-    def __init__(self, tiles: Tiles, scales: int = 1) -> None:
-        self.tiles, self.totals = tiles, tiles.zeros(scales)
-
-    @abstractmethod
-    def add(self, tile: Tensor, i: slice, j: slice) -> None:
-        """Add a tile to the sums. What the method leaves in the tile is what `slopes` gets if tiles are kept."""
-
-    @abstractmethod
-    def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
-        """Derivatives in the similarities over `chain`, (i, j), in a buffer; ``added`` if `add` has seen the tile."""
-
-    def sums(self) -> Sides:
-        """The sums over all tiles."""
-        return self.totals
-
-    def means(self) -> Tensor:
-        """(K, N) mean similarities, if they are wanted, else empty."""
-        return self.tiles.x.new_empty(len(self.totals[1]), 0)
-
-    def begin(self, sums: Sides, means: Tensor, grads: Sides, needs_scale: bool) -> None:
-        """Prepare for `slopes`, given what the forward pass found, gradients of the sums, and whether the scale needs one."""
-        self.weights = grads
-
-    def grad_scale(self, x: Tensor, keys: Tensor) -> Tensor:
-        """Gradient of a scale c, given those of c x and c keys, or one of them: sums depend on the product of c and x only."""
-        if not x.numel():
-            return (keys * self.tiles.keys).sum()
-        return (x * self.tiles.x).sum() / (2 if self.tiles.symmetric else 1)
-
-    def _each(self, function: Callable[..., Tensor], *sides: Sides) -> Sides:
-        """A function of columns and of rows; of rows only, where they are the columns."""
-        rows = function(*(rows for _, rows in sides))
-        return rows if self.tiles.symmetric else function(*(columns for columns, _ in sides)), rows
-
-    def _add(self, values: Tensor, i: slice, j: slice) -> None:
-        """Add values that rows and columns share to the totals of both."""
-        for axis, side in self.tiles.sides(i, j):
-            self.totals[axis][0, side].add_(values.sum(axis))
-
-    def _weighted(self, values: Tensor, i: slice, j: slice) -> Tensor:
-        """Values that rows and columns share, times the weights of both."""
-        (columns, rows), out = self.weights, self.tiles.scratch(1, *values.shape)
-        if not self.tiles.columns:
-            return torch.mul(values, rows[0, i, None], out=out)
-        return torch.add(rows[0, i, None], columns[0, None, j], out=out).mul_(values)
-
-    def _mirror(self, slopes: Tensor, i: slice, j: slice) -> Tensor:
-        """Complete slopes of the rows of a tile on the diagonal, in which each row is a column as well."""
-        if self.tiles.symmetric and not self.tiles.mirrored(i, j):
-            slopes.add_(self.tiles.scratch(3, *slopes.shape).copy_(slopes.T))
-        return slopes
 
 
 class _BoundedExponentials(OnTiles):

@@ -1,143 +1,13 @@
-"""The public functions: a sweep and a term from what a caller gives, and a backend for them."""
+"""Sums of kernels, squares and softplus over pairs: public functions."""
 
 import torch
 from torch import Tensor
 
-from contrastive_zoo.checks import check_choice, check_features, check_number, check_same, shape
-from contrastive_zoo.pairwise.backends import choose
+from contrastive_zoo.checks import check_choice, check_features, check_number, check_same
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, get_kernel
 from contrastive_zoo.pairwise.operator_ import compute
 from contrastive_zoo.pairwise.sweep import Ids, Sweep
-from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Scales, Softplus, Squares, Sums, Term
-
-
-def logsumexp(
-    x: Tensor,
-    keys: Tensor | None = None,
-    *,
-    scale: Scales,
-    ids: Tensor | Ids | None = None,
-    key_ids: Tensor | Ids | None = None,
-    norm_bound: float = torch.inf,
-    backend: str = "auto",
-    part: tuple[int, int] = (0, 1),
-) -> Tensor:
-    r"""Log-sum-exp over the keys with another id, for every row.
-
-    $$\text{out}_i = \log \sum_{j : \text{id}_j \ne \text{id}_i} \exp(\text{scale}_i \langle x_i, k_j \rangle)$$
-
-    Args:
-        x: (N, D) rows, float32 or float64; half precision is computed in float32. Or (G, N, D), without keys: G sets of rows,
-            each by itself, with the same ids and scale.
-        keys: (M, D) keys; the rows themselves if None, and then each pair of rows is visited once.
-        scale: One number, a 0-dim tensor or a (N,) tensor with a scale per row; or a tuple of K numbers or 0-dim tensors,
-            all served by one sweep. Tensors get a gradient.
-        ids: (N,) integers; without ``keys`` the default is one id per row, with ``keys`` no pair is left out.
-        key_ids: (M,) integers, given together with ``ids`` where there are keys.
-        norm_bound: A known bound on the length of all rows and keys, 1 for unit rows. It saves looking.
-        backend: "auto", "dense" (builds the matrix; any number of derivatives) or "tiled".
-        part: (p, P) sums over part p of P, from 0, of the pairs, in about 1/P of the time; the log-sum-exp over all parts is
-            the whole. Of "tiled" only.
-
-    Returns:
-        (N,), or (K, N) for K scales; (G, N) or (K, G, N) for G sets. A row without keys gives -inf and gets no gradient.
-
-    Raises:
-        ValueError: Shapes, devices, an unknown backend or one that has no parts.
-        TypeError: Dtypes.
-
-    Examples:
-        >>> import torch
-        >>> from contrastive_zoo import pairwise
-        >>> pairwise.logsumexp(torch.eye(3), scale=1.0)
-        tensor([0.6931, 0.6931, 0.6931])
-    """
-    sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
-    rows = _sums(sweep, LogSumExp.of(scale, x), backend).rows
-    return rows if isinstance(scale, tuple) else rows.squeeze(0)
-
-
-def logsumexp_both(
-    x: Tensor,
-    keys: Tensor,
-    *,
-    scale: float | Tensor,
-    ids: Tensor | Ids | None = None,
-    key_ids: Tensor | Ids | None = None,
-    norm_bound: float = torch.inf,
-    backend: str = "auto",
-    part: tuple[int, int] = (0, 1),
-) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp of rows over keys and of keys over rows, from one sweep; arguments as for `logsumexp`.
-
-    Returns:
-        (N,) over the keys for every row, and (M,) over the rows for every key.
-
-    Raises:
-        ValueError: As `logsumexp`; a scale per row is refused.
-
-    Examples:
-        >>> import torch
-        >>> from contrastive_zoo import pairwise
-        >>> rows, columns = pairwise.logsumexp_both(torch.zeros(2, 4), torch.zeros(3, 4), scale=1.0)
-        >>> rows.exp(), columns.exp()
-        (tensor([3., 3.]), tensor([2., 2., 2.]))
-    """
-    sweep = Sweep.of(x, keys, ids, key_ids, both=True, norm_bound=norm_bound, part=part)
-    term = LogSumExp.of(scale, x)
-    if term.scale.shape != (1, 1):
-        raise ValueError(f"scale must be one number for both directions, got shape {shape(torch.as_tensor(scale))}.")
-    sums = _sums(sweep, term, backend)
-    return sums.rows.squeeze(0), sums.columns.squeeze(0)
-
-
-def logsumexp_with_mean(
-    x: Tensor,
-    keys: Tensor | None = None,
-    *,
-    scale: Tensor,
-    ids: Tensor | Ids | None = None,
-    key_ids: Tensor | Ids | None = None,
-    norm_bound: float = torch.inf,
-    backend: str = "auto",
-    part: tuple[int, int] = (0, 1),
-) -> tuple[Tensor, Tensor]:
-    r"""Log-sum-exp with a scale for each row, and the mean similarity of the row under the softmax of its logits.
-
-    $$\text{mean}_i = \frac{\sum_{j : \text{id}_j \ne \text{id}_i} \exp(\text{scale}_i \langle x_i, k_j \rangle)
-      \langle x_i, k_j \rangle}{\sum_{j : \text{id}_j \ne \text{id}_i} \exp(\text{scale}_i \langle x_i, k_j \rangle)}$$
-
-    Args:
-        x: (N, D) rows; for all arguments see `logsumexp`.
-        keys: (M, D) keys; the rows themselves if None.
-        scale: (N,) scale of each row; gets a gradient.
-        ids: (N,) integers.
-        key_ids: (M,) integers.
-        norm_bound: A known bound on the length of all rows and keys.
-        backend: "auto", "dense" or "tiled".
-        part: As for `logsumexp`; means are those over the part.
-
-    Returns:
-        (N,) log-sum-exps as from `logsumexp`, and (N,) means without gradient, 0 for a row without keys.
-
-    Raises:
-        ValueError: As `logsumexp`; a scale that is not one per row is refused.
-        TypeError: Dtypes.
-
-    Examples:
-        >>> import torch
-        >>> from contrastive_zoo import pairwise
-        >>> keys = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-        >>> pairwise.logsumexp_with_mean(torch.eye(2), keys, scale=torch.tensor([100.0, 1.0]))
-        (tensor([100.0000,   0.6931]), tensor([1., 0.]))
-    """
-    check_features("x", x, (2,))
-    sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
-    if not isinstance(scale, Tensor) or scale.shape != x.shape[:1]:
-        given = shape(scale) if isinstance(scale, Tensor) else type(scale).__name__
-        raise ValueError(f"scale must be a tensor with one scale per row, ({len(x)},), got {given}.")
-    sums = _sums(sweep, LogSumExp(scale.to(sweep.x).contiguous()[None], mean=True), backend)
-    return sums.rows.squeeze(0), sums.means.squeeze(0)
+from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares
 
 
 def kernel_sum(
@@ -165,12 +35,12 @@ def kernel_sum(
             with the same ids.
         kernel: "gaussian", "log", "imq" or "riesz".
         parameter: The t of the kernel.
-        ids: (N,) integers; one id per row by default.
+        ids: As for `logsumexp`.
         unit_rows: Whether all rows are known to have length 1, which is faster.
         rounding: ``torch.finfo(dtype).eps`` of rows that were rounded to half precision, whose length is not quite 1 then; its
             square adds to the floor. Known of rows that come in half precision.
-        backend: "auto", "dense" or "tiled".
-        part: (p, P) sums over part p of P of the pairs, as for `logsumexp`; the sum over all parts is the whole.
+        backend: As for `logsumexp`.
+        part: As for `logsumexp`; the sum over all parts is the whole.
 
     Returns:
         (N,), or (G, N) for G sets; 0 for a row without others.
@@ -194,11 +64,11 @@ def kernel_sum(
     rounding = max(float(rounding), torch.finfo(x.dtype).eps if half else 0.0)
     if kernel == "gaussian" and unit_rows:
         # exp(-t d2) of unit rows is exp(2 t s) over exp(2 t), and that sum can keep its tiles.
-        logarithms = _sums(sweep, LogSumExp.of(2.0 * parameter, x), backend).rows.squeeze(0)
+        logarithms = compute(sweep, LogSumExp.of(2.0 * parameter, x), backend).rows.squeeze(0)
         return (logarithms - 2 * parameter).exp()
     # Equal rows of length 1.001 would be at a squared distance of -0.004 if their length were taken for 1.
     squared_norms = None if unit_rows and not rounding else sweep.x.square().sum(-1)
-    return _sums(sweep, KernelSum(kernel, parameter, squared_norms, rounding), backend).rows.squeeze(0)
+    return compute(sweep, KernelSum(kernel, parameter, squared_norms, rounding), backend).rows.squeeze(0)
 
 
 def square_sum(x: Tensor, keys: Tensor, *, ids: Tensor | Ids | None = None, backend: str = "auto") -> Tensor:
@@ -233,7 +103,7 @@ def square_sum(x: Tensor, keys: Tensor, *, ids: Tensor | Ids | None = None, back
     own = Ids(torch.arange(len(x)), 1) if ids is None else ids
     dtype = torch.promote_types(x.dtype, keys.dtype)
     sweep = Sweep.of(x.to(dtype), keys.to(dtype), own, own)
-    return _sums(sweep, Squares(), backend).rows.squeeze(0)
+    return compute(sweep, Squares(), backend).rows.squeeze(0)
 
 
 def softplus_sum(
@@ -256,16 +126,16 @@ def softplus_sum(
 
     Args:
         x: (N, D) rows, float32 or float64; half precision is computed in float32.
-        keys: (M, D) keys; the rows themselves if None, and then each pair of rows is visited once.
+        keys: (M, D) keys; the rows themselves if None.
         scale: A number or 0-dim tensor. Tensors get a gradient.
         bias: A number, a 0-dim tensor or one per row, (N,). Tensors get a gradient.
-        ids: (N,) integers; without ``keys`` the default is one id per row, with ``keys`` no pair is left out.
-        key_ids: (M,) integers, given together with ``ids`` where there are keys.
+        ids: As for `logsumexp`.
+        key_ids: As for `logsumexp`.
         uniform: A promise that the upstream gradient will be the same for all rows, as that of a mean is. One sweep then does
             for both passes.
-        norm_bound: A known bound on the length of all rows and keys, 1 for unit rows. If given, norms are not computed.
-        backend: "auto", "dense" (builds the matrix; any number of derivatives) or "tiled".
-        part: (p, P) sums over part p of P of the pairs, as for `logsumexp`; the sum over all parts is the whole.
+        norm_bound: As for `logsumexp`.
+        backend: As for `logsumexp`.
+        part: As for `logsumexp`; the sum over all parts is the whole.
 
     Returns:
         (N,); 0, without gradient, for a row without keys.
@@ -283,7 +153,7 @@ def softplus_sum(
     """
     check_features("x", x, (2,))
     sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
-    return _sums(sweep, Softplus.of(scale, bias, sweep.x, uniform), backend).rows.squeeze(0)
+    return compute(sweep, Softplus.of(scale, bias, sweep.x, uniform), backend).rows.squeeze(0)
 
 
 def softplus_sum_within(
@@ -321,14 +191,10 @@ def softplus_sum_within(
     sweep = Sweep.of(x, ids=ids, counts="equal", norm_bound=norm_bound, part=part)
     term = Softplus.of(scale, bias, sweep.x)
     if backend == "dense":
-        return _sums(sweep, term, backend).rows.squeeze(0)
+        return compute(sweep, term, backend).rows.squeeze(0)
     # Side by side, the rows of an id are visited in blocks.
     order = ids.argsort(stable=True)
     there = order.to(x.device)
     ordered = Sweep.of(x[there], ids=ids[order], counts="equal", norm_bound=norm_bound, part=part)
-    sums = _sums(ordered, Softplus(term.scale, term.bias[there]), backend).rows.squeeze(0)
+    sums = compute(ordered, Softplus(term.scale, term.bias[there]), backend).rows.squeeze(0)
     return sums[there.argsort()]
-
-
-def _sums(sweep: Sweep, term: Term, backend: str) -> Sums:
-    return compute(sweep, term, choose(sweep, term, backend))

@@ -1,0 +1,130 @@
+"""Log-sum-exps over pairs: public functions."""
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.checks import check_features, shape
+from contrastive_zoo.pairwise.operator_ import compute
+from contrastive_zoo.pairwise.sweep import Ids, Sweep
+from contrastive_zoo.pairwise.terms import LogSumExp, Scales
+
+
+def logsumexp(
+    x: Tensor,
+    keys: Tensor | None = None,
+    *,
+    scale: Scales,
+    ids: Tensor | Ids | None = None,
+    key_ids: Tensor | Ids | None = None,
+    norm_bound: float = torch.inf,
+    backend: str = "auto",
+    part: tuple[int, int] = (0, 1),
+) -> Tensor:
+    r"""Log-sum-exp over the keys with another id, for every row.
+
+    $$\text{out}_i = \log \sum_{j : \text{id}_j \ne \text{id}_i} \exp(\text{scale}_i \langle x_i, k_j \rangle)$$
+
+    Args:
+        x: (N, D) rows, float32 or float64; half precision is computed in float32. Or (G, N, D), without keys: G sets of rows,
+            each by itself, with the same ids and scale.
+        keys: (M, D) keys; the rows themselves if None, and then each pair of rows is visited once.
+        scale: One number, a 0-dim tensor or a (N,) tensor with a scale per row; or a tuple of K numbers or 0-dim tensors,
+            all served by one sweep. Tensors get a gradient.
+        ids: (N,) integers; without ``keys`` the default is one id per row, with ``keys`` no pair is left out.
+        key_ids: (M,) integers, given together with ``ids`` where there are keys.
+        norm_bound: A known bound on the length of all rows and keys, 1 for unit rows. If given, norms are not computed.
+        backend: "auto", "dense" (builds the matrix; any number of derivatives) or "tiled".
+        part: (p, P) sums over part p of P, from 0, of the pairs, in about 1/P of the time; the log-sum-exp over all parts is
+            the whole. Of "tiled" only.
+
+    Returns:
+        (N,), or (K, N) for K scales; (G, N) or (K, G, N) for G sets. A row without keys gives -inf and gets no gradient.
+
+    Raises:
+        ValueError: Shapes, devices, an unknown backend or one that has no parts.
+        TypeError: Dtypes.
+
+    Examples:
+        >>> import torch
+        >>> from contrastive_zoo import pairwise
+        >>> pairwise.logsumexp(torch.eye(3), scale=1.0)
+        tensor([0.6931, 0.6931, 0.6931])
+    """
+    sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
+    rows = compute(sweep, LogSumExp.of(scale, x), backend).rows
+    return rows if isinstance(scale, tuple) else rows.squeeze(0)
+
+
+def logsumexp_both(
+    x: Tensor,
+    keys: Tensor,
+    *,
+    scale: float | Tensor,
+    ids: Tensor | Ids | None = None,
+    key_ids: Tensor | Ids | None = None,
+    norm_bound: float = torch.inf,
+    backend: str = "auto",
+    part: tuple[int, int] = (0, 1),
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of rows over keys and of keys over rows, from one sweep; arguments as for `logsumexp`.
+
+    Returns:
+        (N,) over the keys for every row, and (M,) over the rows for every key.
+
+    Raises:
+        ValueError: As `logsumexp`; a scale per row is refused.
+
+    Examples:
+        >>> import torch
+        >>> from contrastive_zoo import pairwise
+        >>> rows, columns = pairwise.logsumexp_both(torch.zeros(2, 4), torch.zeros(3, 4), scale=1.0)
+        >>> rows.exp(), columns.exp()
+        (tensor([3., 3.]), tensor([2., 2., 2.]))
+    """
+    sweep = Sweep.of(x, keys, ids, key_ids, both=True, norm_bound=norm_bound, part=part)
+    term = LogSumExp.of(scale, x)
+    if term.scale.shape != (1, 1):
+        raise ValueError(f"scale must be one number for both directions, got shape {shape(torch.as_tensor(scale))}.")
+    sums = compute(sweep, term, backend)
+    return sums.rows.squeeze(0), sums.columns.squeeze(0)
+
+
+def logsumexp_with_mean(
+    x: Tensor,
+    keys: Tensor | None = None,
+    *,
+    scale: Tensor,
+    ids: Tensor | Ids | None = None,
+    key_ids: Tensor | Ids | None = None,
+    norm_bound: float = torch.inf,
+    backend: str = "auto",
+    part: tuple[int, int] = (0, 1),
+) -> tuple[Tensor, Tensor]:
+    r"""Log-sum-exp with a scale for each row, and the mean similarity of the row under the softmax of its logits.
+
+    $$\text{mean}_i = \frac{\sum_{j : \text{id}_j \ne \text{id}_i} \exp(\text{scale}_i \langle x_i, k_j \rangle)
+      \langle x_i, k_j \rangle}{\sum_{j : \text{id}_j \ne \text{id}_i} \exp(\text{scale}_i \langle x_i, k_j \rangle)}$$
+
+    Arguments are those of `logsumexp`, but that ``scale`` is a tensor (N,). Means are over the part.
+
+    Returns:
+        (N,) log-sum-exps as from `logsumexp`, and (N,) means without gradient, 0 for a row without keys.
+
+    Raises:
+        ValueError: As `logsumexp`; a scale that is not one per row is refused.
+        TypeError: Dtypes.
+
+    Examples:
+        >>> import torch
+        >>> from contrastive_zoo import pairwise
+        >>> keys = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> pairwise.logsumexp_with_mean(torch.eye(2), keys, scale=torch.tensor([100.0, 1.0]))
+        (tensor([100.0000,   0.6931]), tensor([1., 0.]))
+    """
+    check_features("x", x, (2,))
+    sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
+    if not isinstance(scale, Tensor) or scale.shape != x.shape[:1]:
+        given = shape(scale) if isinstance(scale, Tensor) else type(scale).__name__
+        raise ValueError(f"scale must be a tensor with one scale per row, ({len(x)},), got {given}.")
+    sums = compute(sweep, LogSumExp(scale.to(sweep.x).contiguous()[None], mean=True), backend)
+    return sums.rows.squeeze(0), sums.means.squeeze(0)
