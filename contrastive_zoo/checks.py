@@ -168,18 +168,21 @@ def comparable(value: object) -> object:
 
 def check_features(argument: str, tensor: object, dims: tuple[int, ...]) -> None:
     """Raise unless ``tensor`` is a non-empty floating-point tensor with one of ``dims`` dimensions."""
-    wanted = " or ".join({2: "(rows, features)", 3: "three-dimensional"}[d] for d in dims)
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{argument} must be a tensor of shape {wanted}, got {type(tensor).__name__}.")
+        raise TypeError(f"{argument} must be a tensor of shape {_wanted_shape(dims)}, got {type(tensor).__name__}.")
     if tensor.dim() not in dims:
         raise ValueError(
-            f"{argument} must be {wanted}, got shape {shape(tensor)}. "
+            f"{argument} must be {_wanted_shape(dims)}, got shape {shape(tensor)}. "
             "Flatten or pool the encoder's output to one feature vector per sample."
         )
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{argument} must hold floating-point features, got {tensor.dtype}. Convert with .float().")
     if tensor.numel() == 0:
         raise ValueError(f"{argument} is empty: shape {shape(tensor)}. Skip empty batches.")
+
+
+def _wanted_shape(dims: tuple[int, ...]) -> str:
+    return " or ".join({2: "(rows, features)", 3: "three-dimensional"}[d] for d in dims)
 
 
 def check_finite(argument: str, rows: Tensor, one: str = "row") -> None:

@@ -105,8 +105,8 @@ def _eager_function(
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             # A backward pass that is started under autocast must not compute in another precision than the forward pass.
-            upstream = next((grad for grad in grads if grad is not None), None)
-            plain = _NOTHING if upstream is None else without_autocast(upstream)
+            given = [grad for grad in grads if grad is not None]
+            plain = without_autocast(given[0]) if given else _NOTHING
             if not torch.is_grad_enabled():
                 with plain:
                     return gradient(ctx, backward, *grads)

@@ -88,17 +88,18 @@ class BatchMaker:
 
     def _batch(self, rows: _Rows, call: Call, negatives: Tensor | None, encoder: UserEncoder, training: bool) -> Batch:
         index = None if rows.positions is None else rows.positions.to(torch.int64)
-        size = rows.x.shape[0] // call.views
+        views = call.views
+        size = rows.x.shape[0] // views
         distinct = self._all_differ(index)
-        ids, row_ids = self._ids(index, size, call.views, distinct)
+        ids, row_ids = self._ids(index, size, views, distinct)
         rounding = torch.finfo(encoder.operand).eps if encoder.operand in HALF else 0.0
         return Batch(
             x=rows.x,
             ids=row_ids,
             sample_ids=ids,
-            views=call.views,
+            views=views,
             pair_similarity=rows.similarity,
-            pairs=self.pairs.of_batch(rows.share, rounding, ((row_ids, call.views), (ids, 1)) if distinct else ()),
+            pairs=self.pairs.of_batch(rows.share, rounding, ((row_ids, views), (ids, 1)) if distinct else ()),
             index=index,
             labels=rows.labels,
             negatives=negatives,

@@ -48,7 +48,10 @@ class Pairs:
         return known if key_ids is None else known | {"key_ids": self._ids(key_ids)}
 
     def _ids(self, ids: Tensor | None) -> Tensor | Ids | None:
-        return next((Ids(ids, group) for known, group in self.regular if ids is known), ids)
+        for known, group in self.regular:
+            if ids is known:
+                return Ids(ids, group)
+        return ids
 
     def logsumexp(
         self,

@@ -58,8 +58,9 @@ def choose(sweep: Sweep, term: Term, name: str) -> Backend:
     Raises:
         ValueError: There is none of that name, or it refuses.
     """
-    if name == "auto":
-        return next(backend for backend in AUTO if not backend.refuses(sweep, term))
+    for backend in AUTO if name == "auto" else ():
+        if not backend.refuses(sweep, term):
+            return backend
     if name not in BACKENDS:
         check_backend(name)
     reason = BACKENDS[name].refuses(sweep, term)

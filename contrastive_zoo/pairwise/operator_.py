@@ -71,9 +71,8 @@ def sweep_operator_backward(*taken: Any) -> Gradients:
     sums, upstream = Sums(rows, columns, means), (grad_rows, grad_columns)
     sweep, term = _unpacked(packed)
     found = backward(sweep, term, sums, upstream, kept, tuple(needs))
-    return Gradients(
-        *(each.to(given) if need else each.new_empty(0) for each, given, need in zip(found, packed, needs, strict=False))
-    )
+    gradients = [each.to(given) if need else each.new_empty(0) for each, given, need in zip(found, packed, needs, strict=False)]
+    return Gradients(*gradients)
 
 
 @sweep_operator_backward.register_fake
@@ -102,7 +101,7 @@ def _gradient(ctx: Any, compute: Any, grad_rows: Tensor | None, grad_columns: Te
     ]
     needs = list(ctx.needs_input_grad[:4])
     found = compute(*given, *ctx.words, rows, columns, means, kept, *grads, needs)
-    gradients = (each if need else None for each, need in zip(found, needs, strict=True))
+    gradients = [each if need else None for each, need in zip(found, needs, strict=True)]
     return *gradients, *(None,) * (_TENSORS + _WORDS - 2)
 
 

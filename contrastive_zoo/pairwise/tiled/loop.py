@@ -67,7 +67,7 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor
         x = sweep.x.new_zeros(sweep.x.shape if needs_x else 0)
         keys = x.new_zeros(sweep.keys.shape if sweep.keys is not None and needs[1] else 0)
         for number, (on, places) in enumerate(sets):
-            rows, means, grads = (t[:, number] if sweep.x.dim() == 3 else t for t in (sums.rows, sums.means, upstream[0]))
+            rows, means, grads = [t[:, number] if sweep.x.dim() == 3 else t for t in (sums.rows, sums.means, upstream[0])]
             columns, grad_columns = (rows, grads) if on.tiles.symmetric else (sums.columns, upstream[1])
             on.begin((columns, rows), means, (grad_columns, grads), needs[2])
             grad_x = x[number] if x.dim() == 3 else x
@@ -82,8 +82,9 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor
 
 def _sets(sweep: Sweep, term: Term, kept: Tensor) -> Iterator[tuple[OnTiles, Iterator[tuple[slice, slice, Tensor | None]]]]:
     """For each set of rows, the term on its tiles, and the tiles with their places."""
-    rooms = kept.chunk(len(sweep.sets)) if kept.numel() and len(sweep.sets) > 1 else [kept] * len(sweep.sets)
-    for number, (x, room) in enumerate(zip(sweep.sets, rooms, strict=True)):
+    sets = sweep.sets
+    rooms = kept.chunk(len(sets)) if kept.numel() and len(sets) > 1 else [kept] * len(sets)
+    for number, (x, room) in enumerate(zip(sets, rooms, strict=True)):
         tiles = Tiles(sweep, x)
         yield on_tiles(term, tiles, number), _places(tiles, room)
 

@@ -60,8 +60,9 @@ class OnTiles(ABC):
 
     def _each(self, function: Callable[..., Tensor], *sides: Sides) -> Sides:
         """A function of columns and of rows; of rows only, where they are the columns."""
-        rows = function(*(rows for _, rows in sides))
-        return rows if self.tiles.symmetric else function(*(columns for columns, _ in sides)), rows
+        columns, rows = zip(*sides, strict=True)
+        of_rows = function(*rows)
+        return of_rows if self.tiles.symmetric else function(*columns), of_rows
 
     def _add(self, values: Tensor, i: slice, j: slice) -> None:
         """Add values that rows and columns share to the totals of both."""

@@ -95,7 +95,7 @@ class Tiles:
         if self.symmetric:
             key_ids = ids
         self._ids = None if ids is None or key_ids is None else (ids, key_ids)
-        self._known = all(each.is_cpu for each in self._ids or ())
+        self._known = self._ids is None or (self._ids[0].is_cpu and self._ids[1].is_cpu)
         self._group = self._group_size(group) if x.is_cpu and self._known and not self._equal else 0
         self._blocks = self._class_blocks() if self._equal and self._known else [(0, x.shape[0])]
         self._buffers = _on_host.found if x.is_cpu else {}  # the allocator of an accelerator keeps its memory
@@ -123,6 +123,12 @@ class Tiles:
         return [*blocks, (start, stop)]
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        rows, columns = self.x.shape[0], self.keys.shape[0]
+        if max(rows, columns) <= self.size and self._part[1] == 1 and len(self._blocks) == 1:
+            return iter([(slice(0, rows), slice(0, columns))])  # a small matrix, where every call counts
+        return self._all_tiles()
+
+    def _all_tiles(self) -> Iterator[tuple[slice, slice]]:
         for low, high in strips(self.x.shape[0], self._part):
             for start, stop in self._blocks:
                 yield from self._tiles_of(max(low, start), min(high, stop), stop)
