@@ -30,7 +30,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check the values, and put each in one form."""
-        normalize = check_choice("normalize", self.normalize, (True, False, "sphere", "ball"))
+        normalize = check_choice("normalize", self.normalize, (True, False, "sphere", "ball", "none"))
         one_form: dict[str, object] = {
             "normalize": normalize if isinstance(normalize, str) else "sphere" if normalize else "none",
             "reduction": check_choice("reduction", self.reduction, ("mean", "sum", "none")),

@@ -15,7 +15,7 @@ def get_loss(name: str, **params: Any) -> Loss:
         name: One of `list_losses()`, or an alias.
         **params: Parameters of the objective (see `describe_loss(name)`) and those common to all:
             num_samples (size of the data set; ignored by losses without state),
-            normalize ("sphere" = True, "ball" or False),
+            normalize ("sphere" = True, "ball", or "none" = False),
             reduction ("mean", "sum" or "none"),
             backend ("auto", "tiled" or "dense"),
             gather ("auto": contrast with the batches of all processes; False: only with the own),

@@ -1,6 +1,7 @@
 """The one module around every objective: checks, normalisation, other processes, reduction, diagnostics."""
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,8 @@ class Loss(nn.Module):
         needs: What a call must be given, of {"index", "labels"}.
         objective: The mathematics, with its parameters and state.
         settings: Parameters that the objective was made with.
-        options: Parameters that all losses share; each is an attribute of the loss as well.
+        options: Parameters that all losses share. Each is an attribute of the loss as well, which can be set, except
+            num_samples and embedding_dim.
 
     Raises:
         ValueError: The reduction has no meaning for the objective.
@@ -39,18 +41,22 @@ class Loss(nn.Module):
 
     def __init__(self, card: Card, objective: Objective, settings: dict[str, Any], options: Options) -> None:
         super().__init__()
-        if options.reduction != "mean" and not card.per_sample:
-            raise ValueError(
-                f"reduction={options.reduction!r} has no meaning for {card.name!r}, which has no value per sample. Use 'mean'."
-            )
         self.card = card
         self.objective = objective
         self.settings = settings
-        self.options = options
-        self._maker = BatchMaker(options, "index" in card.needs)
+        self._set_options(options)
         self._tables = [(module, name) for module in objective.modules() for name, _ in module.named_buffers(recurse=False)]
         self._seen: dict[str, Any] = {}
         self._warned_of_same_samples = False
+
+    def _set_options(self, options: Options) -> None:
+        if options.reduction != "mean" and not self.card.per_sample:
+            raise ValueError(
+                f"reduction={options.reduction!r} has no meaning for {self.card.name!r}, which has no value per sample. "
+                "Use 'mean'."
+            )
+        self.options = options
+        self._maker = BatchMaker(options, "index" in self.card.needs)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -97,8 +103,10 @@ class Loss(nn.Module):
         elif name in OF_OBJECTIVE:
             getattr(self, name)
             setattr(self.objective, name, value)
-        elif name in OPTIONS:
+        elif name in ("num_samples", "embedding_dim"):
             raise AttributeError(f"{name} is fixed once a loss is made: make a new one, get_loss(..., {name}={value!r}).")
+        elif name in OPTIONS:
+            self._set_options(replace(self.options, **{name: value}))
         else:
             super().__setattr__(name, value)
 

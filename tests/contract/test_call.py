@@ -242,3 +242,26 @@ def test_upstream_gradients_per_sample(configuration: Configuration) -> None:
     for number in range(2):
         expected = sum(weight * one[number] for weight, one in zip(upstream, single, strict=True))
         assert_close(found[number], expected, f"gradient of view {number + 1}")
+
+
+def test_what_all_losses_share_can_be_set() -> None:
+    loss_fn = zoo.get_loss("ntxent")
+    z1, z2 = torch.randn(2, 6, 4)
+    for name, value in {"normalize": False, "reduction": "none", "backend": "dense", "on_empty": "error"}.items():
+        setattr(loss_fn, name, value)
+    expected = zoo.get_loss("ntxent", normalize=False, reduction="none", backend="dense")(z1, z2)
+    torch.testing.assert_close(loss_fn(z1, z2), expected)
+    with pytest.raises(ValueError, match="nothing to contrast"):
+        loss_fn(z1[:1], z2[:1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [("normalize", "cube", ValueError), ("validate", 1, TypeError), ("num_samples", 5, AttributeError)],
+)
+def test_what_cannot_be_set_is_refused(name: str, value: object, error: type[Exception]) -> None:
+    loss_fn = zoo.get_loss("ntxent")
+    before = getattr(loss_fn, name)
+    with pytest.raises(error, match=name):
+        setattr(loss_fn, name, value)
+    assert getattr(loss_fn, name) == before
