@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 import contrastive_zoo as zoo
 from contrastive_zoo import Loss
+from contrastive_zoo.pairwise import backends
 
 # (rows, features): one, two and three rows, sizes that no tile divides, one feature.
 SIZES = [(1, 4), (2, 1), (3, 5), (63, 7), (111, 3)]
 DTYPES = [torch.float32, torch.float64]
 HALF = [torch.float16, torch.bfloat16]
-BACKENDS = ["dense", "tiled"]
+BACKENDS = sorted(backends.BACKENDS)
 TEMPERATURES = [0.005, 0.1, 1.0, 10.0]
 
 NUM_SAMPLES = 40

@@ -91,5 +91,5 @@ class UserEncoder(NamedTuple):
             self.operand,
             name=name,
             validate=options.validate,
-            second_order=options.backend == "dense",
+            second_order=options.second_order,
         )

@@ -135,7 +135,7 @@ class BatchMaker:
             "whether negatives are given": call.negatives is not None,
         }
         sizes = handshake.sizes(x.shape[0] // call.views, alike, checksum(rows.positions))
-        share = Share(tuple(sizes), dist.get_rank(group), group.group_name, x, divided=self.options.backend != "dense")
+        share = Share(tuple(sizes), dist.get_rank(group), group.group_name, x, divided=self.options.divided)
         x, similarity = gather_features([x, rows.similarity], sizes, group)
         index, labels = gather_integers([rows.positions, rows.labels], sizes, x.device, group)
         return _Rows(x, similarity, index, labels, share)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import torch.distributed as dist
 
 from contrastive_zoo.checks import check_bool, check_choice, check_count
-from contrastive_zoo.pairwise.backends import check_backend
+from contrastive_zoo.pairwise.backends import check_backend, named
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,16 @@ class Options:
             one_form[name] = None if value is None else check_count(name, value)
         for name, value in one_form.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def second_order(self) -> bool:
+        """Whether the backend is plain autograd, which can be differentiated any number of times."""
+        return all(backend.plain is not None for backend in named(self.backend))
+
+    @property
+    def divided(self) -> bool:
+        """Whether processes can share sums over pairs: the backend computes parts of them."""
+        return all(backend.parts for backend in named(self.backend))
 
     @property
     def norm_bound(self) -> float:

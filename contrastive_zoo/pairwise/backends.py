@@ -22,6 +22,7 @@ class Backend:
     Attributes:
         name: Its name.
         refuses: Why it cannot compute a term over a sweep, a sentence for users; empty if it can.
+        parts: Whether it can compute a part of a sweep; processes share the work only if it can.
         plain: Sums by plain autograd, differentiable any number of times; or None, and then the rest is there.
         residual: Entries that the forward pass keeps for the backward pass, given what will need a gradient.
         forward: From the sweep, the term and what will need a gradient to the sums and the entries kept.
@@ -29,19 +30,16 @@ class Backend:
     """
 
     name: str
-    refuses: Callable[[Sweep, Term], str]
+    refuses: Callable[[Sweep, Term], str] = lambda sweep, term: ""
+    parts: bool = True
     plain: Callable[[Sweep, Term], Sums] | None = None
     residual: Callable[[Sweep, Term, Needs], int] | None = None
     forward: Forward | None = None
     backward: Backward | None = None
 
 
-def _refused_by_dense(sweep: Sweep, term: Term) -> str:
-    return "it builds the whole matrix, and has no parts" if sweep.part[1] > 1 else ""
-
-
-TILED = Backend("tiled", lambda sweep, term: "", residual=loop.residual, forward=loop.forward, backward=loop.backward)
-DENSE = Backend("dense", _refused_by_dense, plain=dense.forward)
+TILED = Backend("tiled", residual=loop.residual, forward=loop.forward, backward=loop.backward)
+DENSE = Backend("dense", parts=False, plain=dense.forward)
 BACKENDS = {backend.name: backend for backend in (TILED, DENSE)}
 # The first that does not refuse.
 AUTO = (TILED,)
@@ -58,12 +56,22 @@ def choose(sweep: Sweep, term: Term, name: str) -> Backend:
     Raises:
         ValueError: There is none of that name, or it refuses.
     """
-    for backend in AUTO if name == "auto" else ():
-        if not backend.refuses(sweep, term):
+    for backend in named(name):
+        reason = backend.refuses(sweep, term)
+        if sweep.part[1] > 1 and not backend.parts:
+            reason = "it computes whole sums, no parts of them"
+        if not reason:
             return backend
-    if name not in BACKENDS:
-        check_backend(name)
-    reason = BACKENDS[name].refuses(sweep, term)
-    if reason:
-        raise ValueError(f"backend={name!r} cannot do this: {reason}. Use backend='auto'.")
-    return BACKENDS[name]
+    raise ValueError(f"backend={name!r} cannot do this: {reason}. Use backend='auto'.")
+
+
+def named(name: str) -> tuple[Backend, ...]:
+    """The backends that a name stands for, the first choice first.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name == "auto":
+        return AUTO
+    check_backend(name)
+    return (BACKENDS[name],)

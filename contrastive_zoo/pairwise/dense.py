@@ -18,12 +18,19 @@ def forward(sweep: Sweep, term: Term) -> Sums:
     excluded = _excluded(sweep)  # (N, M)
     if isinstance(term, LogSumExp):
         return _logsumexp(similarity, excluded, term, sweep.both)
-    if isinstance(term, Squares):
-        values = similarity.square()
-    else:
-        values = _softplus(similarity, term) if isinstance(term, Softplus) else _kernel(similarity, sweep.x, term)
-    rows, empty = values.masked_fill(excluded, 0).sum(-1)[None], similarity.new_empty(1, 0)
+    rows, empty = _values(similarity, sweep.x, term).masked_fill(excluded, 0).sum(-1)[None], similarity.new_empty(1, 0)
     return Sums(rows, empty, empty)
+
+
+def _values(similarity: Tensor, x: Tensor, term: Term) -> Tensor:
+    """What is summed, for every pair."""
+    if isinstance(term, Softplus):
+        return _softplus(similarity, term)
+    if isinstance(term, KernelSum):
+        return _kernel(similarity, x, term)
+    if isinstance(term, Squares):
+        return similarity.square()
+    raise TypeError(f"dense has no formula for {type(term).__name__}. Add it to _values.")
 
 
 def _excluded(sweep: Sweep) -> Tensor:

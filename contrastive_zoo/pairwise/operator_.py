@@ -12,7 +12,7 @@ from torch import Tensor
 from contrastive_zoo.operators import operator
 from contrastive_zoo.pairwise.backends import BACKENDS, choose
 from contrastive_zoo.pairwise.sweep import Sweep
-from contrastive_zoo.pairwise.terms import TERMS, Gradients, LogSumExp, Packed, Sums, Term
+from contrastive_zoo.pairwise.terms import TERMS, Gradients, Packed, Sums, Term
 
 TAKEN = (
     "Tensor x, Tensor? keys, Tensor? scale, Tensor? offset, Tensor? ids, Tensor? key_ids,"
@@ -22,7 +22,7 @@ _TENSORS, _WORDS = 6, 4
 
 
 def _packed(sweep: Sweep, term: Term) -> tuple[Any, ...]:
-    scale, offset, numbers = term.packed()
+    scale, offset, numbers, *_ = term.packed()
     layout = [int(sweep.counts == "equal"), int(sweep.both), *sweep.part, sweep.group]
     tensors = sweep.x, sweep.keys, scale, offset, sweep.ids, sweep.key_ids
     return *tensors, type(term).__name__, numbers, sweep.norm_bound, layout
@@ -50,12 +50,11 @@ def _(*taken: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     residual = BACKENDS[name].residual
     assert residual is not None
     sweep, term = _unpacked(packed)
-    x, scales = sweep.x, term.scale.shape[0] if isinstance(term, LogSumExp) else 1
+    x, (*_, sums, has_means) = sweep.x, term.packed()
     keys = 0 if sweep.keys is None or not sweep.both else sweep.keys.shape[0]
-    rows = x.new_empty(scales, *x.shape[:-1])
-    has_means = isinstance(term, LogSumExp) and term.mean
-    means = torch.empty_like(rows) if has_means else x.new_empty(scales, *x.shape[:-2], 0)
-    return rows, x.new_empty(scales, keys), means, x.new_empty(residual(sweep, term, tuple(needs)))
+    rows = x.new_empty(sums, *x.shape[:-1])
+    means = torch.empty_like(rows) if has_means else x.new_empty(sums, *x.shape[:-2], 0)
+    return rows, x.new_empty(sums, keys), means, x.new_empty(residual(sweep, term, tuple(needs)))
 
 
 @operator(

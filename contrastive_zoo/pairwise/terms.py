@@ -25,11 +25,15 @@ class Packed(NamedTuple):
         scale: The tensor that multiplies similarities, if there is one.
         offset: The other tensor, if there is one.
         numbers: Everything else.
+        sums: Number of sums per row, K.
+        means: Whether there are means beside the sums.
     """
 
     scale: Tensor | None
     offset: Tensor | None
     numbers: list[float]
+    sums: int = 1
+    means: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +64,7 @@ class LogSumExp:
 
     def packed(self) -> Packed:
         """This term for an operator."""
-        return Packed(self.scale, None, [self.mean])
+        return Packed(self.scale, None, [self.mean], self.scale.shape[0], self.mean)
 
     @staticmethod
     def unpacked(packed: Packed) -> "LogSumExp":

@@ -117,15 +117,21 @@ def test_size_of_tiles_does_not_matter(operation: Operation, budget: int, monkey
 @every_operation
 @pytest.mark.parametrize("parts", [2, 5, 40])
 @pytest.mark.parametrize("budget", [0, 2**24], ids=["recomputed tiles", "kept tiles"])
-def test_parts_make_the_whole(operation: Operation, parts: int, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", [name for name, backend in backends.BACKENDS.items() if backend.parts])
+def test_parts_make_the_whole(
+    operation: Operation, parts: int, budget: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also if some of the parts are empty."""
     if operation.whole is None:
         pytest.skip("has no parts, or none that a sum makes whole")
     monkeypatch.setattr(tiles, "GRAIN", 2)
     monkeypatch.setattr(loop, "KEEP_BYTES", budget)
-    divided = operation._replace(
-        call=lambda *given: operation.whole(torch.stack([operation.call(*given, part=(p, parts)) for p in range(parts)]))
-    )
+
+    def whole(*given: Any) -> Tensor:
+        assert operation.whole is not None
+        return operation.whole(torch.stack([operation.call(*given, part=(p, parts), backend=backend) for p in range(parts)]))
+
+    divided = operation._replace(call=whole)
     assert_same(divided.outcome(leaves(63, 7), "few"), operation.outcome(leaves(63, 7), "few"), operation)
 
 

@@ -41,9 +41,9 @@ def test_parts_are_the_same_work(keys: int | None, parts: int) -> None:
 
 
 def test_the_dense_backend_has_no_parts() -> None:
-    with pytest.raises(ValueError, match="backend='dense' cannot do this: it builds the whole matrix, and has no parts"):
+    with pytest.raises(ValueError, match="backend='dense' cannot do this: it computes whole sums, no parts of them"):
         pairwise.logsumexp(rows(4, 3), scale=1.0, backend="dense", part=(0, 2))
-    with pytest.raises(ValueError, match="backend='dense' cannot do this: it builds the whole matrix, and has no parts"):
+    with pytest.raises(ValueError, match="backend='dense' cannot do this: it computes whole sums, no parts of them"):
         pairwise.kernel_sum(rows(4, 3), kernel="imq", parameter=1.0, backend="dense", part=(1, 2))
 
 

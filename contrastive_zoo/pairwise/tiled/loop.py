@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.pairwise.sweep import Sweep
-from contrastive_zoo.pairwise.terms import Gradients, KernelSum, LogSumExp, Needs, Softplus, Sums, Term
+from contrastive_zoo.pairwise.terms import Gradients, LogSumExp, Needs, Softplus, Sums, Term
 from contrastive_zoo.pairwise.tiled import gram
 from contrastive_zoo.pairwise.tiled.on_tiles import OnTiles
 from contrastive_zoo.pairwise.tiled.terms import on_tiles
@@ -76,7 +76,8 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor
                 _spread(on.slopes(tile, i, j, added=place is not None), on.tiles, i, j, grad_x, keys)
             found.append(_finished(on, grad_x, keys, needs[2]))
         scale, offset = zip(*found, strict=True)
-        offsets = torch.stack(offset) if isinstance(term, KernelSum) and sweep.x.dim() == 3 else offset[0]
+        given = term.packed().offset
+        offsets = torch.stack(offset) if given is not None and given.dim() == 2 else offset[0]
         return Gradients(x, keys, sum(scale[1:], scale[0]), offsets)
 
 

@@ -31,6 +31,8 @@ def on_tiles(term: Term, tiles: Tiles, number: int = 0) -> OnTiles:
         return _Kernels(term, tiles, norms if norms is None or norms.dim() == 1 else norms[number])
     if isinstance(term, Squares):
         return _Squares(tiles)
+    if not isinstance(term, Softplus | LogSumExp):
+        raise TypeError(f"tiled has no code for {type(term).__name__}. Add it to on_tiles.")
     largest = tiles.largest_logit(term.scale)
     if isinstance(term, Softplus):
         bias = float(term.bias.max()) if term.bias.is_cpu else torch.inf
