@@ -45,7 +45,7 @@ class Pairs:
     def _known(self, ids: Tensor | None, key_ids: Tensor | None = None) -> dict[str, Any]:
         """What the functions of `contrastive_zoo.pairwise` are told besides the rows."""
         known = {"ids": self._ids(ids), "norm_bound": self.norm_bound, "backend": self.backend, "part": self.share.part}
-        return known if key_ids is None else known | {"key_ids": self._ids(key_ids)}
+        return known if key_ids is None else {**known, "key_ids": self._ids(key_ids)}
 
     def _ids(self, ids: Tensor | None) -> Tensor | Ids | None:
         for known, group in self.regular:
@@ -131,7 +131,7 @@ class Pairs:
     def softplus_sum_within(self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:
         """See `contrastive_zoo.pairwise.softplus_sum_within`."""
         x, _, scale, bias = self.share.enter(x, None, scale, bias)
-        sums = pairwise.softplus_sum_within(x, scale=scale, bias=bias, **self._known(None) | {"ids": ids})
+        sums = pairwise.softplus_sum_within(x, scale=scale, bias=bias, **{**self._known(None), "ids": ids})
         return self.share.leave(sums, log=False)[0]
 
     def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:

@@ -147,13 +147,10 @@ class QueueSampler(NegativeSampler):
 
     def _softmax(self, batch: Batch, scale: Tensor, samples: Tensor) -> tuple[Tensor, ...]:
         """`memory_softmax` over the queue for all anchors, of which each process takes a part."""
-        queue = self.queue
-
-        def softmax(x: Tensor, anchors: slice) -> tuple[Tensor, ...]:
-            log_sum, mean = memory_softmax(x[anchors], scale, samples[anchors], queue.embeddings.rows, queue.owner)
-            return log_sum, mean
-
-        return batch.pairs.on_rows(softmax, batch.x.detach())
+        keys, owner = self.queue.embeddings.rows, self.queue.owner
+        return batch.pairs.on_rows(
+            lambda x, anchors: tuple(memory_softmax(x[anchors], scale, samples[anchors], keys, owner)), batch.x.detach()
+        )
 
     def _in_queue(self, samples: Tensor) -> Tensor:
         """(N,) slots of the queue that hold another sample than the anchor's own."""

@@ -15,9 +15,9 @@ from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles
 class OnTiles(ABC):
     """A term on the tiles of one set of rows, for one pass.
 
-    A term may overwrite a tile. Slopes of pairs that do not count must be 0. Of the buffers of `Tiles.scratch`, 0 holds the tile
-    unless tiles are kept, 1 holds the slopes, `_mirror` takes 3, and 2 is free. In the backward pass the gradient of the offset
-    is ``totals[1][0]``.
+    A term may overwrite a tile. Slopes of pairs that do not count must be 0. Of the buffers of `Tiles.scratch`, 0 holds the
+    tile unless tiles are kept, 1 holds the slopes, `_mirror` takes 3, and 2 is free. In the backward pass the gradient of the
+    offset is ``totals[1][0]``.
 
     Attributes:
         factor: What similarities are multiplied by in their product.
