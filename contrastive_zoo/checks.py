@@ -137,6 +137,11 @@ def check_magnitude(argument: str, value: float, *, divisor: bool) -> None:
         raise ValueError(f"{argument} must be between {low:g} and {HUGE:g}, got {value!r}.")
 
 
+def as_tensor(value: float | Tensor) -> Tensor:
+    """A tensor as it is, or a number as a float64 tensor on the CPU, whatever the default device."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
 def check_bool(argument: str, value: object) -> bool:
     """Return ``value``, True or False of any kind, as a bool.
 

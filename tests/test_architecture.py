@@ -25,9 +25,9 @@ ARROWS: dict[str, set[str]] = {
     "logspace": set(),
     "operators": set(),
     "parameters": {"loss"},
-    "processes": {"operators"},
     "registry": {"checks"},
     "gradient_caching": {"checks", "processes"},
+    "processes": {"checks", "operators"},
     "schedules": {"checks", "operators"},
     "state": {"checks", "operators"},
     "metrics": {"checks", "loss", "pairwise"},
@@ -113,10 +113,14 @@ def test_arrows_do_not_run_in_circles() -> None:
 
 
 def test_backends_do_not_know_one_another() -> None:
-    folder = PACKAGE / "pairwise"
-    assert not any(".tiled" in module for module in imports(folder / "dense.py"))
-    for path in (folder / "tiled").glob("*.py"):
-        assert not any(module.endswith(".dense") for module in imports(path)), path
+    folder, prefix = PACKAGE / "pairwise", "contrastive_zoo.pairwise."
+    known = [module.removeprefix(prefix) for module in imports(folder / "backends.py") if module.startswith(prefix)]
+    names = {module.split(".")[0] for module in known} - {"sweep", "terms"}
+    assert names >= {"dense", "tiled"}
+    for name in names:
+        for path in [folder / f"{name}.py"] if (folder / f"{name}.py").exists() else (folder / name).glob("*.py"):
+            others = {module.removeprefix(prefix).split(".")[0] for module in imports(path)} & (names - {name})
+            assert not others, path
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "objectives").glob("*.py")), ids=lambda path: path.name)

@@ -119,7 +119,10 @@ class BatchMaker:
         """Batch position of the first row of the same sample: of samples (B,) and of rows (B * V,)."""
         if distinct and not torch.compiler.is_compiling():
             return regular_ids(size, 1), regular_ids(size * views, views)
-        ids = torch.arange(size) if index is None else sample_ids(index, self.positions, index.is_cpu or self.options.validate)
+        if index is None:
+            ids = torch.arange(size, device="cpu")
+        else:
+            ids = sample_ids(index, self.positions, index.is_cpu or self.options.validate)
         return ids, ids.repeat_interleave(views)
 
     def _gathered(self, rows: _Rows, call: Call, handshake: Handshake, agreement: dict[str, object]) -> _Rows:
@@ -144,7 +147,7 @@ class BatchMaker:
 def _negatives_ids(negatives: Tensor, positions: Tensor | None, index: Tensor | None, ids: Tensor) -> Tensor:
     """Ids of the extra keys in the numbering of the batch; -1 for samples that are not in it."""
     if positions is None or index is None:
-        return torch.full(negatives.shape[:-1], -1, dtype=torch.int64)
+        return torch.full(negatives.shape[:-1], -1, dtype=torch.int64, device="cpu")
     wanted = positions.to(index)
     ordered, order = index.sort(stable=True)
     place = torch.searchsorted(ordered, wanted).clamp_max(len(ordered) - 1)

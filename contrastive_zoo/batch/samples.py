@@ -49,7 +49,7 @@ def sample_ids(index: Tensor, num_samples: int, check: bool) -> Tensor:
     """(B,) batch position of the first row of the same sample: 0, 1, 2, ... where all samples differ."""
     if index.device.type == "cpu":
         if all_differ(index, num_samples):
-            return torch.arange(index.shape[0])
+            return torch.arange(index.shape[0], device="cpu")
         _, first, inverse = np.unique(index.numpy(), return_index=True, return_inverse=True)
         return torch.from_numpy(first[inverse])
     if check:

@@ -76,7 +76,7 @@ def _log_potentials(rows: Tensor, t: float) -> Tensor:
     squares = rows.square().sum(dim=1, keepdim=True)
     # -t |z - k|^2 = 2t <(z, 1), (k, -|k|^2 / 2)> - t |z|^2
     anchors, keys = torch.cat([rows, torch.ones_like(squares)], dim=1), torch.cat([rows, -squares / 2], dim=1)
-    ids = torch.arange(len(rows))
+    ids = torch.arange(len(rows), device="cpu")
     return logsumexp(anchors, keys, scale=2 * t, ids=ids, key_ids=ids) - t * squares[:, 0]
 
 

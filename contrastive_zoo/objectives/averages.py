@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
-from contrastive_zoo.checks import check_number
+from contrastive_zoo.checks import as_tensor, check_number
 from contrastive_zoo.schedules import scheduled_weight
 from contrastive_zoo.state.modules import StepCounter
 from contrastive_zoo.state.tables import LogAverage
@@ -45,7 +45,7 @@ def _at(gamma: float | Schedule, step: StepCounter) -> float | Tensor:
         return gamma
     weight = gamma(step.value.clone())
     if not isinstance(weight, Tensor):
-        weight = torch.as_tensor(check_number("gamma", weight, low=0, high=1, open_low=True), dtype=torch.float64)
+        weight = as_tensor(check_number("gamma", weight, low=0, high=1, open_low=True))
     return scheduled_weight(weight.detach().to(torch.float64))
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.checks import as_tensor
 from contrastive_zoo.logspace import log1p_exp
 from contrastive_zoo.registry import Range, losses
 
@@ -106,7 +107,7 @@ def _debiased(batch: Batch, log_mean: Tensor, temperature: Tensor | float, tau_p
     """Loss from the logarithm of the (weighted) mean R over the negatives of each anchor, (B, 2)."""
     positive = batch.positive_similarity() / temperature
     count = batch.negatives_count()
-    floor = -1 / torch.as_tensor(temperature)
+    floor = -1 / as_tensor(temperature)
     log_negatives = _log_debiased(log_mean, positive, tau_plus)
     clamped = log_negatives <= floor
     log_negatives = torch.where(clamped, floor.to(log_negatives), log_negatives) + count.to(log_negatives.dtype).log()

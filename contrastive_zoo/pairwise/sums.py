@@ -100,7 +100,7 @@ def square_sum(x: Tensor, keys: Tensor, *, ids: Tensor | Ids | None = None, back
     check_features("x", x, (2,))
     check_features("keys", keys, (2,))
     check_same("x", x, "keys", keys)
-    own = Ids(torch.arange(len(x)), 1) if ids is None else ids
+    own = Ids(torch.arange(len(x), device="cpu"), 1) if ids is None else ids
     dtype = torch.promote_types(x.dtype, keys.dtype)
     sweep = Sweep.of(x.to(dtype), keys.to(dtype), own, own)
     return compute(sweep, Squares(), backend).rows.squeeze(0)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from contrastive_zoo.checks import check_number, shape
+from contrastive_zoo.checks import as_tensor, check_number, shape
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES
 
 Scales = float | Tensor | tuple[float | Tensor, ...]
@@ -154,7 +154,7 @@ class Squares:
 
 def _as_scalar(argument: str, value: float | Tensor, rows: int | None = None) -> Tensor:
     """A number or a 0-dim tensor as a tensor; numbers in float64. ``rows``, for errors: one per row would do as well."""
-    tensor = value if isinstance(value, Tensor) else torch.tensor(check_number(argument, value), dtype=torch.float64)
+    tensor = value if isinstance(value, Tensor) else as_tensor(check_number(argument, value))
     if tensor.dim():
         wanted = "a number or a 0-dim tensor" if rows is None else f"a number or hold one per row, ({rows},)"
         raise ValueError(f"{argument} must be {wanted}, got shape {shape(tensor)}.")

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from contrastive_zoo.checks import as_tensor
 from contrastive_zoo.operators import operator, uncompiled
 from contrastive_zoo.processes.gather import device_of_group, gather_features, own_rows
 
@@ -99,8 +100,8 @@ ALONE = Share()
 def _joined(x: Tensor, keys: Any, scale: Any, offset: Any, group: str, own: int) -> Any:
     """`joint` of those that want a gradient; the others as they are."""
     if isinstance(scale, tuple) and any(map(_wants_gradient, scale)):
-        scales = [torch.as_tensor(each, dtype=None if isinstance(each, Tensor) else torch.float64) for each in scale]
-        x, keys, scale, offset = _joined(x, keys, torch.stack(scales), offset, group, own)
+        scales = torch.stack([as_tensor(each) for each in scale])
+        x, keys, scale, offset = _joined(x, keys, scales, offset, group, own)
         return x, keys, scale.unbind(), offset
     given = (x, keys, scale, offset)
     wanted = [_wants_gradient(each) for each in given]
@@ -142,7 +143,7 @@ def joint(*given: Any) -> tuple[Tensor, ...]:
 
 
 def _copied(tensor: Tensor | None) -> Tensor:
-    return torch.empty(0) if tensor is None else tensor.clone(memory_format=torch.contiguous_format)
+    return torch.empty(0, device="cpu") if tensor is None else tensor.clone(memory_format=torch.contiguous_format)
 
 
 @joint.register_fake

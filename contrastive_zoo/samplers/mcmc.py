@@ -286,4 +286,4 @@ def column_order(columns: int, seed: Tensor) -> Tensor:
 
 @column_order.register_fake
 def _(columns: int, seed: Tensor) -> Tensor:
-    return torch.empty(columns, dtype=torch.int64)
+    return torch.empty(columns, dtype=torch.int64, device="cpu")

@@ -42,7 +42,9 @@ class DrawTable:
     """
 
     def __init__(self, seed: Tensor, device: torch.device, *, width: int = PANEL, stream: int = 0) -> None:
-        words = np.random.SeedSequence([*seed.tolist(), stream]).generate_state(2, np.uint64)
+        # Words of a fixed width: SeedSequence takes [a + b * 2^32] and [a, b] for the same.
+        entropy = np.array([*seed.tolist(), stream], np.uint64).view(np.uint32)
+        words = np.random.SeedSequence(entropy).generate_state(2, np.uint64)
         self._words, self._device, self._width = words, device, width
         self._precise = torch.float32 if device.type == "mps" else torch.float64  # which has no other
         self._generator = None if device.type == "cpu" else torch.Generator(device)

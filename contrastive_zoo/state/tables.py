@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastive_zoo.checks import check_count, check_shape
+from contrastive_zoo.checks import as_tensor, check_count, check_shape
 from contrastive_zoo.operators import operator
 from contrastive_zoo.state.modules import PreciseModule
 
@@ -48,7 +48,7 @@ class LogAverage(PreciseModule):
             log_new: (B, anchors) logarithms of new values; one average serves all anchors, or there is one for each.
             weight: Weight of the new value, in (0, 1].
         """
-        weight = torch.as_tensor(weight, dtype=torch.float64)
+        weight = as_tensor(weight).double()
         old, visited = rows_of_table(self.log_value, index), rows_of_table(self.visited, index)
         blended = torch.logaddexp(old + torch.log1p(-weight), log_new + torch.log(weight))
         return torch.where(visited[:, None] & torch.isfinite(log_new), blended.to(log_new.dtype), log_new)

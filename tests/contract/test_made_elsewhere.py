@@ -229,6 +229,24 @@ def encoded(x: torch.Tensor) -> tuple[torch.Tensor, weakref.WeakSet[Saved]]:
         return x.detach().requires_grad_().tanh() * 2, alive
 
 
+@every_configuration
+def test_a_step_on_the_cpu_ignores_the_default_device(configuration: Configuration) -> None:
+    """As one on the CPU does after ``torch.set_default_device("cuda")``; a sample comes twice in the batch."""
+    batch = views(dtype=torch.float32)
+    if batch.index is not None:
+        batch = batch._replace(index=batch.index.where(batch.index != batch.index[1], batch.index[0]))
+    first, second = configuration.make(), configuration.make()
+    expected = batch.call(first)
+    torch.set_default_device("meta")
+    try:
+        found = batch.call(second)
+        gradient = torch.autograd.grad(found.sum(), batch.z1)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found, expected)
+    assert torch.equal(*gradient, *torch.autograd.grad(expected.sum(), batch.z1))
+
+
 @guaranteed("freed")
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("backend", ["dense", "tiled"])

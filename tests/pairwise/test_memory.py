@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from operations import OPERATIONS, Operation, every_form, leaves
 from torch.profiler import ProfilerActivity, profile
+
+from contrastive_zoo.pairwise import backends
 
 ROWS, WIDTH = 4096, 8
 MATRIX = ROWS * ROWS * 4
@@ -23,8 +26,9 @@ def forward_and_backward(operation: Operation, backend: str, kind: str = "views"
 
 
 @every_form
-def test_tiled_makes_nothing_near_the_matrix(operation: Operation) -> None:
-    assert forward_and_backward(operation, "tiled", "few" if operation.within else "views") < MATRIX / 32
+@pytest.mark.parametrize("backend", [backend.name for backend in backends.AUTO])
+def test_auto_makes_nothing_near_the_matrix(operation: Operation, backend: str) -> None:
+    assert forward_and_backward(operation, backend, "few" if operation.within else "views") < MATRIX / 32
 
 
 def test_nor_do_squares_of_one_id() -> None:

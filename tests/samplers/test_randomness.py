@@ -78,6 +78,8 @@ def test_seeds_steps_streams_rows_and_columns_differ(dtype: torch.dtype) -> None
 
     found = [value(), value(seed=1), value(step=1), value(seed=2**63 - 1), value(stream=1), value(row=1), value(column=1)]
     found += [value(column=PANEL), value(row=1, column=PANEL), value(row=PANEL)]
+    # In words of 32 bits these read alike: 0, 1.
+    found += [value(seed=2**32), value(step=2**32), value(seed=2**32, step=1), value(step=1, stream=1)]
     assert len(set(found)) == len(found)
 
 

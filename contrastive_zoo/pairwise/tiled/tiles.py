@@ -91,7 +91,7 @@ class Tiles:
         self._norm_bound, self._part, self._equal = sweep.norm_bound, sweep.part, sweep.counts == "equal"
         ids, key_ids, group = sweep.ids, sweep.key_ids, sweep.group
         if self.symmetric and ids is None:
-            ids, group = torch.arange(x.shape[0]), 1
+            ids, group = torch.arange(x.shape[0], device="cpu"), 1
         if self.symmetric:
             key_ids = ids
         self._ids = None if ids is None or key_ids is None else (ids, key_ids)
@@ -108,7 +108,7 @@ class Tiles:
         group = known or rows // max(int(self._ids[0][-1]) + 1, 1)
         if group == 0 or self.size % group or GRAIN % group or rows % group:
             return 0
-        regular = None if known else torch.arange(rows) // group
+        regular = None if known else torch.arange(rows, device="cpu") // group
         return group if regular is None or all(torch.equal(each, regular) for each in self._ids) else 0
 
     def _class_blocks(self) -> list[tuple[int, int]]:
