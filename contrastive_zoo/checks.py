@@ -262,12 +262,12 @@ def check_index_range(low: int, high: int, num_samples: int) -> None:
     """Raise unless the positions from ``low`` to ``high`` are in ``[0, num_samples)``; a negative size is no limit.
 
     Raises:
-        IndexError: a position is outside the data set.
+        IndexError: a position is outside the dataset.
     """
     if low < 0 or (num_samples >= 0 and high >= num_samples):
         bad = low if low < 0 else high
         limit = f"[0, {num_samples})" if num_samples >= 0 else "the non-negative integers"
         raise IndexError(
             f"index holds {bad}, wanted positions in {limit}. "
-            "index is the position of a sample in the data set and num_samples the size of the data set."
+            "index is the position of a sample in the dataset and num_samples the size of the dataset."
         )

@@ -48,8 +48,8 @@ def get_batch_sampler(name: str, **params: Any) -> BatchSampler:
 
     Args:
         name: One of `list_batch_samplers()`.
-        **params: Its parameters (see `describe_batch_sampler(name)`) and those common to all: num_samples (size of the data
-            set), batch_size (of all processes together), seed, num_replicas, rank.
+        **params: Its parameters (see `describe_batch_sampler(name)`) and those common to all: num_samples (size of the
+            dataset), batch_size (of all processes together), seed, num_replicas, rank.
 
     Raises:
         ValueError: Unknown name, or a value out of range.

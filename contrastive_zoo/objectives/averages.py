@@ -1,4 +1,4 @@
-"""What the objectives over the whole data set share: the mean over a batch's negatives and how it moves an average."""
+"""What the objectives over the whole dataset share: the mean over a batch's negatives and how it moves an average."""
 
 from collections.abc import Callable
 

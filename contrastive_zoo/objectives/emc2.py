@@ -1,8 +1,8 @@
-r"""EMC2: the contrastive loss over the whole data set, with negatives drawn by a Markov chain per sample and view.
+r"""EMC2: the contrastive loss over the whole dataset, with negatives drawn by a Markov chain per sample and view.
 
     grad l_a = -grad s_ap/t + E_{n ~ softmax(s_a./t)} grad s_an/t
 
-The expectation is over all rows of other samples in the data set. A Metropolis-Hastings chain per (sample, view) has it as
+The expectation is over all rows of other samples in the dataset. A Metropolis-Hastings chain per (sample, view) has it as
 target: it walks over the rows of each batch that holds the sample, and rests at its state until the next visit.
 
 Yau et al., "EMC2: Efficient MCMC Negative Sampling for Contrastive Learning with Global Convergence", ICML 2024,
@@ -20,7 +20,7 @@ from contrastive_zoo.samplers.mcmc import ChainSampler, check_out_of_batch
 @losses.register(
     "emc2",
     title="EMC2, efficient MCMC negative sampling",
-    summary="Contrasts with the whole data set through negatives from a Markov chain per sample and view.",
+    summary="Contrasts with the whole dataset through negatives from a Markov chain per sample and view.",
     paper="Yau et al., ICML 2024, algorithm 1. arXiv:2404.10575",
     equation=r"-\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},\quad"
     r"\text{gradient with } n \sim \mathrm{softmax}(s_{a\cdot}/\tau)",
@@ -49,21 +49,21 @@ class EMC2(GlobalObjective):
     chain. The value is $-s_{ap}/\tau + \log u$, u a running mean per sample of the batch's mean of $e^{s/\tau}$.
 
     A chain is offered each row of the batch once, in an order drawn at every step. One such offer leaves softmax as it is; a
-    batch that holds most of the data set offers without replacement, and there the chain stays at some distance from softmax.
-    Enumerated for batches that are the whole data set, twelve random sets of four samples at temperatures from 0.1 to 1: at
+    batch that holds most of the dataset offers without replacement, and there the chain stays at some distance from softmax.
+    Enumerated for batches that are the whole dataset, twelve random sets of four samples at temperatures from 0.1 to 1: at
     most 0.09 in total variation, against up to 0.50 in a fixed order.
 
     In `eval()` the batch's own mean takes the place of u; no table is read or written and nothing is drawn.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         temperature: Divides the similarities.
         burn_in: Share of each batch's valid columns whose states are not kept, in [0, 1).
         out_of_batch: What becomes of a state carried from an earlier batch. "cache": it is scored for the present anchor by
             the embedding it had when last seen, and pulls on the anchor as long as it is kept; this holds an embedding per
             sample and view. "encode": it is encoded anew, and both it and the anchor get gradient. "skip": it keeps the score
             that it was accepted with, and pulls on nothing; no embedding is held.
-        encode: For "encode", and then needed: a callable ``encode(index, view)`` from (n,) positions in the data set and (n,)
+        encode: For "encode", and then needed: a callable ``encode(index, view)`` from (n,) positions in the dataset and (n,)
             views, 0 or 1, to features (n, D), differentiable. It is called once per step, with each carried state once, in
             the autocast state of the caller; features are normalised as those of the batch are. With many processes, each
             encodes a part of them, if there are enough: give the encoder itself, not a wrapper that expects one call per step.

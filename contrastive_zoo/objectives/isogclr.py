@@ -39,7 +39,7 @@ def _check(*, temperature_min: float, temperature_max: float, **_: object) -> No
 @losses.register(
     "isogclr",
     title="iSogCLR, SogCLR with individual temperatures",
-    summary="Contrasts with the whole data set, each sample at a temperature of its own.",
+    summary="Contrasts with the whole dataset, each sample at a temperature of its own.",
     paper="Qiu et al., ICML 2023, algorithm 1. arXiv:2305.11965",
     equation=r"\frac{\tau_i (\log u_a + \rho) - s_{ap}}{\tau_0},\quad "
     r"u_a = (1-\gamma)\,u[i] + \gamma\,\frac{1}{n}\sum_{b:\,\mathrm{id}_b\ne\mathrm{id}_a} e^{s_{ab}/\tau_i}",
@@ -76,7 +76,7 @@ class ISogCLR(Objective):
     In `eval()` the batch's own mean takes the place of u and $\tau_0$ that of all temperatures; no table is read or written.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         temperature: Temperature $\tau_0$ that every sample starts with; the loss is in units of it.
         gamma: Weight of the new value in the moving average, in (0, 1], or a schedule, as in `SogCLR`.
         intra_view: Whether both views are of one modality and a sample has one temperature; if not, each row contrasts with

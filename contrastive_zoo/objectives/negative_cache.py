@@ -1,4 +1,4 @@
-r"""Negative cache: the contrastive loss over the whole data set, with negatives drawn from a cache of stale embeddings.
+r"""Negative cache: the contrastive loss over the whole dataset, with negatives drawn from a cache of stale embeddings.
 
     grad l_a = -grad s_ap/t + 1/K sum_j [ sum_{l<j} p_l grad s_{a n_l}/t + (1 - C_j) grad s_{a n_j}/t ],    C_j = sum_{l<j} p_l
 
@@ -19,7 +19,7 @@ from contrastive_zoo.samplers.base import Encode
 @losses.register(
     "negative_cache",
     title="Negative cache, Gumbel-max sampling over stale embeddings",
-    summary="Contrasts with the last embeddings of the whole data set through draws from their softmax.",
+    summary="Contrasts with the last embeddings of the whole dataset through draws from their softmax.",
     paper="Lindgren et al., NeurIPS 2021, sections 3 and 4; compared with in arXiv:2404.10575",
     equation=r"-\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},\quad"
     r"\text{gradient with } n_1, \ldots, n_K \sim \mathrm{softmax}(s_{a\cdot}/\tau)",
@@ -54,10 +54,10 @@ class NegativeCache(GlobalObjective):
     place of the cache; nothing is read, written or drawn.
 
     Args:
-        num_samples: Size of the data set; the cache holds two embeddings of each.
+        num_samples: Size of the dataset; the cache holds two embeddings of each.
         temperature: Divides the similarities.
         num_negatives: K.
-        encode: A callable ``encode(index, view)`` from (n,) positions in the data set and (n,) views, 0 or 1, to features
+        encode: A callable ``encode(index, view)`` from (n,) positions in the dataset and (n,) views, 0 or 1, to features
             (n, D), differentiable: called once per step for all draws outside of the batch, each once, in the autocast state of
             the caller. They then get gradient, as the anchors do; without it they are constants.
         embedding_dim: Features of an embedding in the cache; by default those of the first batch, or of a checkpoint.

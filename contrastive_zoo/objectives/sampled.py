@@ -1,8 +1,8 @@
-r"""Sampled: the contrastive loss over the whole data set, with negatives from any sampler.
+r"""Sampled: the contrastive loss over the whole dataset, with negatives from any sampler.
 
     l_a = -s_ap/t + log 1/|N_a| sum_{n in N_a} exp(s_an/t),    gradient -grad s_ap/t + sum_k w_k grad s_{a n_k}/t
 
-N_a are the rows of other samples in the data set. The sampler finds the negatives n_k and their weights w_k, and estimates the
+N_a are the rows of other samples in the dataset. The sampler finds the negatives n_k and their weights w_k, and estimates the
 logarithm. EMC2 is this loss with the sampler "mcmc", the negative cache with "gumbel".
 
 Yau et al., "EMC2: Efficient MCMC Negative Sampling for Contrastive Learning with Global Convergence", ICML 2024,
@@ -75,7 +75,7 @@ class GlobalObjective(Objective):
 @losses.register(
     "sampled",
     title="Global contrastive loss with sampled negatives",
-    summary="Contrasts with the whole data set through negatives from any sampler, each with its weight.",
+    summary="Contrasts with the whole dataset through negatives from any sampler, each with its weight.",
     paper="Yau et al., ICML 2024, eq. 2. arXiv:2404.10575",
     equation=r"-\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},\quad"
     r"\text{gradient with } \sum_k w_k \nabla s_{an_k}/\tau",
@@ -95,7 +95,7 @@ class Sampled(GlobalObjective):
     In `eval()` it is the in-batch form: no sampler is asked, no table is read or written and nothing is drawn.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         temperature: Divides the similarities.
         sampler: One of `list_samplers()`; or a sampler that was made before, which has its own settings, seed included.
         num_negatives: Negatives of each anchor, for a sampler named here; by default what the sampler takes by itself.

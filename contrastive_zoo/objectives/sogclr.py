@@ -1,4 +1,4 @@
-r"""SogCLR: the contrastive loss over the whole data set, from batches of any size.
+r"""SogCLR: the contrastive loss over the whole dataset, from batches of any size.
 
     l_a = -s_ap/t + log u_a,    u_a = (1 - gamma) u[i] + gamma mean_{b : id_b != id_a} exp(s_ab/t)
 
@@ -22,7 +22,7 @@ from contrastive_zoo.state.tables import LogAverage
 @losses.register(
     "sogclr",
     title="SogCLR, stochastic optimisation of the global contrastive loss",
-    summary="Contrasts with the whole data set through a moving average per sample; small batches do no harm.",
+    summary="Contrasts with the whole dataset through a moving average per sample; small batches do no harm.",
     paper="Yuan et al., ICML 2022, algorithm 1. arXiv:2202.12387",
     equation=r"-\frac{s_{ap}}{\tau} + \log u_a,\quad "
     r"u_a = (1-\gamma)\,u[i] + \gamma\,\frac{1}{n}\sum_{b:\,\mathrm{id}_b\ne\mathrm{id}_a} e^{s_{ab}/\tau}",
@@ -48,7 +48,7 @@ class SogCLR(Objective):
     In `eval()` the batch's own mean takes the place of u; no table is read or written.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         temperature: Divides the similarities.
         gamma: Weight of the new value in the moving average, in (0, 1]; or a schedule, a callable from the number of steps so
             far (0-dim tensor) to the weight, such as `CosineSchedule(1.0, 0.2, steps)`.

@@ -39,7 +39,7 @@ def get_sampler(
 
     Args:
         name: One of `list_samplers()`.
-        num_samples: Size of the data set; ignored by samplers that keep nothing for each sample.
+        num_samples: Size of the dataset; ignored by samplers that keep nothing for each sample.
         embedding_dim: Features of an embedding, for samplers that keep some; by default those of the first batch, or of a
             checkpoint.
         seed: Seed of its draws; ignored by samplers that draw nothing.

@@ -16,7 +16,7 @@ from contrastive_zoo.checks import check_features, check_integers, check_same
 from contrastive_zoo.state.modules import PreciseModule
 from contrastive_zoo.state.temperature import Temperature
 
-# From (n,) positions in the data set and (n,) views to features (n, D).
+# From (n,) positions in the dataset and (n,) views to features (n, D).
 Encode = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -24,7 +24,7 @@ class WeightedNegatives(NamedTuple):
     """Negatives of each of N anchors, one by one.
 
     Attributes:
-        rows: (N, K) int64 rows of the data set, 2 * sample + view; -1 where there is no negative.
+        rows: (N, K) int64 rows of the dataset, 2 * sample + view; -1 where there is no negative.
         weights: (N, K) weights, 0 where there is no negative; those of an anchor add up to 1.
         in_batch: (N, K) whether the features are a row of the batch, which gets gradient; if not they are the sampler's own.
     """
@@ -40,7 +40,7 @@ class Negatives(NamedTuple):
     Attributes:
         surrogate: (N,) its gradient is $\sum_k w_k \nabla (s_{ak} / \tau)$ over the negatives k of anchor a, in the anchor and
             in those negatives that are rows of the batch; its value means nothing.
-        log_mean: (N,) logarithm of the mean of $e^{s/\tau}$ over the negatives in the data set, as far as the sampler can tell;
+        log_mean: (N,) logarithm of the mean of $e^{s/\tau}$ over the negatives in the dataset, as far as the sampler can tell;
             -inf for an anchor without a negative in the batch.
         listing: Makes the list of the negatives and their weights, which a step does not need.
         diagnostics: Detached figures for `loss_fn.diagnostics`.
@@ -62,7 +62,7 @@ class NegativeSampler(PreciseModule):
 
     Attributes:
         law: The distribution over rows of other samples that the weighted negatives stand for.
-        num_samples: Size of the data set that it keeps something for, if it does.
+        num_samples: Size of the dataset that it keeps something for, if it does.
     """
 
     law: ClassVar[str] = ""
@@ -143,7 +143,7 @@ def check_encode(encode: Encode | None) -> Encode | None:
 
 
 def encode_rows(batch: Batch, encode: Encode, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the data set, encoded anew, each once.
+    """Rows of the dataset, encoded anew, each once.
 
     Args:
         batch: The batch, as whose rows they are normalised.
@@ -167,7 +167,7 @@ def encode_rows(batch: Batch, encode: Encode, rows: Tensor) -> tuple[Tensor, Ten
 
 
 def data_rows(batch: Batch) -> Tensor:
-    """(N,) row of the data set, 2 * sample + view, of each row of a batch."""
+    """(N,) row of the dataset, 2 * sample + view, of each row of a batch."""
     assert batch.index is not None
     index = batch.index.to(batch.x.device)
     return (2 * index[:, None] + torch.arange(2, device=index.device)).flatten()

@@ -2,7 +2,7 @@ r"""The sampler "mcmc": a Metropolis-Hastings chain per sample and view, which r
 
     accept row j if log u_j < (s_aj - s_a,state) / t
 
-The target of the chain of anchor (i, v) is softmax(s_a / t) over all rows (j, v') of other samples in the data set. At each
+The target of the chain of anchor (i, v) is softmax(s_a / t) over all rows (j, v') of other samples in the dataset. At each
 visit it is offered every row of the batch once, in an order that is drawn anew.
 
 Yau et al., "EMC2: Efficient MCMC Negative Sampling for Contrastive Learning with Global Convergence", ICML 2024,
@@ -55,7 +55,7 @@ def check_out_of_batch(*, out_of_batch: str, encode: Encode | None, **_: object)
 @samplers.register(
     "mcmc",
     title="Metropolis-Hastings chains",
-    summary="A chain per sample and view whose law tends to softmax(s / temperature) over the data set.",
+    summary="A chain per sample and view whose law tends to softmax(s / temperature) over the dataset.",
     paper="Yau et al., ICML 2024, algorithm 1. arXiv:2404.10575",
     equation=r"\text{accept row } j \text{ if } \log u_j < (s_{aj} - s_{a,\mathrm{state}})/\tau",
     needs={"index"},
@@ -75,13 +75,13 @@ class ChainSampler(NegativeSampler):
     softmax as it is; rows drawn without replacement do so nearly, as long as the batch is a small part of the data.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         burn_in: Share of each batch's rows whose states are not kept, in [0, 1).
         out_of_batch: What becomes of a state carried from an earlier batch. "cache": it is scored by the embedding it had when
             last seen, a constant, and pulls on the anchor as long as it is kept; this holds an embedding per sample and view.
             "encode": it is encoded anew, and both it and the anchor get gradient. "skip": it keeps the score that it was
             accepted with, and pulls on nothing.
-        encode: For "encode": (n,) positions in the data set and (n,) views, 0 or 1, both int64, to features (n, D) that are
+        encode: For "encode": (n,) positions in the dataset and (n,) views, 0 or 1, both int64, to features (n, D) that are
             normalised as those of the batch are. Called once per step with all carried states, each once.
         embedding_dim: For "cache": features of an embedding; by default those of the first batch, or of a checkpoint.
         seed: Seed of the draws.
@@ -240,7 +240,7 @@ class ChainSampler(NegativeSampler):
 
         Raises:
             TypeError: What the states are scored by is missing, or a table of this name is not held.
-            ValueError: A size does not fit, a state is no row of the data set or, with "cache", of a sample that was not
+            ValueError: A size does not fit, a state is no row of the dataset or, with "cache", of a sample that was not
                 visited; an average is not positive, or an embedding or a score is not finite.
         """
         if chain.shape != self.chain.shape or not bool(((chain >= -1) & (chain < self.chain.numel())).all()):

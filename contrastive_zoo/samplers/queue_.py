@@ -72,7 +72,7 @@ class FeatureQueue(PreciseModule):
 
         Args:
             features: (M, D), detached here.
-            index: (M,) position in the data set of each.
+            index: (M,) position in the dataset of each.
             view: View of each, or of all.
 
         Raises:
@@ -110,7 +110,7 @@ class QueueSampler(NegativeSampler):
 
     $$w_n = \frac{e^{s_{an}/\tau}}{\sum_{m \in \mathrm{batch} \cup \mathrm{queue}} e^{s_{am}/\tau}}$$
 
-    Nothing is drawn: the queue is a uniform sample of the data set as far as batches are, and stale by its length. Rows of the
+    Nothing is drawn: the queue is a uniform sample of the dataset as far as batches are, and stale by its length. Rows of the
     batch get gradient, those of the queue are constants; both views of a batch enter after it was contrasted. `log_mean` is the
     logarithm of the mean of $e^{s/\tau}$ over both, whose gradient is exactly the weighted one.
 
@@ -201,5 +201,5 @@ class QueueSampler(NegativeSampler):
 
 
 def _rows(queue: FeatureQueue) -> Tensor:
-    """(M,) row of the data set, 2 * sample + view, in each slot; -1 for nobody's."""
+    """(M,) row of the dataset, 2 * sample + view, in each slot; -1 for nobody's."""
     return torch.where(queue.owner >= 0, 2 * queue.owner + queue.view, -1)

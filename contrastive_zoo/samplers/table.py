@@ -44,9 +44,9 @@ class TableSampler(NegativeSampler):
     there is an `encode` for them.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         num_negatives: Negatives of each anchor.
-        encode: (n,) positions in the data set and (n,) views, 0 or 1, both int64, to features (n, D). Called once per step with
+        encode: (n,) positions in the dataset and (n,) views, 0 or 1, both int64, to features (n, D). Called once per step with
             all negatives outside of the batch, each once; they then get gradient. Scores and weights are those of the table.
         embedding_dim: Features of an embedding; by default those of the first batch, or of a checkpoint.
         seed: Seed of the draws.

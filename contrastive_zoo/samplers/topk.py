@@ -11,7 +11,7 @@ from contrastive_zoo.samplers.table import Draws, TableSampler, log_count, softm
 @samplers.register(
     "topk",
     title="The k hardest of the table",
-    summary="The k nearest rows of other samples in the whole data set, weighed by the softmax of their scores.",
+    summary="The k nearest rows of other samples in the whole dataset, weighed by the softmax of their scores.",
     paper="Xiong et al., ICLR 2021, section 4 (negatives from an index of stale embeddings). arXiv:2007.00808",
     equation=r"\{n_1, \ldots, n_k\} = \operatorname{arg\,top}_k s_{an}, \quad "
     r"w_j = \frac{e^{s_{an_j}/\tau}}{\sum_l e^{s_{an_l}/\tau}}",
@@ -28,7 +28,7 @@ class TopKSampler(TableSampler):
     falls with the temperature. `log_mean` counts the k rows only, over the number of all: a lower bound of the exact one.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         num_negatives: k.
         encode: See `TableSampler`.
         embedding_dim: See `TableSampler`.

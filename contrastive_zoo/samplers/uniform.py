@@ -31,7 +31,7 @@ class UniformSampler(TableSampler):
     `log_mean` is the logarithm of the mean of $e^{s/\tau}$ over the draws, whose gradient is exactly the weighted one.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         num_negatives: K.
         encode: See `TableSampler`.
         embedding_dim: See `TableSampler`.

@@ -28,7 +28,7 @@ class LogAverage(PreciseModule):
     Unvisited samples have no average: their first value replaces it whatever its weight.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         sides: Averages per sample.
     """
 
@@ -105,7 +105,7 @@ class Temperatures(PreciseModule):
     """Temperatures per sample that descend along a moving average of their gradient.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         sides: Temperatures per sample.
         rate: Step size.
         momentum: Share of the old gradient that is kept.
