@@ -1,4 +1,4 @@
-"""Datasets that say which sample they return."""
+"""Datasets that return the index of each sample."""
 
 from typing import Any
 

@@ -18,8 +18,8 @@ class CosineSchedule:
 
     Args:
         start: Value s at step 0.
-        end: Value e from step K on.
-        steps: K.
+        end: Value e at step K and later.
+        steps: Number of steps, K.
 
     Raises:
         TypeError: A value is no number.

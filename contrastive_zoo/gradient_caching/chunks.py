@@ -1,4 +1,4 @@
-"""A batch in chunks, and an encoder that meets each of them twice in the same state of random generators and buffers."""
+"""Splits a batch into chunks, and encodes each chunk twice with the same random state and buffers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ Encoder = Callable[[Any], Tensor]
 
 @dataclass
 class Chunk:
-    """Some samples of one view, and the random state in which their encoder met them."""
+    """Some samples of one view, and the random state of their first encoding."""
 
     encoder: Encoder
     view: int
