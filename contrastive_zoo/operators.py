@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 SECOND_DERIVATIVE = (
-    "the gradient of this operator was written by hand and has no derivative of its own (create_graph=True, gradient "
+    "the gradient of this operator is written by hand and has no derivative (create_graph=True, gradient "
     "penalties, Hessians). Use backend='dense', which is plain autograd."
 )
 

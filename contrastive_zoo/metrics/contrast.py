@@ -116,7 +116,7 @@ def gradient_error(
 def _temperature(loss_fn: Any, given: float | None) -> float:
     temperature = getattr(loss_fn, "temperature", None) if given is None else given
     if temperature is None:
-        raise ValueError("temperature is None and loss_fn has none of its own: pass that of the global loss.")
+        raise ValueError("temperature is None and loss_fn has no temperature: pass the temperature of the global loss.")
     if isinstance(temperature, Tensor):
         temperature = temperature.detach().reshape(())
     return check_number("temperature", temperature, low=0, open_low=True)

@@ -25,7 +25,7 @@ from contrastive_zoo.registry import Range, losses
     differences=(DRAWS, OTHERS, ONE_LABEL),
 )
 class HSCL(Generalised):
-    r"""Loss of each anchor, (B, V), weighted so that the mean is over pairs of an anchor and a positive; `SCL` for beta = 0.
+    r"""Loss of each anchor, (B, V), weighted so the mean is over pairs of an anchor and a positive; `SCL` for beta = 0.
 
     HSCL uses the formula of `HUCL`: P(i) are the rows with the anchor's label, including the anchor, and N(i) the rows with
     other labels. Takes one or two views, like `SCL`.

@@ -23,7 +23,7 @@ from contrastive_zoo.registry import Range, losses
     differences=(DRAWS, OTHER_SAMPLES),
 )
 class HUCL(Generalised):
-    r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive; `UCL` for beta = 0.
+    r"""Loss of each anchor, (B, 2), weighted so the mean is over pairs of an anchor and a positive; `UCL` for beta = 0.
 
     $$\frac{1}{\sum_i |P(i)|} \sum_i \sum_{j \in P(i)}
       \log\Big(1 + \frac{\sum_{n \in N(i)} e^{(1+\beta) s_{in}}}{\sum_{n \in N(i)} e^{\beta s_{in}}}\, e^{-s_{ij}}\Big)$$

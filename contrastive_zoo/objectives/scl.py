@@ -24,7 +24,7 @@ from contrastive_zoo.registry import losses
     differences=(DRAWS, OTHERS, ONE_LABEL),
 )
 class SCL(Generalised):
-    r"""Loss of each anchor, (B, V), weighted so that the mean is over pairs of an anchor and a positive.
+    r"""Loss of each anchor, (B, V), weighted so the mean is over pairs of an anchor and a positive.
 
     SCL uses the formula of `UCL`: P(i) are the rows with the anchor's label, including the anchor, and N(i) the rows with other
     labels. The cost of the positives is the sum of the squared class sizes.

@@ -22,7 +22,7 @@ from contrastive_zoo.registry import losses
     differences=(DRAWS, OTHER_SAMPLES),
 )
 class UCL(Generalised):
-    r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive.
+    r"""Loss of each anchor, (B, 2), weighted so the mean is over pairs of an anchor and a positive.
 
     $$\frac{1}{\sum_i |P(i)|} \sum_i \sum_{j \in P(i)}
       \log\Big(1 + \frac{1}{|N(i)|} \sum_{n \in N(i)} e^{s_{in} - s_{ij}}\Big)$$

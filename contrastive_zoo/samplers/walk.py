@@ -249,7 +249,7 @@ def _gradient(ctx: Any, compute: Any, grad: Tensor, *_: Any) -> Any:
         x, scale, ids, carried, seed = ctx.saved_tensors
         grad_x = compute(grad, x, scale, ids, carried, ctx.burn_in, seed, ctx.first)
     else:
-        # Anchors without a kept state contribute no gradient, whatever their upstream gradient: use that of any other anchor.
+        # Anchors without a kept state contribute no gradient, so their upstream gradient may differ: use the largest.
         (gradient,) = ctx.saved_tensors
         grad_x = gradient * grad.gather(0, grad.abs().argmax()[None]) if grad.shape[0] else gradient
     return grad_x, None, None, None, None, None, None, None
