@@ -78,7 +78,7 @@ class BatchMaker:
 
     @staticmethod
     def _own_rows(call: Call, encoder: UserEncoder) -> tuple[_Rows, Tensor | None]:
-        """The rows of this process, and its extra keys."""
+        """The rows and the extra negatives of this process."""
         x, similarity = encoder.normalized(call.z1, call.z2, call.names)
         rows = _Rows(x, similarity, call.index, call.labels, ALONE)
         if call.negatives is None:

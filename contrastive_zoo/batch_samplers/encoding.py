@@ -41,7 +41,7 @@ def encode(
         z1 (N, D), z2 (N, D) and index (N,), ready for `BatchSampler.refresh`.
 
     Raises:
-        ImportError: tqdm is not installed and a progress bar was asked for.
+        ImportError: ``progress`` is set and tqdm is not installed.
         TypeError: Views and index cannot be distinguished, or index or features have the wrong type.
         ValueError: The loader yields no batch, or features and index do not have one row per sample.
 

@@ -97,7 +97,7 @@ def check_shards(askers: list[Any], num_replicas: int, smaller_batch: bool) -> N
         )
     if not all(asker.split_batches for asker in sharing):
         raise ValueError(
-            "Accelerate gives whole batches to the processes in turn, but batch_size is that of all processes together. "
+            "Accelerate gives whole batches to the processes in turn, but batch_size is the size for all processes together. "
             f"{advice}"
         )
     if smaller_batch:

@@ -106,7 +106,7 @@ def make_chunks(encoder: Any, views: Sequence[Any], chunk_size: int) -> list[Chu
 
 
 def _number_of_chunks(size: int, chunk_size: int, encoders: list[Encoder]) -> int:
-    """The same number on all processes, if the encoder communicates in every forward pass."""
+    """Number of chunks; equal on all processes if the encoder communicates in every forward pass."""
     count = -(-size // chunk_size)
     parts = [part for encoder in encoders for part in parts_of(encoder)]
     communicates = any(map(is_sharded, encoders)) or any(isinstance(part, nn.SyncBatchNorm) for part in parts)

@@ -230,7 +230,7 @@ class Loss(nn.Module):
 
     @property
     def diagnostics(self) -> dict[str, Tensor]:
-        """Detached statistics of the last step, including those of the objective.
+        """Detached statistics of the last step, including the objective's own statistics.
 
         "positive_similarity" is the mean similarity over pairs of views of one sample, "negative_similarity" the mean
         similarity over pairs of rows of different samples. Objectives that need labels use classes in place of samples: pairs
