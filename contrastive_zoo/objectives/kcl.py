@@ -46,7 +46,7 @@ def _check(*, kernel: str, t: float, gamma: float) -> None:
         "Squared distances of the riesz kernel are floored, with zero gradient below the floor: the kernel is infinite for "
         "equal rows, and rounding cannot distinguish closer rows from equal rows. The floor is (D + 32) eps times the mean "
         "of the squared lengths of the two rows: 1.9e-5 for unit rows of 128 features in float32, 3.6e-14 in float64. In half "
-        "precision the floor is the square of the half-precision eps plus (D + 32) times the float32 eps.",
+        "precision the factor is the square of the half-precision eps plus (D + 32) times the float32 eps.",
     ),
 )
 def kcl(batch: Batch, *, kernel: str = "gaussian", t: float = 2.0, gamma: float = 16.0) -> Tensor:
