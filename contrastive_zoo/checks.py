@@ -1,4 +1,4 @@
-"""Every argument check of the package: what was wanted, what came, what to do."""
+"""All argument checks of the package. Errors state the expected value, the given value and a remedy."""
 
 import difflib
 import math
@@ -11,7 +11,7 @@ from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# Beyond these, quotients and products with similarities are no numbers in float32.
+# Outside this range, quotients and products with similarities overflow in float32.
 TINY, HUGE = 1e-30, 1e30
 
 C = TypeVar("C")
@@ -43,10 +43,10 @@ def check_parameters(owner: str, given: Iterable[str], known: Sequence[str]) -> 
 
 
 def check_choice(argument: str, value: C, choices: Sequence[C]) -> C:
-    """Return the one of ``choices`` that ``value`` equals and has the type of; raise if there is none.
+    """Return the element of ``choices`` with the value and type of ``value``; raise if there is none.
 
     Raises:
-        ValueError: There is none.
+        ValueError: No element of ``choices`` matches.
     """
     for choice in choices:
         if type(value) is type(choice) and value == choice:
@@ -58,10 +58,10 @@ def check_choice(argument: str, value: C, choices: Sequence[C]) -> C:
 
 
 def as_scalar(argument: str, value: object) -> object:
-    """What a NumPy scalar or a tensor or array without dimensions holds; any other value as it is.
+    """The Python scalar in a NumPy scalar, 0-dim tensor or 0-dim array; any other value unchanged.
 
     Raises:
-        TypeError: It is a tensor that wants a gradient, which a constant would never get, or on the meta device.
+        TypeError: A tensor requires a gradient, which a constant would never get, or is on the meta device.
     """
     if type(value) in (int, float) or getattr(value, "ndim", None) != 0:
         return value
@@ -81,14 +81,14 @@ def check_number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> float:
-    """Return ``value``, any real scalar, as a float; raise unless it is a finite number in the interval.
+    """Return ``value``, any real scalar, as a float; raise unless ``value`` is a finite number in the interval.
 
     Raises:
         TypeError: ``value`` is not a number.
-        ValueError: it is not finite, or outside the interval.
+        ValueError: ``value`` is not finite, or outside the interval.
     """
     if torch.compiler.is_compiling() and isinstance(value, float):
-        return value  # checked where it came from; the compiler may not know its value
+        return value  # checked by the caller; the compiler may not know the value
     given = as_scalar(argument, value)
     if isinstance(given, bool) or not isinstance(given, numbers.Real):
         raise TypeError(f"{argument} must be a number, got {value!r} of type {type(value).__name__}.")
@@ -107,11 +107,11 @@ def check_number(
 
 
 def check_count(argument: str, value: object, low: int = 1, high: int = 2**63 - 1) -> int:
-    """Return ``value``, any whole scalar, as an int; raise unless it is from ``low`` to ``high``.
+    """Return ``value``, any whole scalar, as an int; raise unless ``value`` is between ``low`` and ``high``, inclusive.
 
     Raises:
         TypeError: ``value`` is not a whole number.
-        ValueError: it is out of range.
+        ValueError: ``value`` is out of range.
     """
     given = as_scalar(argument, value)
     if isinstance(given, bool) or not isinstance(given, numbers.Integral):
@@ -125,13 +125,13 @@ def check_count(argument: str, value: object, low: int = 1, high: int = 2**63 - 
 
 
 def check_at_most(argument: str, value: float, limit: str, high: float, advice: str = "") -> None:
-    """Raise unless ``value`` is at most ``high``, which the message calls ``limit``."""
+    """Raise unless ``value`` is at most ``high``, named ``limit`` in the message."""
     if value > high:
         raise ValueError(f"{argument} must be at most {limit} = {high!r}, got {value!r}.{' ' if advice else ''}{advice}")
 
 
 def check_magnitude(argument: str, value: float, *, divisor: bool) -> None:
-    """Raise if float32 cannot compute with ``value``: beyond 1e30, and for a divisor below 1e-30."""
+    """Raise if ``value`` overflows in float32 arithmetic: beyond 1e30, or, for a divisor, below 1e-30."""
     low = TINY if divisor else -HUGE
     if not low <= value <= HUGE:
         raise ValueError(f"{argument} must be between {low:g} and {HUGE:g}, got {value!r}.")
@@ -143,10 +143,10 @@ def as_tensor(value: float | Tensor) -> Tensor:
 
 
 def check_bool(argument: str, value: object) -> bool:
-    """Return ``value``, True or False of any kind, as a bool.
+    """Return ``value``, True or False in any scalar type, as a bool.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: ``value`` is not True or False.
     """
     given = as_scalar(argument, value)
     if not isinstance(given, bool):
@@ -155,7 +155,7 @@ def check_bool(argument: str, value: object) -> bool:
 
 
 def comparable(value: object) -> object:
-    """What a setting is known by to another process: a value, or the name of a function or a class with what it was given."""
+    """A form of a setting that processes can compare: a value, or the name of a function, or a class with its attributes."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
@@ -191,7 +191,7 @@ def _wanted_shape(dims: tuple[int, ...]) -> str:
 
 
 def check_finite(argument: str, rows: Tensor, one: str = "row") -> None:
-    """Raise if a row (N, D) holds NaN or infinity; the message calls a row ``one``."""
+    """Raise if a row (N, D) holds NaN or infinity; ``one`` is the word for a row in the message."""
     bad = (~rows.isfinite().all(1)).nonzero()
     if len(bad):
         raise ValueError(
@@ -207,7 +207,7 @@ def check_rows(argument: str, tensor: Tensor, low: int) -> None:
 
 
 def check_classes(argument: str, number: int) -> None:
-    """Raise unless labels are of at least two classes."""
+    """Raise unless labels contain at least two classes."""
     if number < 2:
         raise ValueError(f"{argument} must hold at least two classes, got one class only. Pass samples of other classes.")
 
@@ -232,7 +232,7 @@ def check_width(first: str, a: Tensor, second: str, b: Tensor) -> None:
 
 
 def check_shape(argument: str, tensor: Tensor, wanted: tuple[int, ...], reason: str = "") -> None:
-    """Raise unless a tensor has the shape wanted, for a reason that the message gives."""
+    """Raise unless a tensor has the wanted shape; the message includes ``reason``."""
     if tensor.shape != wanted:
         because = f", {reason}" if reason else ""
         raise ValueError(f"{argument} must have shape {wanted}{because}, got {shape(tensor)}.")
@@ -264,15 +264,15 @@ def check_integers(argument: str, tensor: object, size: int) -> None:
 
 
 def check_index_range(low: int, high: int, num_samples: int) -> None:
-    """Raise unless the positions from ``low`` to ``high`` are in ``[0, num_samples)``; a negative size is no limit.
+    """Raise unless the positions from ``low`` to ``high`` are in ``[0, num_samples)``; negative ``num_samples``: no limit.
 
     Raises:
-        IndexError: a position is outside the data set.
+        IndexError: A position is outside the dataset.
     """
     if low < 0 or (num_samples >= 0 and high >= num_samples):
         bad = low if low < 0 else high
         limit = f"[0, {num_samples})" if num_samples >= 0 else "the non-negative integers"
         raise IndexError(
             f"index holds {bad}, wanted positions in {limit}. "
-            "index is the position of a sample in the data set and num_samples the size of the data set."
+            "index is the position of a sample in the dataset and num_samples the size of the dataset."
         )

@@ -1,10 +1,10 @@
-"""Data sets that say which sample they return."""
+"""Datasets that return the index of each sample."""
 
 from typing import Any
 
 
 class IndexedDataset:
-    """Adds the position of a sample to what a map-style data set returns.
+    """Adds the position of a sample to what a map-style dataset returns.
 
     A tuple or list becomes a tuple with the index last, a dictionary gets the key "index", anything else becomes a pair.
 
@@ -38,7 +38,7 @@ class IndexedDataset:
         item = self.dataset[position]
         if isinstance(item, dict):
             if "index" in item:
-                raise ValueError('the data set already returns a key "index": use that, or rename it.')
+                raise ValueError('the dataset already returns a key "index": use that, or rename it.')
             return {**item, "index": position}
         if isinstance(item, (tuple, list)):
             return (*item, position)

@@ -1,6 +1,6 @@
-"""The objectives without state and parameters to be learned as functions: one call, no module to keep.
+"""Functional forms of the objectives that have neither state nor learned parameters.
 
-Every function takes what `get_loss` takes for its name, besides the features:
+Every function takes the features and the parameters that `get_loss` takes for this name:
 
 >>> import torch
 >>> from contrastive_zoo import functional
@@ -56,7 +56,7 @@ class FunctionalLoss(Protocol):
         negatives_index: Tensor | None = None,
         **params: Any,
     ) -> Tensor:
-        """The loss of a batch; ``params`` are those of `get_loss` for this name."""
+        """The loss of a batch; ``params`` are the parameters of `get_loss` for this name."""
 
 
 def _functional(name: str) -> FunctionalLoss:
@@ -88,7 +88,7 @@ def _functional(name: str) -> FunctionalLoss:
 
 
 def _signature(parameters: dict[str, Any]) -> inspect.Signature:
-    """z1, z2, what a call takes, the objective's parameters, and those common to all losses."""
+    """Signature: z1, z2, the other arguments of a call, the objective's parameters, and the parameters of all losses."""
     keyword, positional = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     common = {field.name: field.default for field in fields(Options) if field.name not in ("embedding_dim", "seed")}
     defaults = dict.fromkeys(_CALL) | parameters | common

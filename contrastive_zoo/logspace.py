@@ -1,4 +1,4 @@
-"""Sums of exponentials in log space whose empty case is -inf with zero gradient, never NaN."""
+"""Sums of exponentials in log space. An empty sum is -inf with zero gradient, never NaN."""
 
 import torch
 from torch import Tensor
@@ -21,5 +21,5 @@ def logaddexp(first: Tensor, second: Tensor) -> Tensor:
 
 
 def log1p_exp(x: Tensor) -> Tensor:
-    """The softplus, log(1 + e^x), exact for large x too."""
-    return torch.nn.functional.softplus(x, threshold=80)  # e^80 is a float32, and adding 1 does not change it
+    """The softplus, log(1 + e^x), also exact for large x."""
+    return torch.nn.functional.softplus(x, threshold=80)  # exp(80) fits in float32 and 1 + exp(80) == exp(80)

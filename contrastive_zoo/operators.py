@@ -1,7 +1,7 @@
-"""Operators that `torch.compile` does not look into, called directly where nothing is compiled.
+"""Operators that are opaque to `torch.compile` and called directly in eager mode.
 
-Without compilation the dispatcher's way to a custom operator only costs time, more than a small batch takes. So an `Operator`
-is both: an opaque `torch.library.custom_op`, and the plain function with a `torch.autograd.Function` around it.
+In eager mode, going through the dispatcher costs more than a small batch itself, so an `Operator` skips it. An `Operator` is
+both an opaque `torch.library.custom_op` and the plain function, wrapped in a `torch.autograd.Function`.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 SECOND_DERIVATIVE = (
-    "the gradient of this operator was written by hand and has no derivative of its own (create_graph=True, gradient "
+    "the gradient of this operator is written by hand and has no derivative (create_graph=True, gradient "
     "penalties, Hessians). Use backend='dense', which is plain autograd."
 )
 
@@ -23,26 +23,26 @@ _NOTHING = nullcontext()
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off for the device of a tensor; where it is off already, nothing, which takes less time than asking for it."""
+    """Turn autocast off for the device of a tensor, at no cost if autocast is off already."""
     device_type = x.device.type
     return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else _NOTHING
 
 
 def uncompiled(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function as it is, also in the middle of compiled code, whose graph breaks there."""
-    # The compiler is told here, not by a decorator, because naming it at import time would import it.
+    """Call a function without compiling it; in compiled code, the graph breaks here."""
+    # torch.compiler.disable is called here, not used as a decorator, because a decorator would import the compiler at import.
     if torch.compiler.is_compiling():
         function = torch.compiler.disable(function)
     return function(*arguments)
 
 
 class Operator:
-    """One function under a name and a schema.
+    """A function with a name and a schema.
 
     Args:
         name: Name of the operator, with its namespace.
-        schema: Its types, in the language of `torch.library`.
-        function: What it does.
+        schema: Types of arguments and results, as for `torch.library`.
+        function: Implementation of the operator.
     """
 
     def __init__(self, name: str, schema: str, function: Callable[..., Any]) -> None:
@@ -52,14 +52,14 @@ class Operator:
         self._eager = function
 
     def __call__(self, *inputs: Any) -> Any:
-        """Through the dispatcher while something is being compiled, else directly."""
+        """Call through the dispatcher while compiling, else directly."""
         return self.opaque(*inputs) if torch.compiler.is_compiling() else self._eager(*inputs)
 
     def differentiate(self, backward: "Operator", setup: Callable[..., None], gradient: Callable[..., Any]) -> None:
         """Give the operator a gradient.
 
         Args:
-            backward: The operator that computes it; it has no derivative.
+            backward: The operator that computes the gradient; `backward` itself has no derivative.
             setup: ``setup(ctx, inputs, output)`` saves what the gradient needs.
             gradient: ``gradient(ctx, compute, *grads)`` returns the gradients of all inputs; ``compute`` is ``backward``.
         """
@@ -69,7 +69,7 @@ class Operator:
 
 
 def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Operator]:
-    """Make an `Operator` of the function below."""
+    """Decorator that turns a function into an `Operator`."""
     return lambda function: Operator(name, schema, function)
 
 
@@ -95,7 +95,7 @@ def _eager_function(
     forward: Callable[..., Any], backward: Callable[..., Any], setup: Callable[..., None], gradient: Callable[..., Any]
 ) -> Any:
     class Eager(torch.autograd.Function):
-        # One forward for both: with a setup_context of its own, apply would inspect the signature at every call.
+        # No separate setup_context: with one, apply would inspect the signature at every call.
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             output = forward(*inputs)
@@ -104,7 +104,7 @@ def _eager_function(
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            # A backward pass that is started under autocast must not compute in another precision than the forward pass.
+            # Under autocast, the backward pass must compute in the same precision as the forward pass.
             given = [grad for grad in grads if grad is not None]
             plain = without_autocast(given[0]) if given else _NOTHING
             if not torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""What an optimiser needs to know about a loss that learns."""
+"""Optimiser parameter groups for losses with learned parameters."""
 
 from typing import Any
 
@@ -6,18 +6,19 @@ from contrastive_zoo.loss import Loss
 
 
 def parameter_groups(loss_fn: Loss) -> list[dict[str, Any]]:
-    """Optimiser parameter groups for what a loss itself learns: temperatures, logit scales and biases, without weight decay.
+    """Optimiser groups for the learned parameters of a loss (temperatures, logit scales, biases), without weight decay.
 
-    Weight decay pulls a parameter towards zero, which for a temperature is no simpler model but a different one: similarities
-    would count for more and more, or, as logarithms of a scale, for less and less.
+    Weight decay pulls a parameter towards zero. For a temperature this does not simplify the model but changes the objective:
+    logits grow as the temperature shrinks, and they shrink as the logarithm of a scale does.
 
-    Objectives that bound a parameter clamp it where they use it, so an optimiser needs no step of its own for that.
+    Objectives that bound a parameter clamp it where they use it, so no clamping after the optimiser step is needed.
 
     Args:
-        loss_fn: A loss of the zoo. One that is wrapped, in `DistributedDataParallel` for instance, is its ``.module``.
+        loss_fn: A loss of the zoo. Pass the ``.module`` of a wrapper such as `DistributedDataParallel`.
 
     Returns:
-        Groups to append to those of the encoder; empty if the loss learns nothing, so that the same line serves all names.
+        Groups to append to the groups of the encoder; empty for a loss without learned parameters, so the same line works for
+        every loss.
 
     Raises:
         TypeError: ``loss_fn`` is no loss of the zoo.

@@ -1,4 +1,4 @@
-"""Names for objectives and samplers, and a card for each."""
+"""Registries of objectives and samplers by name, with a summary (`Card`) of each."""
 
 import importlib.metadata
 import inspect
@@ -11,7 +11,7 @@ from torch import Tensor
 from contrastive_zoo.checks import as_scalar, check_bool, check_magnitude, check_name, check_number, check_parameters
 
 REQUIRED = inspect.Parameter.empty
-# What a class may take besides the parameters of its card.
+# Constructor parameters that are not parameters of the card.
 STATE_PARAMETERS = ("num_samples", "embedding_dim", "seed")
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -26,7 +26,7 @@ class Range:
         high: Upper end.
         open_low: Whether the lower end is excluded.
         open_high: Whether the upper end is excluded.
-        schedule: Whether a callable of the number of steps may stand for the number.
+        schedule: Whether a callable of the number of steps is accepted in place of the number.
     """
 
     low: float = float("-inf")
@@ -41,27 +41,27 @@ POSITIVE = Range(0, open_low=True)
 
 @dataclass(frozen=True)
 class Card:
-    r"""What there is to know about a name before using it.
+    r"""Summary of a registered method.
 
     Attributes:
-        name: The name to ask for.
-        build: The function of a batch, or the class, behind it.
+        name: Registered name.
+        build: The function of a batch, or the class, that implements the method.
         title: Full name of the method.
         summary: One line.
-        paper: Where it comes from.
+        paper: Reference.
         equation: The formula, in LaTeX.
-        aliases: Other names for the same.
-        needs: What a call must be given, of {"index", "labels"}.
-        uses: What a call takes into account when given, of {"index", "labels", "negatives", "views", "one_view"}; "views" means
-            more than two views, "one_view" a single one.
-        stateful: Whether it keeps state between steps.
-        draws: Whether it draws at random.
-        per_sample: Whether it has a value per sample, so that reductions other than "mean" mean something.
+        aliases: Alternative names.
+        needs: Required arguments of a call, a subset of {"index", "labels"}.
+        uses: Arguments that a call uses if given, a subset of {"index", "labels", "negatives", "views", "one_view"}; "views"
+            means more than two views, "one_view" a single view.
+        stateful: Whether the method keeps state between steps.
+        draws: Whether the method uses randomness.
+        per_sample: Whether the method has a value per sample, so reductions other than "mean" are meaningful.
         parameters: Names and defaults; a parameter without a default must be given.
         ranges: Intervals of numeric parameters.
-        check: Called with all parameters when something is made by this name; raises if they do not go together.
+        check: Called with all parameters before the method is built; raises if the parameters are inconsistent.
         scale: How value and gradient relate to the authors' code.
-        differences: What is done otherwise than in the authors' code, and why.
+        differences: Differences from the authors' code, with reasons.
     """
 
     name: str
@@ -98,11 +98,11 @@ class Card:
         return "\n".join(rows)
 
     def complete(self, given: dict[str, Any]) -> dict[str, Any]:
-        """All parameters, defaults filled in.
+        """All parameters, with defaults filled in.
 
         Raises:
-            TypeError: One without a default is missing, or has the wrong type.
-            ValueError: One lies outside its interval, or they do not go together.
+            TypeError: A parameter without a default is missing, or a parameter has the wrong type.
+            ValueError: A parameter lies outside its interval, or the parameters are inconsistent.
         """
         parameters = {**self.parameters, **{name: value for name, value in given.items() if name in self.parameters}}
         missing = [name for name, value in parameters.items() if value is REQUIRED]
@@ -116,7 +116,7 @@ class Card:
         return parameters
 
     def _checked(self, name: str, value: object) -> object:
-        """A value as Python's own number or bool where it stands for one; raises if it is out of range."""
+        """A numeric or boolean value as a Python number or bool, other values unchanged; raises if out of range."""
         limits, default = self.ranges.get(name), self.parameters[name]
         if isinstance(default, bool):
             return check_bool(f"{name} of {self.name!r}", value)
@@ -126,14 +126,14 @@ class Card:
         number = check_number(
             name, value, low=limits.low, high=limits.high, open_low=limits.open_low, open_high=limits.open_high
         )
-        # What must not be 0 divides something.
+        # A parameter that must not be 0 is a divisor.
         check_magnitude(name, number, divisor=limits.open_low and limits.low == 0)
         scalar = as_scalar(name, value)
         return scalar if isinstance(scalar, int) else number
 
 
 class Registry:
-    """Cards by name; plugins found through an entry-point group are loaded when first asked for."""
+    """Cards by name; plugins from an entry-point group are loaded on first use."""
 
     def __init__(self, kind: str, group: str) -> None:
         self.kind = kind
@@ -164,8 +164,8 @@ class Registry:
         """The card behind a name or an alias.
 
         Raises:
-            ValueError: Nothing has that name; the message lists the names, closest first.
-            ImportError: A plugin by that name does not load, or does not register the name.
+            ValueError: The name is unknown; the message lists all names, closest match first.
+            ImportError: The plugin of this name fails to load, or does not register the name.
         """
         name = self._aliases.get(name, name) if isinstance(name, str) else name
         if name not in self._cards:
@@ -212,7 +212,7 @@ class Registry:
     ) -> Callable[[T], T]:
         """Make a decorator that registers a function or class under a name; see `Card` for the arguments.
 
-        Keyword-only parameters of what is decorated become the parameters of the name.
+        Keyword-only parameters of the decorated function or class become the parameters of the card.
         """
 
         def decorate(build: T) -> T:
@@ -244,11 +244,11 @@ class Registry:
         return decorate
 
     def parameters(self, card: Card, given: dict[str, Any], common: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The parameters of a name out of what was given, defaults filled in.
+        """The parameters of a card from the given arguments, with defaults filled in.
 
         Raises:
-            TypeError: One is unknown, missing, or of the wrong type.
-            ValueError: One is out of its range.
+            TypeError: A parameter is unknown, missing, or of the wrong type.
+            ValueError: A parameter is out of its range.
         """
         check_parameters(f"{self.kind} {card.name!r}", given, [*card.parameters, *common])
         return card.complete(given)
@@ -263,7 +263,7 @@ def keyword_parameters(build: Callable[..., Any]) -> dict[str, Any]:
     """Keyword-only parameters of a function or class with their defaults; `inspect.Parameter.empty` without."""
     try:
         signature = inspect.signature(build)
-    except ValueError:  # classes written in C have none
+    except ValueError:  # classes written in C have no signature
         return {}
     return {
         name: parameter.default

@@ -18,8 +18,8 @@ class CosineSchedule:
 
     Args:
         start: Value s at step 0.
-        end: Value e from step K on.
-        steps: K.
+        end: Value e at step K and later.
+        steps: Number of steps, K.
 
     Raises:
         TypeError: A value is no number.
@@ -38,7 +38,7 @@ class CosineSchedule:
     steps: int
 
     def __post_init__(self) -> None:
-        # Plain numbers, whatever scalars were given.
+        # Convert scalars of any kind to Python numbers.
         object.__setattr__(self, "start", check_number("start", self.start))
         object.__setattr__(self, "end", check_number("end", self.end))
         object.__setattr__(self, "steps", check_count("steps", self.steps))

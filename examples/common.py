@@ -104,7 +104,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 @torch.no_grad()
 def embed(encoder: nn.Module, dataset: Any, device: torch.device, workers: int) -> tuple[Tensor, Tensor]:
-    """Features (N, D) of all images of a data set, and labels (N,)."""
+    """Features (N, D) of all images of a dataset, and labels (N,)."""
     encoder.eval()
     features, labels = [], []
     for images, batch_labels in DataLoader(dataset, batch_size=256, num_workers=workers):

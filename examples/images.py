@@ -1,4 +1,4 @@
-"""Images in two views: scikit-learn's digits, torchvision's data sets, or a folder of yours."""
+"""Images in two views: scikit-learn's digits, torchvision's datasets, or a folder of yours."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ class Images:
         classes: Name of each label.
         channels: Channels of an image.
         size: Height and width of an image.
-        augment: Makes a view of a batch of images at once; None if the data set does it, image by image.
+        augment: Makes a view of a batch of images at once; None if the dataset does it, image by image.
     """
 
     pairs: Dataset[Any]
@@ -80,8 +80,8 @@ def load_images(name: str, root: str = "data", size: int | None = None, download
     Args:
         name: "digits", "cifar10", "cifar100", "stl10", or a folder with a folder of images for each class; it may hold
             train/ and val/ with such folders, otherwise a stratified fifth is held out.
-        root: Where torchvision keeps its data sets.
-        size: Height and width to scale images to; by default the data set's own, 224 for folders.
+        root: Where torchvision keeps its datasets.
+        size: Height and width to scale images to; by default the dataset's own, 224 for folders.
         download: Whether torchvision may download what is absent.
 
     Raises:

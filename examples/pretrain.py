@@ -41,9 +41,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of one training run, whatever the objective."""
     data = parser.add_argument_group("data")
     data.add_argument("--data", default="digits", help="digits, cifar10, cifar100, stl10, or a folder (default: digits)")
-    data.add_argument("--root", default="data", help="where torchvision keeps its data sets (default: data)")
+    data.add_argument("--root", default="data", help="where torchvision keeps its datasets (default: data)")
     data.add_argument("--download", action="store_true", help="let torchvision download what is not there")
-    data.add_argument("--image-size", type=int, help="scale images to this size (default: the data set's; 224 for a folder)")
+    data.add_argument("--image-size", type=int, help="scale images to this size (default: the dataset's; 224 for a folder)")
     data.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
     model = parser.add_argument_group("model")
     model.add_argument("--backbone", default="resnet10t", help="any of timm.list_models() (default: resnet10t)")

@@ -122,7 +122,7 @@ class Views(NamedTuple):
 def views(
     size: int = 12, width: int = 6, *, seed: int = 0, dtype: torch.dtype = torch.float64, num_samples: int = NUM_SAMPLES
 ) -> Views:
-    """Two noisy views, leaves that want a gradient, of different samples of a data set in random order."""
+    """Two noisy views, leaves that want a gradient, of different samples of a dataset in random order."""
     draws = torch.Generator().manual_seed(seed)
     z1 = torch.randn(size, width, generator=draws, dtype=torch.float64)
     z2 = z1 + 0.5 * torch.randn(size, width, generator=draws, dtype=torch.float64)

@@ -46,7 +46,7 @@ FOUND = dict[str, Any]
 
 
 class Negatives(NamedTuple):
-    """Extra keys with their positions in the data set."""
+    """Extra keys with their positions in the dataset."""
 
     rows: Tensor
     index: Tensor

@@ -52,7 +52,7 @@ def stateful(card: Card, params: dict[str, Any] | None = None) -> bool:
 
 
 def estimated(card: Card, params: dict[str, Any]) -> bool:
-    """Whether value and gradient are different estimates; of samplers, those of a softmax over the data set make them so."""
+    """Whether value and gradient are different estimates; of samplers, those of a softmax over the dataset make them so."""
     return card.stateful and {"sampler": "mcmc", **card.parameters, **params}["sampler"] in ("mcmc", "gumbel")
 
 
@@ -95,7 +95,7 @@ GUARANTEES: dict[str, Guarantee] = {
         exceptions=(
             Except(
                 estimated,
-                "The value estimates the objective over the whole data set, and the gradient is the method's own estimator of "
+                "The value estimates the objective over the whole dataset, and the gradient is the method's own estimator of "
                 "that objective's gradient; the tests hold it against the formula on the objective's page.",
             ),
             Except(

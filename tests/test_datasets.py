@@ -1,4 +1,4 @@
-"""The data set that says which sample it returns."""
+"""The dataset that says which sample it returns."""
 
 import pytest
 import torch

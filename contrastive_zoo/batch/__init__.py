@@ -1,4 +1,4 @@
-"""From the arguments of a call to what an objective sees: checks, normalised rows, ids, and sums over pairs."""
+"""Turns the arguments of a call into the `Batch` of an objective: checks, normalised rows, ids, and sums over pairs."""
 
 from contrastive_zoo.batch.batch import Batch
 

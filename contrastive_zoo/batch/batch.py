@@ -1,4 +1,4 @@
-"""What an objective gets to see: rows, who is who, and a way to sum over pairs."""
+"""The input of an objective: rows, the sample of each row, and sums over pairs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from contrastive_zoo.pairwise.terms import Scales
 
 
 class Encoding(Protocol):
-    """Calls an encoder of the user's as if outside of the loss, and makes rows like those of the batch from its features."""
+    """Calls a user's encoder as if outside the loss, and processes its features in the same way as the rows of the batch."""
 
     def __call__(self, encode: Callable[[Tensor, Tensor], Tensor], index: Tensor, view: Tensor, like: Tensor) -> Tensor:
-        """Rows (n, D), like those of a batch (N, D), from ``encode(index, view)`` for n samples and n views."""
+        """Rows (n, D) from ``encode(index, view)`` for n samples and n views, processed like the rows (N, D) of a batch."""
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,23 @@ class Batch:
     """Features of B samples in V views, ready to be contrasted.
 
     Attributes:
-        x: (B * V, D) rows, normalised as asked for, the views of a sample next to each other.
-        ids: (B * V,) sample of each row. Rows with equal ids are never negatives of each other.
-        sample_ids: (B,) the same per sample: the position in the batch at which it comes first. Both kinds of ids are shared
-            between batches and not to be written to.
+        x: (B * V, D) rows, normalised according to ``normalize``, the views of a sample next to each other.
+        ids: (B * V,) id of the sample of each row. Rows with equal ids are never negatives of each other.
+        sample_ids: (B,) id of each sample: the batch position of its first occurrence. ``ids`` and ``sample_ids`` are cached
+            between batches; do not write to them.
         views: V.
         pair_similarity: (B, 1) inner product of the two views of each sample, (B, 0) if there are not two.
         pairs: Sums over pairs of rows.
-        index: (B,) positions in the data set, if given.
+        index: (B,) positions in the dataset, if given.
         labels: (B,) labels, if given.
-        negatives: (M, D) or (B, M, D) extra keys, normalised like x, if given; with several processes, for the samples of this
-            one. `extra_logsumexp` minds that.
-        negatives_ids: (M,) or (B, M) ids of the extra keys; -1 is nobody's.
+        negatives: (M, D) or (B, M, D) extra negatives, normalised like x, if given. With several processes, the extra negatives
+            of this process, which belong to this process's samples only; `extra_logsumexp` takes that into account.
+        negatives_ids: (M,) or (B, M) ids of the extra negatives; -1 for samples outside the batch.
         training: Whether the loss is in training mode.
-        encode: Rows of samples that are not in the batch, by an encoder that the objective was given.
+        encode: Computes rows of samples outside the batch with a user's encoder.
         uniform: Whether all anchors will get the same weight (they do, unless the reduction is "none").
         complete: Whether every row is known to have negatives in the batch.
-        diagnostics: Figures that the objective leaves for `loss_fn.diagnostics`; detached.
+        diagnostics: Statistics that the objective adds to `loss_fn.diagnostics`; detached.
     """
 
     x: Tensor
@@ -66,7 +66,7 @@ class Batch:
         return self.x.shape[0] // self.views
 
     def class_ids(self) -> Tensor:
-        """(B,) class of each sample, below B: equal where labels are. The rows of one sample take the label of its first."""
+        """(B,) class of each sample, below B: equal for equal labels. Rows of one sample take the label of its first row."""
         assert self.labels is not None
         labels = self.labels.long()[self.sample_ids.to(self.labels.device)]
         return torch.searchsorted(labels.sort().values, labels)
@@ -80,7 +80,7 @@ class Batch:
         return self.by_view().unbind()
 
     def by_view(self) -> Tensor:
-        """(V, B, D) the rows of each view as a set of their own."""
+        """(V, B, D) rows, grouped by view."""
         return rearrange(self.x, "(b v) d -> v b d", v=self.views)
 
     def per_view(self, values: Tensor) -> Tensor:
@@ -100,11 +100,11 @@ class Batch:
         return positives[0] if len(positives) == 1 else torch.stack(positives).mean(0)
 
     def dropped(self, losses: Tensor, negatives: Tensor) -> Tensor:
-        """Losses of anchors with those marked, by -inf, whose log-sum-exp over the negatives is one over none."""
+        """Losses of anchors, with -inf for each anchor that has no negatives (its log-sum-exp over them is -inf)."""
         return losses if self.complete else losses.masked_fill(negatives == -torch.inf, -torch.inf)
 
     def logsumexp(self, scale: Scales) -> Tensor:
-        r"""$\log \sum \exp(\text{scale} \cdot s)$ over all negatives of each row, all views and extra keys.
+        r"""$\log \sum \exp(\text{scale} \cdot s)$ over all negatives of each row: rows of all views, and extra negatives.
 
         (B, V), or (K, B, V) for a tuple of K scales.
         """
@@ -113,7 +113,7 @@ class Batch:
         return from_batch if self.negatives is None else logaddexp(from_batch, self.extra_logsumexp(scale))
 
     def extra_logsumexp(self, scale: Scales, views: int | None = None) -> Tensor:
-        """The same over the extra keys only, for the first ``views`` views, (B, views) or (K, B, views)."""
+        """Log-sum-exp over the extra negatives only, for the first ``views`` views, (B, views) or (K, B, views)."""
 
         def of_samples(pairs: Pairs, x: Tensor, ids: Tensor, scale: Scales) -> Tensor:
             anchors = rearrange(x, "(b v) d -> b v d", v=self.views)[:, :views]
@@ -136,7 +136,7 @@ class Batch:
         return masked_logsumexp(similarity * scale, own)
 
     def negatives_count(self, views: int | None = None) -> Tensor:
-        """(B, 1) number of rows, of ``views`` views, that are negatives of each sample, and of extra keys that are."""
+        """(B, 1) number of negatives of each sample: rows of ``views`` views, plus extra negatives."""
         ids = self.sample_ids
         same = torch.zeros_like(ids).index_add_(0, ids, torch.ones_like(ids))[ids]
         count = (self.size - same) * (views or self.views)
@@ -146,12 +146,12 @@ class Batch:
         return count[:, None]
 
     def _extra_count(self, pairs: Pairs, x: Tensor, ids: Tensor, scale: Scales) -> Tensor:
-        """(B,) number of extra keys that are not of the anchor's own sample, in the dtype of the rows."""
+        """(B,) number of extra negatives that do not belong to the anchor's own sample, in the dtype of the rows."""
         assert self.negatives_ids is not None
         key_ids, samples = self.negatives_ids.to(ids.device), ids.view(-1, self.views)[:, 0]
         if key_ids.dim() == 2:
             return (key_ids != samples[:, None]).sum(1).to(x)
-        # Keys that are nobody's, -1, count in a place of their own behind all samples.
+        # Keys of samples outside the batch, -1, are counted in an extra entry after all samples.
         place = torch.where(key_ids < 0, self.size, key_ids)
         own = key_ids.new_zeros(self.size + 1).index_add_(0, place, torch.ones_like(place))
         return (key_ids.shape[0] - own[samples]).to(x)

@@ -1,4 +1,4 @@
-"""What a loss is called with, and whether that fits its objective."""
+"""The arguments of a call of a loss, and whether they fit its objective."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,15 @@ from contrastive_zoo.registry import Card
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """Features of a batch and what comes with them; the arguments of `Loss.forward`.
+    """The arguments of `Loss.forward`: features of a batch, positions, labels and extra negatives.
 
     Attributes:
         z1: (B, D) features of the first view, or (V, B, D) features of all views.
         z2: (B, D) features of the second view, if there is one.
         index: (B,) positions in the dataset.
         labels: (B,) labels.
-        negatives: (M, D) extra keys for all anchors, or (B, M, D) extra keys for each.
-        negatives_index: (M,) or (B, M) positions of the extra keys in the dataset.
+        negatives: (M, D) extra negatives for all anchors, or (B, M, D) separate extra negatives for each sample.
+        negatives_index: (M,) or (B, M) positions of the extra negatives in the dataset.
     """
 
     z1: Tensor
@@ -39,11 +39,11 @@ class Call:
 
     @property
     def names(self) -> str:
-        """The arguments that hold the features, for errors."""
+        """Names of the arguments that hold the features, for error messages."""
         return "z1" if self.z2 is None else "z1 or z2"
 
     def operand(self) -> torch.dtype:
-        """Precision that rows are rounded to: half where the features or autocast say so, else that of the features."""
+        """Precision that rows are rounded to: half precision under half-precision autocast, else the features' own dtype."""
         dtype = self.z1.dtype if self.z2 is None else torch.promote_types(self.z1.dtype, self.z2.dtype)
         device_type = self.z1.device.type
         if dtype == torch.float32 and torch.is_autocast_enabled(device_type):
@@ -52,15 +52,15 @@ class Call:
         return dtype
 
     def check(self, card: Card, training: bool) -> None:
-        """Raise unless an objective can make something of this call.
+        """Raise unless the arguments fit an objective.
 
         Args:
-            card: What is known about the objective.
+            card: Summary of the objective.
             training: Whether the loss is in training mode.
 
         Raises:
-            TypeError: An argument is no tensor or has the wrong dtype, or the objective has no use for it.
-            ValueError: Shapes or devices do not fit, or something needed is missing.
+            TypeError: An argument is no tensor or has the wrong dtype, or the objective takes no ``negatives``.
+            ValueError: Shapes or devices do not fit, or a required argument is missing.
         """
         check_features("z1", self.z1, (2, 3) if self.z2 is None else (2,))
         if self.z2 is None:

@@ -1,4 +1,4 @@
-"""Features that an objective asks a user's encoder for, while the loss is being computed."""
+"""Calls of a user's encoder by an objective while the loss is computed."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,14 +17,14 @@ Encode = Callable[[Tensor, Tensor], Tensor]
 
 
 class UserEncoder(NamedTuple):
-    """Calls a user's encoder under the caller's autocast, and makes rows of its features: see `Encoding`.
+    """Calls a user's encoder under the caller's autocast, and makes rows from its features: see `Encoding`.
 
     Attributes:
-        device_type: Of the features.
-        autocast: Precision of the caller's autocast; None if it is off.
+        device_type: Device type of the features.
+        autocast: Precision of the caller's autocast; None if autocast is off.
         operand: Precision that rows are rounded to.
-        options: Those of the loss.
-        group: Processes that encode a part of the samples each; None for this one alone.
+        options: Options of the loss.
+        group: Processes that each encode a part of the samples; None if this process encodes all samples.
     """
 
     device_type: str
@@ -36,18 +36,18 @@ class UserEncoder(NamedTuple):
     def __call__(self, encode: Encode, index: Tensor, view: Tensor, like: Tensor) -> Tensor:
         """Rows (n, D) of what ``encode(index, view)`` returns, in the precision of the batch.
 
-        With several processes each encodes a part, and gets the rows of all. So a random encoder makes the same rows for all,
-        and an error of one of them is raised on all.
+        With several processes, each process encodes a part of the samples and receives the rows of all samples. All processes
+        therefore see the same rows, even from a random encoder, and an error on one process is raised on all.
 
         Args:
             encode: The encoder.
-            index: (n,) positions in the data set.
+            index: (n,) positions in the dataset.
             view: (n,) views.
             like: (N, D) rows of the batch.
 
         Raises:
             ValueError: The encoder returned another shape.
-            TypeError: It returned no floating-point tensor.
+            TypeError: The encoder returned no floating-point tensor.
         """
         if self.group is None:
             return self._rows(encode, index, view, like)

@@ -1,4 +1,4 @@
-"""From the features of an encoder to the rows that objectives compare: normalised, stacked, finite."""
+"""Turns encoder features into the rows that objectives compare: checks, normalisation, stacking."""
 
 from typing import Any
 
@@ -9,28 +9,28 @@ from contrastive_zoo.operators import operator
 
 NORMALIZE = ("sphere", "ball", "none")
 HALF = (torch.float16, torch.bfloat16)
-# Up to so many entries, the calls of a gradient take more time than its arithmetic.
+# Up to this many entries, launching the operations of a gradient takes longer than its arithmetic.
 SMALL_NUMEL = 2**16
 
 
 def stack_views(
     z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, *, name: str, validate: bool, second_order: bool
 ) -> tuple[Tensor, Tensor]:
-    """Features of V views to (B * V, D) rows, the views of a sample next to each other.
+    """Stack features of V views into (B * V, D) rows, the views of a sample next to each other.
 
-    Two views come with the inner product of each pair, (B, 1), which costs least here; other numbers with (B, 0).
+    Also returns the inner product of each pair of views, (B, 1), which is cheapest to compute here; (B, 0) unless V = 2.
 
     Args:
-        z1: (B, D) features of view 1, or (V, B, D) features of all.
-        z2: (B, D) features of view 2 if z1 has those of view 1.
-        normalize: "sphere" scales every row to length 1, "ball" only rows longer than 1, "none" none.
-        operand: Precision that the rows are rounded to; they are handed on in float32 at least.
-        name: Argument to blame in errors.
-        validate: Whether to look at values on accelerators too.
+        z1: (B, D) features of view 1, or (V, B, D) features of all views.
+        z2: (B, D) features of view 2, if z1 holds view 1 only.
+        normalize: "sphere" scales every row to length 1, "ball" only rows longer than 1, "none" scales no row.
+        operand: Precision that the rows are rounded to; the rows are returned in float32 at least.
+        name: Argument to name in errors.
+        validate: Whether to check values on accelerators too.
         second_order: Whether a second derivative must be possible.
 
     Raises:
-        ValueError: A value is NaN or infinite (seen on CPUs, elsewhere if ``validate``).
+        ValueError: A value is NaN or infinite (checked on CPUs; elsewhere only with ``validate``).
     """
     check = validate or z1.device.type == "cpu"
     if second_order:
@@ -75,7 +75,7 @@ def _lengths(z: Tensor, name: str, check: bool) -> Tensor:
 
 
 def _divisor(lengths: Tensor, normalize: str) -> Tensor:
-    """What rows are divided by: their length, 1 where they stay as they are, infinity for a zero row on the sphere."""
+    """The divisor of each row: its length, 1 for a row that is kept unchanged, infinity for a zero row on the sphere."""
     if normalize == "ball":
         return lengths.clamp_min(1)
     return torch.where(lengths > 0, lengths.clamp_min(torch.finfo(lengths.dtype).tiny), torch.inf)
@@ -84,7 +84,7 @@ def _divisor(lengths: Tensor, normalize: str) -> Tensor:
 def _composite(
     z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, name: str, check: bool
 ) -> tuple[Tensor, Tensor]:
-    """The same in plain autograd."""
+    """`normalized_rows` in plain autograd, for second derivatives."""
     z = _stacked(z1, z2)
     if normalize == "none":
         _lengths(z, name, check)
@@ -94,7 +94,7 @@ def _composite(
             _check_finite(largest[..., 0], name)
         safe = torch.where(largest > 0, largest, 1)
         scaled = z / safe
-        # A zero row has no direction: the norm of a constant vector stands in, whose gradient is nobody's.
+        # A zero row has no direction: use the norm of a constant vector instead, which has no gradient.
         norm = torch.linalg.vector_norm(torch.where(largest > 0, scaled, 1), dim=-1, keepdim=True)
         longer = (norm * safe > 1) & (largest > 0)
         z = torch.where(longer, scaled / norm, z) if normalize == "ball" else scaled / norm
@@ -105,7 +105,7 @@ def _composite(
 
 
 def _pair_similarity(rows: Tensor) -> Tensor:
-    """(B, 1) inner products of (B, 2, D) pairs of rows; (B, 0) of any other number."""
+    """(B, 1) inner products of (B, 2, D) pairs of rows; (B, 0) for any other number of views."""
     return torch.linalg.vecdot(rows[:, 0], rows[:, 1])[:, None] if rows.shape[1] == 2 else rows[:, 0, :0]
 
 
@@ -116,10 +116,10 @@ def _pair_similarity(rows: Tensor) -> Tensor:
 def normalized_rows(
     z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, name: str, check: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (B * V, D), inner products of pairs (B, 1) or (B, 0), and what each row was divided by, (B, V, 1)."""
+    """Rows (B * V, D), inner products of pairs (B, 1) or (B, 0), and the divisor of each row, (B, V, 1)."""
     rows = _stacked(z1, z2)
     lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    # Squares of entries near the ends of the range overflow or vanish; seen on CPUs at little cost, assumed on accelerators.
+    # Squaring very large or small entries over- or underflows. On CPUs we check; on accelerators we always take the safe path.
     ordinary = _all_ordinary(lengths)
     if not ordinary:
         lengths = _lengths(rows, name, check)
@@ -130,12 +130,12 @@ def normalized_rows(
         rows.div_(divisor)
     rows = _rounded(rows, operand)
     similarity = _pair_similarity(rows)
-    # An operator must not return a part of something else that it returns.
+    # An operator must not return a view of another output.
     return rows.flatten(0, 1), similarity if similarity.shape[1] else similarity.clone(), divisor
 
 
 def _all_ordinary(lengths: Tensor) -> bool:
-    """Whether all lengths are known to be far from the ends of the range."""
+    """Whether all lengths are known to be far from overflow and underflow."""
     if lengths.device.type != "cpu":
         return False
     low, high = lengths.aminmax()
@@ -161,7 +161,7 @@ def _(
 def normalized_rows_backward(
     grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str, views: list[int]
 ) -> Tensor:
-    """Gradients of the features of some views, (views, B, D): what is left of it across the row, over the row's length."""
+    """Gradients of the features of some views, (views, B, D): the component orthogonal to the row, divided by its length."""
     size, number, _ = divisor.shape
     out = grad.new_empty(len(views), size, grad.shape[-1])
     if len(views) == 2 == number and normalize == "sphere" and grad.numel() <= SMALL_NUMEL:
@@ -170,7 +170,7 @@ def normalized_rows_backward(
         along = torch.linalg.vecdot(out, both)[..., None]
         return out.addcmul_(both, along, value=-1).div_(divisor.transpose(0, 1))
     own, upstream = rows.view(size, number, -1).unbind(1), grad.view(size, number, -1).unbind(1)
-    # View by view, what the loop needs besides its result stays in the cache for longer.
+    # One view at a time, so temporaries stay in the CPU cache.
     for total, view in zip(out.unbind(), views, strict=True):
         length = divisor[:, view]
         if number == 2:
@@ -208,7 +208,7 @@ def _gradient(ctx: Any, compute: Any, grad: Tensor | None, grad_positive: Tensor
     if ctx.stacked:
         gradient = compute(grad, grad_positive, rows, divisor, ctx.normalize, list(range(divisor.shape[1])))
         return gradient.to(ctx.dtypes[0]), None, None, None, None, None
-    # A view that needs no gradient, such as that of a momentum encoder, costs nothing.
+    # A view that needs no gradient, such as the output of a momentum encoder, costs nothing.
     views = [view for view in range(divisor.shape[1]) if ctx.needs_input_grad[view]]
     found = compute(grad, grad_positive, rows, divisor, ctx.normalize, views).unbind()
     gradients: list[Tensor | None] = [None, None]

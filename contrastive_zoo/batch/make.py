@@ -1,4 +1,4 @@
-"""From what a loss is called with to the batch that its objective sees."""
+"""Makes the batch of an objective from the arguments of a call."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,14 +20,14 @@ from contrastive_zoo.processes.shares import ALONE, Share
 
 
 class _Rows(NamedTuple):
-    """Rows of samples, and what is known of the samples; of one process or of all.
+    """Rows of samples, with positions and labels of the samples; of one process or of all processes.
 
     Attributes:
         x: (B * V, D) normalised rows.
         similarity: (B, 1) inner products of two views, or (B, 0).
         positions: (B,) positions in the dataset.
         labels: (B,) labels.
-        share: What this process computes of the sums over all pairs.
+        share: The part of the sums over all pairs that this process computes.
     """
 
     x: Tensor
@@ -41,13 +41,13 @@ class BatchMaker:
     """Makes the batches of one loss.
 
     Args:
-        options: Those of the loss.
+        options: Options of the loss.
         needs_index: Whether the objective needs positions in the dataset.
     """
 
     def __init__(self, options: Options, needs_index: bool) -> None:
         self.options = options
-        # What positions in the dataset must be less than; -1 if nobody knows.
+        # Exclusive upper bound of positions in the dataset; -1 if unknown.
         self.positions = options.num_samples if needs_index and options.num_samples is not None else -1
         self.pairs = Pairs.unshared(options.backend, unit_rows=options.normalize == "sphere", norm_bound=options.norm_bound)
 
@@ -57,10 +57,10 @@ class BatchMaker:
         """The batch of a call, or of the calls of all processes.
 
         Args:
-            call: What the loss was called with.
+            call: Arguments of the call.
             training: Whether the loss is in training mode.
-            handshake: With the processes whose batches are put together, if there are several.
-            agreement: What all of them must have alike, asked for once they exchange it.
+            handshake: Handshake with the processes whose batches are joined, if there are several processes.
+            agreement: Returns the values that must be equal on all processes; called when they are exchanged.
 
         Raises:
             ValueError: A value is NaN or infinite, or the processes disagree.
@@ -78,7 +78,7 @@ class BatchMaker:
 
     @staticmethod
     def _own_rows(call: Call, encoder: UserEncoder) -> tuple[_Rows, Tensor | None]:
-        """The rows of this process, and its extra keys."""
+        """The rows and the extra negatives of this process."""
         x, similarity = encoder.normalized(call.z1, call.z2, call.names)
         rows = _Rows(x, similarity, call.index, call.labels, ALONE)
         if call.negatives is None:
@@ -111,12 +111,12 @@ class BatchMaker:
         )
 
     def _all_differ(self, index: Tensor | None) -> bool:
-        """Whether all samples of the batch are known to differ, without waiting for an accelerator."""
+        """Whether all samples of the batch are known to differ without a synchronisation."""
         readable = index is not None and index.is_cpu and not torch.compiler.is_compiling()
         return index is None or (readable and all_differ(index, self.positions))
 
     def _ids(self, index: Tensor | None, size: int, views: int, distinct: bool) -> tuple[Tensor, Tensor]:
-        """Batch position of the first row of the same sample: of samples (B,) and of rows (B * V,)."""
+        """Batch position of the first occurrence of the same sample: for samples (B,) and for rows (B * V,)."""
         if distinct and not torch.compiler.is_compiling():
             return regular_ids(size, 1), regular_ids(size * views, views)
         if index is None:
@@ -126,7 +126,7 @@ class BatchMaker:
         return ids, ids.repeat_interleave(views)
 
     def _gathered(self, rows: _Rows, call: Call, handshake: Handshake, agreement: dict[str, object]) -> _Rows:
-        """The rows of all processes; extra keys stay with the process that was given them."""
+        """The rows of all processes; extra negatives are not gathered."""
         group, x = handshake.group, rows.x
         alike = agreement | {
             "the number of views": call.views,
@@ -145,7 +145,7 @@ class BatchMaker:
 
 
 def _negatives_ids(negatives: Tensor, positions: Tensor | None, index: Tensor | None, ids: Tensor) -> Tensor:
-    """Ids of the extra keys in the numbering of the batch; -1 for samples that are not in it."""
+    """Ids of the extra negatives in the numbering of the batch; -1 for samples outside the batch."""
     if positions is None or index is None:
         return torch.full(negatives.shape[:-1], -1, dtype=torch.int64, device="cpu")
     wanted = positions.to(index)

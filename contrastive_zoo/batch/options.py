@@ -1,4 +1,4 @@
-"""What every loss can be told besides the parameters of its objective."""
+"""Options of every loss, in addition to the parameters of its objective."""
 
 from dataclasses import dataclass, fields
 
@@ -29,7 +29,7 @@ class Options:
     on_empty: str = "warn"
 
     def __post_init__(self) -> None:
-        """Check the values, and put each in one form."""
+        """Check the values and bring each into a canonical form."""
         normalize = check_choice("normalize", self.normalize, (True, False, "sphere", "ball", "none"))
         one_form: dict[str, object] = {
             "normalize": normalize if isinstance(normalize, str) else "sphere" if normalize else "none",

@@ -1,4 +1,4 @@
-"""The sums over pairs that an objective asks for: a backend, rows known to be bounded, and work shared among processes."""
+"""Sums over pairs for objectives: the backend, bounds on the rows, and the division of work among processes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from contrastive_zoo.processes.shares import ALONE, Share
 
 @dataclass(frozen=True)
 class Pairs:
-    """Sums over pairs of rows; the functions of `contrastive_zoo.pairwise` with all that is known about the rows of a batch.
+    """The functions of `contrastive_zoo.pairwise`, called with everything that is known about the rows of a batch.
 
     Attributes:
         backend: As for `contrastive_zoo.pairwise`.
-        unit_rows: Whether all rows have length 1, but for rounding.
-        norm_bound: A bound on the length of all rows.
-        share: What this process has to do with the work of all.
-        rounding: What entries of rows in half precision are rounded to, relative to them; 0 for others.
-        regular: Tensors of ids that are known to be 0, 0, ..., 1, 1, ..., and how often each id comes.
+        unit_rows: Whether all rows have length 1, up to rounding.
+        norm_bound: An upper bound on the length of all rows.
+        share: The part of the work that this process does.
+        rounding: Relative rounding error of rows in half precision; 0 for other rows.
+        regular: Tensors of ids that are known to be 0, 0, ..., 1, 1, ..., and the number of repetitions of each id.
     """
 
     backend: str
@@ -35,15 +35,15 @@ class Pairs:
 
     @staticmethod
     def unshared(backend: str, *, unit_rows: bool, norm_bound: float) -> "Pairs":
-        """For rows in full precision that one process has to itself."""
+        """For rows in full precision on a single process."""
         return Pairs(backend, unit_rows, norm_bound, ALONE, 0.0, ())
 
     def of_batch(self, share: Share, rounding: float, regular: tuple[tuple[Tensor, int], ...]) -> "Pairs":
-        """The same for the rows of one batch."""
+        """A copy of this object for the rows of one batch."""
         return Pairs(self.backend, self.unit_rows, self.norm_bound, share, rounding, regular)
 
     def _known(self, ids: Tensor | None, key_ids: Tensor | None = None) -> dict[str, Any]:
-        """What the functions of `contrastive_zoo.pairwise` are told besides the rows."""
+        """Arguments of the functions of `contrastive_zoo.pairwise` other than the rows."""
         known = {"ids": self._ids(ids), "norm_bound": self.norm_bound, "backend": self.backend, "part": self.share.part}
         return known if key_ids is None else {**known, "key_ids": self._ids(key_ids)}
 
@@ -135,22 +135,22 @@ class Pairs:
         return self.share.leave(sums, log=False)[0]
 
     def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
-        """See `contrastive_zoo.pairwise.square_sum`; each process computes it whole."""
+        """See `contrastive_zoo.pairwise.square_sum`; each process computes the entire sum."""
         return pairwise.square_sum(x, keys, ids=self._ids(ids), backend=self.backend)
 
     def on_rows(self, function: Callable[[Tensor, slice], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
-        """``function(x, rows)``, tensors with an entry for each of ``rows``, for all rows of x.
+        """``function(x, rows)``, which returns tensors with an entry for each of ``rows``, applied to all rows of x.
 
-        Each process is given a part of the rows, and gets the results of all.
+        Each process computes a part of the rows and receives the results for all rows.
         """
         return self.share.on_rows(function, x)
 
     def on_own_samples(
         self, function: "Callable[[Pairs, Tensor, Tensor, Scales], Tensor]", x: Tensor, ids: Tensor, scale: Scales
     ) -> Tensor:
-        """``function(pairs, x, ids, scale)``, one row per sample, where keys of some samples only are at hand.
+        """``function(pairs, x, ids, scale)``, one row per sample, for keys that are not gathered across processes.
 
-        Each process is given its own samples of the batch and a `Pairs` for itself, and gets the results of all.
+        Each process computes the results for its own samples of the batch, with an unshared `Pairs`, and receives all results.
         """
         alone = self.of_batch(ALONE, self.rounding, ())
         return self.share.on_own_samples(partial(function, alone), x, ids, scale)

@@ -1,4 +1,4 @@
-"""Which rows of a batch are of one sample."""
+"""Which rows of a batch belong to the same sample."""
 
 import zlib
 from functools import lru_cache
@@ -12,32 +12,32 @@ from contrastive_zoo.operators import operator
 
 
 def regular_ids(rows: int, group: int) -> Tensor:
-    """(rows,) ids 0, 0, ..., 1, 1, ..., each ``group`` times, on the host; not to be written to."""
+    """(rows,) ids 0, 0, ..., 1, 1, ..., each ``group`` times, on the host; cached, so do not write to them."""
     ids = _regular_ids(rows, group)
-    if type(ids) is not Tensor:  # a mode that is on, as that of fake tensors, must not outlive itself
+    if type(ids) is not Tensor:  # do not cache tensors created under a mode such as FakeTensorMode
         _regular_ids.cache_clear()
     return ids
 
 
 @lru_cache(maxsize=64)
 def _regular_ids(rows: int, group: int) -> Tensor:
-    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward pass later on
+    with torch.inference_mode(False):  # autograd cannot save inference tensors for backward
         return torch.arange(rows, device="cpu") // group
 
 
 def all_differ(index: Tensor, num_samples: int) -> bool:
-    """Whether no sample comes twice in an index on the host; raises if a position is outside the data set.
+    """Whether all positions in an index on the host differ.
 
     Raises:
-        IndexError: A position is outside the data set.
+        IndexError: A position is outside the dataset.
     """
-    ordered = np.sort(index.numpy())  # takes less time than PyTorch to begin with small arrays
+    ordered = np.sort(index.numpy())  # less overhead than PyTorch for small arrays
     check_index_range(int(ordered[0]), int(ordered[-1]), num_samples)
     return bool((ordered[1:] != ordered[:-1]).all())
 
 
 def checksum(index: Tensor | None) -> int:
-    """A number that batches of the same samples share, whatever their order; -1 for an index that is not on the host."""
+    """A checksum of the samples of a batch, independent of their order; -1 for an index that is not on the host."""
     return zlib.crc32(np.sort(index.numpy().astype(np.int64)).tobytes()) if index is not None and index.is_cpu else -1
 
 

@@ -1,4 +1,4 @@
-"""Which samples share a batch."""
+"""Batch samplers, which choose the samples that share a batch."""
 
 from typing import Any
 
@@ -44,12 +44,12 @@ __all__ = [
 
 
 def get_batch_sampler(name: str, **params: Any) -> BatchSampler:
-    """Make the batch sampler behind a name, for ``DataLoader(dataset, batch_sampler=...)``.
+    """Make a batch sampler by name, for ``DataLoader(dataset, batch_sampler=...)``.
 
     Args:
         name: One of `list_batch_samplers()`.
-        **params: Its parameters (see `describe_batch_sampler(name)`) and those common to all: num_samples (size of the data
-            set), batch_size (of all processes together), seed, num_replicas, rank.
+        **params: Parameters of the sampler (see `describe_batch_sampler(name)`) and parameters common to all samplers:
+            num_samples (size of the dataset), batch_size (of all processes together), seed, num_replicas, rank.
 
     Raises:
         ValueError: Unknown name, or a value out of range.
@@ -77,7 +77,7 @@ def list_batch_samplers() -> list[str]:
 
 
 def describe_batch_sampler(name: str) -> Card:
-    """What there is to know about a batch sampler.
+    """Summary of a batch sampler.
 
     Raises:
         ValueError: Unknown name.

@@ -1,4 +1,4 @@
-"""Samples to centres of equal capacity at the least total cost."""
+"""Assigns samples to centres of equal capacity at minimal total cost."""
 
 from itertools import pairwise
 from typing import Any
@@ -8,17 +8,17 @@ import numpy as np
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 
-# A round of prices takes as long as five shortest paths; after six, a twentieth of the samples that were too many still are.
+# A round of prices takes as long as five shortest paths; six rounds leave 5% of the excess.
 PRICE_ROUNDS, PRICE_STEP = 6, 0.9
 
 
 def balanced_assignment(cost: Matrix) -> Labels:
-    r"""The centre of each sample: every centre gets equally many, and $\sum_i \mathrm{cost}_{i, \mathrm{centre}(i)}$ is least.
+    r"""The centre of each sample, with equally many per centre and minimal $\sum_i \mathrm{cost}_{i, \mathrm{centre}(i)}$.
 
-    Prices of the centres come first, such that few samples are too many where every sample takes its cheapest centre. While one
-    centre holds too many, a sample leaves along the cheapest path of moves to a centre that has room: successive shortest paths
-    in a graph of centres only. This is the optimum of the linear assignment to copies of the centres, which is a much larger
-    problem when there are few centres.
+    First, prices of the centres are chosen such that few centres are over capacity when every sample takes its cheapest centre.
+    While a centre is over capacity, a sample is moved along the cheapest path of moves to a centre with room: successive
+    shortest paths in a graph of centres only. The result is the optimum of the linear assignment to copies of the centres,
+    which is a much larger problem if there are few centres.
 
     Args:
         cost: (n, K) with K dividing n, finite.
@@ -39,7 +39,7 @@ def balanced_assignment(cost: Matrix) -> Labels:
 
 
 def _prices(cost: Matrix, capacity: int) -> Matrix:
-    """Prices (K,) at which each centre would get its share if those of the others stayed, nearly, after a few rounds."""
+    """Prices (K,) at which each centre gets approximately its share, after a few rounds of updates."""
     n, centres = cost.shape
     price, rows = np.zeros(centres), np.arange(n)
     for _ in range(PRICE_ROUNDS if centres > 1 else 0):
@@ -47,7 +47,7 @@ def _prices(cost: Matrix, capacity: int) -> Matrix:
         first = offers.argmin(1)
         lowest = offers[rows, first]
         offers[rows, first] = np.inf
-        # What a centre may ask of a sample before another one is cheaper; it gets its share at the capacity-th largest.
+        # Highest price at which a centre stays a sample's cheapest; at the capacity-th largest the centre gets its share.
         bearable = lowest[:, None] - cost
         bearable[rows, first] = offers.min(1) - cost[rows, first]
         middle = np.partition(bearable.T, (n - capacity - 1, n - capacity))[:, n - capacity - 1 : n - capacity + 1].mean(1)
@@ -56,7 +56,7 @@ def _prices(cost: Matrix, capacity: int) -> Matrix:
 
 
 class _Moves:
-    """Where the samples are, and for every two centres the sample whose move from one to the other costs least."""
+    """The current assignment, and for every pair of centres the sample whose move between them is cheapest."""
 
     def __init__(self, cost: Matrix, centre: Labels) -> None:
         centres = cost.shape[1]
@@ -80,7 +80,7 @@ class _Moves:
             self.cheapest[a] = np.inf
 
     def take(self, path: list[int]) -> None:
-        """One sample moves along each step of a path of centres."""
+        """Move one sample along each step of a path of centres."""
         movers = [self.sample[a, b] for a, b in pairwise(path)]
         self.centre[movers] = path[1:]
         self.load[path[0]] -= 1
@@ -90,7 +90,7 @@ class _Moves:
 
 
 def _cheapest_path(cheapest: Matrix, full: Any, free: Any, resolution: float) -> list[int]:
-    """Centres from a full one to a free one, by Bellman and Ford: moves may cost less than nothing, cycles do not."""
+    """Cheapest path from a full to a free centre, by Bellman-Ford: moves may have negative cost, but no cycle has."""
     total = np.where(full, 0.0, np.inf)
     before = np.full(len(total), -1)
     for _ in range(len(total)):

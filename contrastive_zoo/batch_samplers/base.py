@@ -1,4 +1,4 @@
-"""What all batch samplers share: passes, seeds, processes, state."""
+"""The base class of all batch samplers: passes, seeds, processes, state."""
 
 import inspect
 import sys
@@ -20,23 +20,24 @@ S = TypeVar("S", bound="BatchSampler")
 
 
 class BatchSampler(Sampler[list[int]], ABC):
-    """Lists of positions in the dataset, one list a batch; subclasses say which, for all processes together.
+    """Yields lists of positions in the dataset, one list per batch; subclasses define the global batches of all processes.
 
-    Every process makes the same global batches from the same seed and takes its slice of each. Every pass is a new epoch, also
-    after one that was broken off; `set_epoch` says which. The first pass after `load_state_dict` continues where the state was
-    taken. A pass keeps its own epoch and position: a second one over the same sampler, for validation say, does not change it.
+    All processes make the same global batches from the same seed; each takes its slice of a batch. Every pass is a new epoch,
+    even if the previous pass was interrupted; `set_epoch` sets the epoch. The first pass after `load_state_dict` continues
+    where the state was taken. A pass keeps its own epoch and position: a second pass over the same sampler, for example for
+    validation, does not change the first.
 
     Args:
         num_samples: Size of the dataset.
         batch_size: Samples in a global batch.
-        seed: Seed of all draws.
-        num_replicas: Number of processes; by default that of the process group when a pass begins, or 1 without one.
-        rank: This process; by default its rank in the process group when a pass begins, or 0 without one.
+        seed: Random seed.
+        num_replicas: Number of processes; by default the size of the process group when a pass begins, or 1 without a group.
+        rank: Rank of this process; by default its rank in the process group when a pass begins, or 0 without a group.
 
     Attributes:
-        needs_features: Whether `refresh` is wanted before a pass.
-        drop_last: Whether what does not fill a batch is left out.
-        equal_shares: Whether all processes must get equally many samples of a whole batch.
+        needs_features: Whether `refresh` must be called before a pass.
+        drop_last: Whether to drop a last batch that is smaller than the batch size.
+        equal_shares: Whether all processes must get equally many samples of a full batch.
         state_names: Keys of the state.
 
     Raises:
@@ -50,7 +51,7 @@ class BatchSampler(Sampler[list[int]], ABC):
     state_names: tuple[str, ...] = ("epoch", "batches_seen", "seed", "num_samples", "batch_size")
 
     def __new__(cls: type[S], *args: Any, **params: Any) -> S:
-        """Refuse what trainers do that rebuild a batch sampler."""
+        """Raise if a trainer rebuilds the batch sampler."""
         if args:
             trainers.refuse_rebuilding(cls.__name__)
         return super().__new__(cls)
@@ -92,32 +93,32 @@ class BatchSampler(Sampler[list[int]], ABC):
 
     @property
     def epoch(self) -> int:
-        """Epoch of the pass that last handed out a batch, or of the next one after `set_epoch` or `load_state_dict`."""
+        """Epoch of the pass that last yielded a batch; after `set_epoch` or `load_state_dict`, epoch of the next pass."""
         return self._passes.current.epoch
 
     @property
     def num_replicas(self) -> int:
-        """Number of processes: as given, or that of the process group."""
+        """Number of processes: as given, or the size of the process group."""
         given = self._given[0]
         return own_share(None, None)[0] if given is None else given
 
     @property
     def rank(self) -> int:
-        """This process: as given, or its rank in the process group."""
+        """Rank of this process: as given, or its rank in the process group."""
         return own_share(*self._given)[1]
 
     @property
     def sampler(self) -> trainers.EpochRelay:
-        """Where trainers set the epoch."""
+        """Object on which trainers set the epoch."""
         return trainers.EpochRelay(self)
 
     batch_sampler = sampler
 
     def check_processes(self, num_replicas: int) -> None:
-        """Raise unless so many processes can share each batch.
+        """Raise unless ``num_replicas`` processes can share each batch.
 
         Raises:
-            ValueError: They cannot.
+            ValueError: A batch cannot be shared among ``num_replicas`` processes.
         """
         if self.equal_shares and self.batch_size % num_replicas:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by num_replicas {num_replicas}.")
@@ -134,23 +135,23 @@ class BatchSampler(Sampler[list[int]], ABC):
         return 0 if self.drop_last else self.num_samples % self.batch_size
 
     def generator(self) -> "np.random.Generator":
-        """Draws of this epoch."""
+        """Random generator of this epoch."""
         return np.random.default_rng([self.seed, self.epoch])
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be this epoch; distributed training loops call this.
+        """Set the epoch of the next pass; distributed training loops call this.
 
-        The epoch of a loaded state continues where the state was taken, every other one starts with its first batch.
+        Setting the epoch of a state just loaded resumes it; any other epoch starts from its first batch.
         """
         self._passes.set_epoch(check_count("epoch", epoch, low=0))
 
     def refresh(self, z1: Tensor, z2: Tensor, index: Tensor) -> None:
-        """Take note of new features; does nothing for samplers that need none."""
+        """Select batches by new features; does nothing for samplers that need no features."""
 
     def __iter__(self) -> Iterator[list[int]]:
         askers = list(trainers.iterated_by(sys._getframe(1)))
         trainers.check_shards(askers, self.num_replicas, smaller_batch=self._rest() > 0)
-        # Validation is no epoch of training, so it leaves no trace here.
+        # Validation is no epoch of training, so it must not change the state.
         sampler = copy(self) if trainers.validates(askers) else self
         return sampler._pass(from_start=trainers.skips_batches(askers), same_epoch=trainers.trains(askers))
 
@@ -158,7 +159,7 @@ class BatchSampler(Sampler[list[int]], ABC):
         return {**self.__dict__, "_passes": copy(self._passes)}
 
     def _pass(self, from_start: bool, same_epoch: bool) -> Iterator[list[int]]:
-        # Nothing happens before the first batch is asked for: a DataLoader with workers makes two iterators and uses one.
+        # A pass starts when its first batch is requested: a DataLoader with workers makes two iterators and uses one.
         num_replicas, rank = self._share()
         current = self._passes.begin(from_start, same_epoch)
         try:
@@ -172,7 +173,7 @@ class BatchSampler(Sampler[list[int]], ABC):
             self._passes.end(current)
 
     def _share(self) -> tuple[int, int]:
-        """Number of processes and this one's, checked."""
+        """Number of processes and rank of this process, checked."""
         num_replicas, rank = own_share(*self._given)
         if rank >= num_replicas:
             raise ValueError(f"rank must be below num_replicas = {num_replicas}, got {rank}.")
@@ -180,17 +181,18 @@ class BatchSampler(Sampler[list[int]], ABC):
         return num_replicas, rank
 
     def state_dict(self, batches_seen: int | None = None, epoch: int | None = None) -> dict[str, Any]:
-        """What a new sampler needs to continue from here; the same on all processes, and loadable on another number of them.
+        """State to continue from here; the same on all processes, and loadable with a different number of processes.
 
         Args:
-            batches_seen: Batches of the epoch that training is done with. By default those that the pass handed out which was
-                last asked for one. That is right unless somebody fetches ahead: a DataLoader with ``num_workers > 0`` asks for
-                batches long before it returns them, so count them in the training loop and pass the count.
-            epoch: Which epoch that is; by default `epoch`.
+            batches_seen: Number of batches of the epoch that training has processed. By default the number of batches yielded
+                by the pass that was last asked for a batch. The default is wrong if batches are prefetched: a DataLoader with
+                ``num_workers > 0`` requests batches long before it returns them, so count batches in the training loop and pass
+                the count.
+            epoch: Epoch of ``batches_seen``; by default `epoch`.
 
         Raises:
-            ValueError: An epoch has fewer batches, or ``epoch`` is given without ``batches_seen``.
-            RuntimeError: One pass began while another was going on, and ended, so that two may be meant.
+            ValueError: ``batches_seen`` exceeds the epoch, or ``epoch`` is given without ``batches_seen``.
+            RuntimeError: A pass began and ended during another pass, so the pass to save is ambiguous.
         """
         current = self._passes.described()
         at, seen = (current.epoch + 1, 0) if current.finished else (current.epoch, current.seen)
@@ -208,10 +210,10 @@ class BatchSampler(Sampler[list[int]], ABC):
         return seen
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where a sampler with that state was.
+        """Continue from a saved state.
 
         Raises:
-            ValueError: The state is of another kind of sampler, of a dataset or a batch of another size, or of a longer epoch.
+            ValueError: The state belongs to another kind of sampler, another dataset size or batch size, or a longer epoch.
         """
         missing = [name for name in self.state_names if name not in state]
         if missing:

@@ -8,7 +8,7 @@ from contrastive_zoo.batch_samplers.base import Positions
 from contrastive_zoo.batch_samplers.spectral import BlockBatches
 from contrastive_zoo.registry import batch_samplers
 
-# Rows that the principal axis of a larger part is estimated from, and steps of the power iteration.
+# Maximum number of rows for estimating a principal axis, and steps of the power iteration.
 AXIS_ROWS, AXIS_STEPS = 16_384, 10
 
 
@@ -24,13 +24,13 @@ def principal_axis(rows: Tensor, generator: "np.random.Generator") -> Tensor:
 
 
 def inertial_blocks(rows: Tensor, batch_size: int, k: int, generator: "np.random.Generator") -> list[Positions]:
-    """Rows in blocks of at most k batches, by cutting parts across their principal axis into halves of whole batches.
+    """Split rows into blocks of at most k batches, by recursive bisection across the principal axis, in whole batches.
 
     Args:
         rows: (n, D), n a multiple of batch_size.
         batch_size: Samples in a batch.
-        k: Most batches in a block.
-        generator: Draws the starts of power iterations.
+        k: Maximum number of batches in a block.
+        generator: Random generator for the starts of power iterations.
     """
     finished, waiting = [], [(np.arange(len(rows)), rows)]
     while waiting:
@@ -49,21 +49,21 @@ def inertial_blocks(rows: Tensor, batch_size: int, k: int, generator: "np.random
 @batch_samplers.register(
     "bisection",
     title="Recursive inertial bisection and spectral clustering",
-    summary="Blocks of neighbouring samples by cuts across principal axes, each parted by balanced spectral clustering.",
+    summary="Blocks of neighbouring samples by cuts across principal axes, each split by balanced spectral clustering.",
     paper="Within a block: Cho et al., 2023. arXiv:2307.05906",
     draws=True,
     scale="The authors have no such sampler.",
 )
 class BisectionBatches(BlockBatches):
-    """Blocks of neighbours, each parted by balanced spectral clustering; see `BlockBatches` for the arguments.
+    """Blocks of neighbours, each split by balanced spectral clustering; see `BlockBatches` for the arguments.
 
-    The mean of a sample's two rows says where it is. What has more than k batches is cut in two across its principal axis, at
-    the median, in whole batches. Time is near-linear in the number of samples: a million with 128 dimensions take minutes on
-    two cores. Where `spectral` looks for the rivals of a sample in a random block, this looks among its neighbours in the whole
-    dataset.
+    The position of a sample is the mean of its two rows. A part with more than k batches is cut in two across its principal
+    axis, at the median, in whole batches. Time is near-linear in the number of samples: a million samples with 128 dimensions
+    take minutes on two cores. `spectral` looks for the hard negatives of a sample in a random block; `bisection` looks among
+    the sample's neighbours in the whole dataset.
 
-    Call `refresh` before every epoch. Needs scikit-learn: ``pip install 'contrastive-zoo[selection]'``. What does not
-    fill a batch is drawn at random.
+    Call `refresh` before every epoch. Needs scikit-learn: ``pip install 'contrastive-zoo[selection]'``. Samples that do not
+    fill a batch are drawn at random.
 
     Examples:
         >>> import torch

@@ -1,6 +1,6 @@
-"""All N-choose-B batches in a pseudo-random order, each made from its number alone.
+"""All N-choose-B batches in a pseudo-random order, each computed from its number.
 
-Mini-batches minimise what the full batch minimises if all of the N-choose-B are used, and a partition does not.
+Mini-batch training on all N-choose-B batches has the minimisers of the full batch; training on a partition does not.
 
 Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.05906
 """
@@ -19,7 +19,7 @@ ROUNDS = 10
 
 
 def unrank_combination(rank: int, num_samples: int, size: int) -> list[int]:
-    r"""The combination behind a number, in the combinatorial number system.
+    r"""The combination of a given rank, in the combinatorial number system.
 
     $$\mathrm{rank} = \binom{c_1}{1} + \dots + \binom{c_B}{B}, \qquad 0 \le c_1 < \dots < c_B < N$$
 
@@ -59,9 +59,9 @@ def _largest_fitting(rank: int, k: int, below: int) -> int:
 
 
 def permuted(number: int, size: int, key: str) -> int:
-    """Image of ``number`` under a pseudo-random permutation of 0, ..., size - 1, for a size of any length.
+    """Image of ``number`` under a pseudo-random permutation of 0, ..., size - 1, for an arbitrarily large size.
 
-    A balanced Feistel network on the next even number of bits; what falls outside goes through it again.
+    Uses a balanced Feistel network on the next even number of bits, applied again to results outside the range.
 
     Examples:
         >>> sorted(permuted(number, 20, "key") for number in range(20)) == list(range(20))
@@ -78,7 +78,7 @@ def permuted(number: int, size: int, key: str) -> int:
 
 
 def _mixed(value: int, bits: int, key: str) -> int:
-    """A number of so many bits that depends on value and key in no visible way."""
+    """A pseudo-random number of ``bits`` bits, determined by value and key."""
     length = (bits + 7) // 8
     digest = hashlib.shake_256(key.encode() + b" " + value.to_bytes(length, "little")).digest(length)
     return int.from_bytes(digest, "little") & ((1 << bits) - 1)
@@ -87,25 +87,25 @@ def _mixed(value: int, bits: int, key: str) -> int:
 @batch_samplers.register(
     "combinations",
     title="All N-choose-B batches",
-    summary="Batches out of all N-choose-B ones, in a pseudo-random order, none twice before all were used.",
+    summary="All N-choose-B batches in a pseudo-random order, without repetition until all were used.",
     paper="Cho et al., 2023. arXiv:2307.05906",
     draws=True,
     scale="The authors average over all batches at once, or draw them one by one with repetition.",
 )
 class CombinationBatches(BatchSampler):
-    r"""Batches out of all $\binom{N}{B}$ ones, in a pseudo-random order, none twice before all were used.
+    r"""All $\binom{N}{B}$ batches in a pseudo-random order, without repetition until all were used.
 
-    They are never listed: batch number t is the combination whose rank is the image of t under a pseudo-random permutation.
-    Epochs go on where the one before ended. Once all were used, another order begins. Two batches of an epoch may share
-    samples.
+    The batches are never listed: batch t is the combination whose rank is $\pi(t)$, for a pseudo-random permutation $\pi$.
+    Each epoch continues where the previous epoch ended. Once all batches were used, a new order begins. Two batches of an epoch
+    may share samples.
 
     Args:
         num_samples: N, size of the dataset.
         batch_size: B, samples in a global batch.
         batches_per_epoch: By default N // B, as many as in a partition.
-        seed: Seed of the order.
-        num_replicas: Number of processes; by default that of the process group when a pass begins, or 1 without one.
-        rank: This process; by default its rank in the process group when a pass begins, or 0 without one.
+        seed: Random seed of the order.
+        num_replicas: Number of processes; by default the size of the process group when a pass begins, or 1 without a group.
+        rank: Rank of this process; by default its rank in the process group when a pass begins, or 0 without a group.
 
     Examples:
         >>> import contrastive_zoo as zoo
@@ -142,5 +142,5 @@ class CombinationBatches(BatchSampler):
         turn, place = divmod(number, self.combinations)
         rank = permuted(place, self.combinations, f"{self.seed} {turn}")
         batch = np.array(unrank_combination(rank, self.num_samples, self.batch_size), dtype=np.int64)
-        # Processes take slices: without this the first would always get the highest positions.
+        # Processes take slices: without shuffling, the first process would always get the highest positions.
         return np.random.default_rng([self.seed, number]).permutation(batch)

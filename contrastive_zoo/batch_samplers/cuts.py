@@ -1,4 +1,4 @@
-"""Batches that are cut from an order of samples."""
+"""Batches that are consecutive slices of an order of samples."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from contrastive_zoo.checks import check_bool
 
 
 class CutBatches(BatchSampler):
-    """Batches cut from an order of samples; subclasses give the order and the number of batches."""
+    """Batches that are consecutive slices of an order; subclasses define the order and the number of batches."""
 
     @abstractmethod
     def order(self) -> Positions:
-        """The samples of this epoch, batch after batch; what does not fill a batch comes last."""
+        """The samples of this epoch, batch after batch; samples that do not fill a batch come last."""
 
     def batches(self, start: int) -> Iterator[Positions]:
         """See `BatchSampler.batches`."""
@@ -22,19 +22,19 @@ class CutBatches(BatchSampler):
 
 
 class Partition(CutBatches):
-    """Batches of which no two share a sample; subclasses give the order that they are cut from.
+    """Disjoint batches; subclasses define the order of samples.
 
     Args:
         num_samples: Size of the dataset.
         batch_size: Samples in a global batch.
-        seed: Seed of all draws.
-        drop_last: Whether to leave out the rest that does not fill a batch.
-        num_replicas: Number of processes; by default that of the process group when a pass begins, or 1 without one.
-        rank: This process; by default its rank in the process group when a pass begins, or 0 without one.
+        seed: Random seed.
+        drop_last: Whether to drop a last batch that is smaller than the batch size.
+        num_replicas: Number of processes; by default the size of the process group when a pass begins, or 1 without a group.
+        rank: Rank of this process; by default its rank in the process group when a pass begins, or 0 without a group.
 
     Raises:
         TypeError: A value is of the wrong type.
-        ValueError: As in `BatchSampler`, or the rest is too small to be shared among the processes.
+        ValueError: As in `BatchSampler`, or the last batch is too small to be shared among the processes.
     """
 
     def __init__(

@@ -26,23 +26,24 @@ def encode(
     """Run an encoder over a loader: no gradients, evaluation mode, features on the CPU in float32 at least.
 
     Args:
-        encoder: From inputs to (B, D) features; a pair of encoders for two modalities. Modules get their mode back.
-        loader: Gives every sample once, e.g. ``DataLoader(zoo.IndexedDataset(dataset), batch_size=256)``; with several
-            processes, all together give every sample at least once.
-        views: From what the loader gives to (x1, x2, index). By default an index comes last, as `IndexedDataset` puts it, and
-            two views first: ``(x1, x2, ..., index)`` or ``((x1, x2), ..., index)``. What may be labels or a mask in place of a
-            second view is refused.
-        device: Where inputs go; by default where the parameters of the encoder are.
-        amp: torch.float16 or torch.bfloat16 for autocast in that precision.
+        encoder: Maps inputs to (B, D) features; a pair of encoders for two modalities. The training mode of modules is
+            restored.
+        loader: Yields every sample once, e.g. ``DataLoader(zoo.IndexedDataset(dataset), batch_size=256)``; with several
+            processes, the loaders together must yield every sample at least once.
+        views: Maps a batch of the loader to (x1, x2, index). By default the index comes last, as in `IndexedDataset`, and two
+            views first: ``(x1, x2, ..., index)`` or ``((x1, x2), ..., index)``. A second view that may be labels or a mask
+            raises an error.
+        device: Device of the inputs; by default the device of the encoder's parameters.
+        amp: torch.float16 or torch.bfloat16 to enable autocast in this precision.
         progress: Whether to show a progress bar, which needs tqdm.
 
     Returns:
         z1 (N, D), z2 (N, D) and index (N,), ready for `BatchSampler.refresh`.
 
     Raises:
-        ImportError: tqdm is not installed and a progress bar was asked for.
-        TypeError: Views and index cannot be told apart, or index or features have the wrong type.
-        ValueError: The loader gives nothing, or features and index do not have one row per sample.
+        ImportError: ``progress`` is set and tqdm is not installed.
+        TypeError: Views and index cannot be distinguished, or index or features have the wrong type.
+        ValueError: The loader yields no batch, or features and index do not have one row per sample.
 
     Examples:
         >>> import torch
@@ -112,14 +113,14 @@ def _views(batch: Any, one_encoder: bool) -> tuple[Any, Any, Any]:
 
 
 def _check_second(x1: Any, x2: Any, one_encoder: bool) -> None:
-    """Raise if what stands in the place of the second view may be something else."""
+    """Raise if the second element of a batch may not be a view."""
     found = _not_a_view(x1, x2) or (one_encoder and _unlike(x1, x2))
     if found:
         raise TypeError(f"loader gives a second view that {found}, so it may be no view. {PASS_VIEWS}")
 
 
 def _not_a_view(x1: Any, x2: Any) -> str | None:
-    """Why a tensor looks like labels or a mask."""
+    """Why a tensor looks like labels or a mask; None if it does not."""
     if not isinstance(x2, Tensor):
         return None
     if x2.dim() < 2:
@@ -134,7 +135,7 @@ def _not_a_view(x1: Any, x2: Any) -> str | None:
 
 
 def _unlike(x1: Any, x2: Any) -> str | None:
-    """What keeps two views from going through one encoder."""
+    """Why two views cannot share one encoder; None if they can."""
     if isinstance(x1, Tensor) and isinstance(x2, Tensor):
         if x1.dtype != x2.dtype:
             return f"is of {x2.dtype} where the first is of {x1.dtype}"
@@ -148,7 +149,7 @@ def _binary(x: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _evaluation(*encoders: Encoder) -> Iterator[None]:
-    """Modules in evaluation mode; each part of them gets its own mode back."""
+    """Put modules in evaluation mode; the mode of each submodule is restored on exit."""
     modules = [part for encoder in encoders if isinstance(encoder, nn.Module) for part in encoder.modules()]
     modes = [part.training for part in modules]
     for part in modules:

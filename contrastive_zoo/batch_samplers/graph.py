@@ -1,4 +1,4 @@
-r"""The graph of how much two samples add to each other's loss when they share a batch.
+r"""The loss graph: edge weights measure how much two samples add to each other's loss when they share a batch.
 
 Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.05906
 """
@@ -13,10 +13,10 @@ from contrastive_zoo.batch.features import HALF, stack_views
 from contrastive_zoo.checks import check_count, check_number, check_pair
 from contrastive_zoo.pairwise.kernels import LOG2_E
 
-# Rows that are computed together.
+# Rows per chunk.
 CHUNK = 128
 
-# Largest logarithm of a product of two exponentials that is a number.
+# Largest logarithm of a product of two exponentials that does not overflow.
 LOGIT_LIMIT = {torch.float32: 80.0, torch.float64: 700.0}
 
 
@@ -28,7 +28,7 @@ def unit_rows(z: Tensor, name: str) -> Tensor:
 
 
 def loss_graph(z1: Tensor, z2: Tensor, *, batch_size: int, temperature: float = 0.1) -> Tensor:
-    r"""Lower bounds of the loss of a batch, pair by pair: the affinity whose exponential is the weight of an edge.
+    r"""Pairwise terms of a lower bound of the loss of a batch: the affinity, whose exponential is the weight of an edge.
 
     $$A_{ij} = a_{ij} + a_{ji}, \qquad
     a_{ij} = \log\big(1 + (B-1) e^{(s_{ij} - s_{ii})/\tau}\big) + \log\big(1 + (B-1) e^{(s_{ji} - s_{ii})/\tau}\big)$$
@@ -41,7 +41,7 @@ def loss_graph(z1: Tensor, z2: Tensor, *, batch_size: int, temperature: float = 
         z1: (N, D) features of the first view or modality.
         z2: (N, D) features of the second.
         batch_size: B, samples in a batch.
-        temperature: Divides the similarities; that of the loss.
+        temperature: Divides the similarities; use the temperature of the loss.
 
     Returns:
         (N, N), symmetric.
@@ -63,13 +63,13 @@ def loss_graph(z1: Tensor, z2: Tensor, *, batch_size: int, temperature: float = 
 
 
 def affinity(u: Tensor, v: Tensor, batch_size: int, temperature: float) -> Tensor:
-    """`loss_graph` of rows that have length 1."""
+    """`loss_graph` for rows of length 1."""
     positive = torch.linalg.vecdot(u, v) / temperature
     positive -= math.log(batch_size - 1) if batch_size > 1 else -math.inf
     bounded = 2 * (2 / temperature + math.log(max(batch_size - 1, 1))) <= LOGIT_LIMIT[u.dtype]
     one_direction = _bounded_rows if bounded else _rows
     half = u.new_empty(len(u), len(u))
-    for rows in torch.arange(len(u)).split(CHUNK):  # what a chunk needs stays in the cache
+    for rows in torch.arange(len(u)).split(CHUNK):  # a chunk fits in the cache
         part = slice(int(rows[0]), int(rows[-1]) + 1)
         half[part] = one_direction(u[part] / temperature, v, positive[part, None], positive)
     return half + half.T
@@ -82,7 +82,7 @@ def _rows(anchors: Tensor, v: Tensor, own: Tensor, positive: Tensor) -> Tensor:
 
 
 def _bounded_rows(anchors: Tensor, v: Tensor, own: Tensor, positive: Tensor) -> Tensor:
-    """The same as log(1 + x + y + xy), where that cannot overflow: one exponential and one logarithm for both."""
+    """`_rows` as log(1 + x + y + xy), if this cannot overflow: one exponential and one logarithm for both terms."""
     e = ((LOG2_E * anchors) @ v.T).exp2_()
     x = e * (-own).exp()
     y = e.mul_((-positive).exp())
@@ -90,5 +90,5 @@ def _bounded_rows(anchors: Tensor, v: Tensor, own: Tensor, positive: Tensor) -> 
 
 
 def _log1p_exp(x: Tensor) -> Tensor:
-    """The softplus, exact to the last digit also where float64 can tell 1 + e^-x from 1."""
+    """The softplus, exact in float64: the default threshold of 20 is too low, since 1 + e^-20 != 1."""
     return softplus(x, threshold=40)

@@ -1,4 +1,4 @@
-"""Ordered SGD: of k candidate batches the q with the highest loss.
+"""Ordered SGD: keep the q of k candidate batches with the highest loss.
 
 Kawaguchi and Lu, "Ordered SGD: A New Stochastic Optimization Framework", 2020. arXiv:1907.04371
 Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.05906
@@ -25,23 +25,23 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 def ordered_selection(
     candidates: Positions, z1: Tensor, z2: Tensor, loss_fn: LossFunction, *, k: int, q: int, keep: str = "highest"
 ) -> Positions:
-    """Of every k candidate batches the q whose loss is highest, in increasing order of loss.
+    """The q of every k candidate batches with the highest loss, in increasing order of loss.
 
     Args:
         candidates: (M, B) rows of the features; k consecutive batches compete. The last M mod k are left out.
         z1: (N, D) features of the first view or modality.
         z2: (N, D) features of the second.
         loss_fn: Loss of (B, D) features of both views.
-        k: Batches that compete.
-        q: Batches that are kept of them.
-        keep: "highest", or "lowest" for the batches with the lowest loss. Of equal ones the earlier is kept.
+        k: Number of batches that compete.
+        q: Number of batches to keep of every k.
+        keep: "highest", or "lowest" for the batches with the lowest loss. Among equal losses the earlier batch is kept.
 
     Returns:
         (M // k * q, B).
 
     Raises:
         TypeError: k or q is no whole number.
-        ValueError: q is more than k, or ``keep`` is neither.
+        ValueError: q is more than k, or ``keep`` is neither "highest" nor "lowest".
 
     Examples:
         >>> import numpy as np
@@ -69,7 +69,7 @@ def _check_kept(q: object, k: int) -> int:
 
 
 def _check_loss(loss: object) -> nn.Module:
-    """An objective that batches can be selected by."""
+    """Check and return the loss that batches are selected by."""
     loss_fn = get_loss(loss) if isinstance(loss, str) else loss
     if not isinstance(loss_fn, nn.Module):
         raise TypeError(f"loss must be the name of an objective or a loss made by get_loss, got {type(loss).__name__}.")
@@ -81,7 +81,7 @@ def _check_loss(loss: object) -> nn.Module:
 
 
 def _evaluate(loss_fn: nn.Module, z1: Tensor, z2: Tensor) -> Tensor:
-    """Loss of features without tables, collectives or a change of mode."""
+    """Loss in evaluation mode, without tables or collectives; the training mode is restored."""
     training = loss_fn.training
     loss_fn.eval()
     try:
@@ -94,34 +94,34 @@ def _evaluate(loss_fn: nn.Module, z1: Tensor, z2: Tensor) -> Tensor:
 @batch_samplers.register(
     "ordered",
     title="Ordered SGD",
-    summary="Of every k batches of a random partition, the q with the highest loss.",
+    summary="The q of every k batches of a random partition with the highest loss.",
     paper="Kawaguchi and Lu, 2020. arXiv:1907.04371; Cho et al., 2023. arXiv:2307.05906",
     draws=True,
     scale="Equal selections from equal candidates.",
     differences=(
-        "Candidates are consecutive batches of one random partition of the dataset, so that no sample occurs twice; batches "
+        "Candidates are consecutive batches of one random partition of the dataset, so no sample occurs twice; batches "
         "beyond the last group of k are left out of the epoch.",
     ),
 )
 class OrderedBatches(SelectedBatches):
-    """Of every k batches of a random partition, the q with the highest loss; `refresh` before every epoch.
+    """The q of every k batches of a random partition with the highest loss; call `refresh` before every epoch.
 
-    An epoch has ``num_samples // batch_size // k * q`` batches. Before there are features they are random ones, as many.
+    An epoch has ``num_samples // batch_size // k * q`` batches. Before the first `refresh` the batches are random.
 
     Args:
         num_samples: Size of the dataset.
         batch_size: Samples in a global batch.
-        k: Batches that compete; by default 10, or all of them if there are fewer.
-        q: Batches that are kept of them; by default half.
-        loss: Name of an objective, or a loss made by `get_loss`; used as in evaluation, so that tables stay as they are.
+        k: Number of batches that compete; by default 10, or all batches if there are fewer.
+        q: Number of batches to keep of every k; by default half.
+        loss: Name of an objective, or a loss made by `get_loss`; used in evaluation mode, so its tables do not change.
         keep: "highest", or "lowest" for the batches with the lowest loss.
-        seed: Seed of all draws.
-        num_replicas: Number of processes; by default that of the process group when a pass begins, or 1 without one.
-        rank: This process; by default its rank in the process group when a pass begins, or 0 without one.
+        seed: Random seed.
+        num_replicas: Number of processes; by default the size of the process group when a pass begins, or 1 without a group.
+        rank: Rank of this process; by default its rank in the process group when a pass begins, or 0 without a group.
 
     Raises:
         TypeError: A value is of the wrong type.
-        ValueError: k is more than there are batches, q is more than k, or ``loss`` is unknown or needs labels.
+        ValueError: k exceeds the number of batches, q exceeds k, or ``loss`` is unknown or needs labels.
 
     Examples:
         >>> import torch

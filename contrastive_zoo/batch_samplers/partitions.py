@@ -1,4 +1,4 @@
-"""Batches that part the dataset: shuffled every epoch, fixed, or one.
+"""Partitions of the dataset into batches: shuffled every epoch, fixed, or a single batch.
 
 Cho et al., "Mini-Batch Optimization of Contrastive Loss", 2023. arXiv:2307.05906
 """
@@ -50,7 +50,7 @@ class FixedBatches(Partition):
 
 @batch_samplers.register("full", title="Full batch", summary="All samples in one batch.", paper=PAPER)
 class FullBatch(Partition):
-    """All samples in one batch; see `Partition` for the arguments, of which the batch size is the dataset's.
+    """All samples in one batch; see `Partition` for the arguments. ``batch_size`` may be left out.
 
     Examples:
         >>> import contrastive_zoo as zoo

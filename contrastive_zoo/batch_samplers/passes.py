@@ -1,4 +1,4 @@
-"""Where the passes over a batch sampler are, and which share of its batches a process takes."""
+"""Positions of the passes over a batch sampler, and the share of each process."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -19,10 +19,10 @@ def several_processes() -> bool:
 
 
 def own_share(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
-    """The number of processes and this one's, of the initialised process group where they are not given.
+    """The number of processes and the rank of this process; by default taken from the initialised process group.
 
     Raises:
-        ValueError: Only one of the two is given, and the process group does not go with it.
+        ValueError: Only one of the two is given, and it contradicts the process group.
     """
     world, own = (dist.get_world_size(), dist.get_rank()) if grouped() else (1, 0)
     if num_replicas is None and rank not in (None, own):
@@ -38,18 +38,18 @@ def own_share(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
 
 @dataclass
 class Pass:
-    """Where a pass over the batches of an epoch is.
+    """State of a pass over the batches of an epoch.
 
     Attributes:
         epoch: Number of the epoch.
-        seen: Batches of the epoch that were handed out.
-        told: Whether `set_epoch` said the epoch.
-        resumed: Whether it goes on in the middle of an epoch, where a loaded state was taken.
-        selected: The selection of samplers that choose batches.
-        begun: Whether a batch was asked for.
-        finished: Whether there was none left.
-        over: Whether it is finished or was broken off.
-        outer: The pass that was going on when this one began.
+        seen: Number of batches of the epoch yielded so far.
+        told: Whether `set_epoch` set the epoch.
+        resumed: Whether the pass continues in the middle of an epoch, where a loaded state was taken.
+        selected: The selection, for samplers that choose batches.
+        begun: Whether a batch was requested.
+        finished: Whether all batches were yielded.
+        over: Whether the pass is finished or was interrupted.
+        outer: The pass that was running when this pass began.
     """
 
     epoch: int
@@ -64,10 +64,10 @@ class Pass:
 
 
 class Passes:
-    """The passes over one batch sampler: which one the state describes, and where the next one starts.
+    """The passes over one batch sampler: the pass that the state describes, and the start of the next pass.
 
     Attributes:
-        current: The pass that last handed out a batch, or the next one after `set_epoch` or `load`.
+        current: The pass that last yielded a batch; after `set_epoch` or `load`, the next pass.
     """
 
     def __init__(self) -> None:
@@ -77,16 +77,16 @@ class Passes:
         self._prepare(Pass(0))
 
     def _prepare(self, start: Pass) -> None:
-        """Let the next pass start there."""
+        """Set the start of the next pass."""
         self._start = start
         self._next: Pass | None = replace(start)
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be this epoch."""
+        """Set the epoch of the next pass."""
         self.current.told |= self.current.epoch == epoch
         start = self._loaded if self._loaded is not None and self._loaded.epoch == epoch else Pass(epoch)
         self._prepare(replace(start, told=True, begun=False))
-        # Trainers set the epoch before validation too; the state is still that of the pass that is going on.
+        # Trainers set the epoch before validation too; the state must still describe the running pass.
         if self._last is None or self._last.over or self._last.epoch != epoch:
             self.current = self._start
 
@@ -102,11 +102,11 @@ class Passes:
         return self.current.epoch + 1 if coming is None else coming.epoch + int(coming.resumed)
 
     def begin(self, from_start: bool, same_epoch: bool) -> Pass:
-        """The pass that `set_epoch` or `load` prepared, or one of the next epoch.
+        """The pass that `set_epoch` or `load` prepared, or a pass of the next epoch.
 
         Args:
-            from_start: Whether somebody else skips the batches that were seen before a state was taken.
-            same_epoch: Whether the epoch changes by `set_epoch` only.
+            from_start: Whether the loader itself skips the batches that were seen before a state was taken.
+            same_epoch: Whether only `set_epoch` changes the epoch.
         """
         following = replace(self._start) if same_epoch else Pass(self.current.epoch + 1)
         current, loaded, last = self._next or following, self._loaded, self._last
@@ -128,13 +128,13 @@ class Passes:
         return current
 
     def proceed(self, current: Pass) -> None:
-        """A pass is asked for its next batch, perhaps after another one began."""
+        """Record that a pass is asked for its next batch, possibly after another pass began."""
         if self._next is not None and self._next.epoch == current.epoch:
-            self._next = None  # a loader that fetches ahead had begun the epoch before it was set
+            self._next = None  # a prefetching loader began the epoch before it was set
         self._last = self.current = current
 
     def check_epoch(self, current: Pass) -> None:
-        """Warn if the pass goes on although another epoch was set meanwhile, before any was."""
+        """Warn if another epoch was set during this pass, whose own epoch was not set."""
         if self._next is None or current.told:
             return
         warnings.warn(
@@ -146,7 +146,7 @@ class Passes:
         current.told = True
 
     def end(self, current: Pass) -> None:
-        """A pass is finished or broken off; one of the same epoch that it interrupted is described by the state again."""
+        """Record that a pass is over; the state then describes the outer pass of the same epoch again, if there is one."""
         current.over = True
         if current.finished and self._loaded is not None and self._loaded.epoch == current.epoch:
             self._loaded, self._start = None, Pass(current.epoch)
@@ -158,7 +158,7 @@ class Passes:
         """The pass that training is in.
 
         Raises:
-            RuntimeError: Two passes may be meant.
+            RuntimeError: The pass is ambiguous.
         """
         current = self.current
         if current.over and current.outer is not None and not current.outer.over:
@@ -170,6 +170,6 @@ class Passes:
         return current
 
     def __getstate__(self) -> dict[str, Any]:
-        # Nobody iterates the passes of the original over a copy.
+        # A copy has no running passes.
         following = None if self._next is None else replace(self._next)
         return {**self.__dict__, "_last": None, "_next": following, "current": replace(self.current, outer=None)}

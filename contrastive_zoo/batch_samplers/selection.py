@@ -1,4 +1,4 @@
-"""Batches chosen by features: who decides, what happens before there are features, and what is saved."""
+"""Batches chosen by features: selection on the first process, random batches before the first features, and saved state."""
 
 from abc import abstractmethod
 from typing import Any
@@ -18,10 +18,10 @@ Given = tuple[Tensor, Tensor, Tensor]
 
 
 class SelectedBatches(CutBatches):
-    """Batches chosen by features that `refresh` takes; subclasses choose in `select`.
+    """Batches chosen by the features passed to `refresh`; subclasses choose in `select`.
 
-    What `refresh` selects holds from the next pass until the next refresh; only the order in which batches are visited is
-    another one in each epoch. The first epoch may come before any features: its batches are random.
+    A selection is used from the next pass until the next `refresh`; only the order of batches changes between epochs. The first
+    epoch may come before the first `refresh`: its batches are then random.
     """
 
     needs_features = True
@@ -35,18 +35,18 @@ class SelectedBatches(CutBatches):
 
     @abstractmethod
     def selection_size(self) -> int:
-        """How many samples `select` returns."""
+        """Number of samples that `select` returns."""
 
     def refresh(self, z1: Tensor, z2: Tensor, index: Tensor) -> None:
-        """Select batches for the passes to come.
+        """Select batches for the following passes.
 
-        With several processes, all call this, each with the features that it has: all samples must be covered together. The
-        first process selects, the others receive its selection, and an error is raised on all.
+        With several processes, every process calls `refresh` with its own features; together they must cover all samples. The
+        first process selects, the other processes receive its selection, and an error is raised on all processes.
 
         Args:
             z1: (n, D) features of the first view or modality.
             z2: (n, D) features of the second.
-            index: (n,) positions of these samples in the dataset; of one that occurs twice the first features are taken.
+            index: (n,) positions of these samples in the dataset; if a position occurs twice, its first features are used.
 
         Raises:
             TypeError: An argument is no tensor or has the wrong dtype.
@@ -90,7 +90,7 @@ class SelectedBatches(CutBatches):
                 "features. Call refresh after torch.distributed.init_process_group, on all processes."
             )
         current = self._passes.current
-        # The rest of an epoch that is continued keeps the selection that the epoch began with.
+        # A resumed epoch keeps the selection that it began with.
         if not current.resumed:
             current.selected = self._newest
         generator = self.generator()
@@ -110,11 +110,11 @@ class SelectedBatches(CutBatches):
         return generator.permutation(self.num_samples)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Processes that are spawned with a sampler have one selection.
+        # Spawned processes that receive a pickled sampler share one selection.
         return {**super().__getstate__(), "_selected_alone": False}
 
     def state_dict(self, batches_seen: int | None = None, epoch: int | None = None) -> dict[str, Any]:
-        """See `BatchSampler.state_dict`; holds the selection too, and the one for the next epoch."""
+        """See `BatchSampler.state_dict`; also holds the selections of this epoch and of the next."""
         current = self._passes.described()
         selected = current.selected if current.begun or current.resumed else self._newest
         return {**super().state_dict(batches_seen, epoch), "selected": selected, "coming": self._newest}
@@ -132,14 +132,14 @@ class SelectedBatches(CutBatches):
 
 
 class SelectedPartition(SelectedBatches, Partition):
-    """Batches chosen by features of which no two share a sample; see `Partition` for the arguments.
+    """Disjoint batches chosen by features; see `Partition` for the arguments.
 
-    What does not fill a batch is drawn at random.
+    Samples that do not fill a batch are drawn at random.
     """
 
     @abstractmethod
     def part(self, z1: Tensor, z2: Tensor, positions: Positions, generator: "np.random.Generator") -> Positions:
-        """The given positions, a multiple of batch_size in random order, batch after batch; z1 and z2 are rows of length 1."""
+        """Order the given positions, a multiple of batch_size, batch after batch; z1 and z2 are rows of length 1."""
 
     def selection_size(self) -> int:
         """See `SelectedBatches.selection_size`."""

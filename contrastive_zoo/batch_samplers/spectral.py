@@ -22,30 +22,30 @@ from contrastive_zoo.pairwise.kernels import LOG2_E
 from contrastive_zoo.registry import batch_samplers
 
 BLOCK = 40
-# The space has half as many columns as there are eigenvectors, times this; clusters gain nothing from more exact ones.
+# Blocks in the Krylov basis, each half as wide as the number of eigenvectors; more accuracy does not improve the clusters.
 KRYLOV_DEPTH = 11
 
-# Rounds of kernel k-means at most, and the relative gain of one below which there is no other.
+# Maximum rounds of kernel k-means, and the relative gain per round below which iteration stops.
 ROUNDS, GAIN = 4, 0.01
 
-# Logarithms of weights whose sums are numbers in float32.
+# Largest logarithm of weights whose sums do not overflow in float32.
 LOG_WEIGHT_LIMIT = 60.0
 
 
 def spectral_partition(z1: Tensor, z2: Tensor, *, batch_size: int, temperature: float = 0.1, seed: int = 0) -> Positions:
-    """Rows in batches that cut few heavy edges of the loss graph.
+    """Split rows into batches that cut few heavy edges of the loss graph.
 
-    The leading eigenvectors of the normalised adjacency matrix, one for each batch, give every sample a point, whose direction
-    k-means clusters; samples are assigned to the centres so that all get equally many. Kernel k-means follows: each sample goes
-    to the batch to whose members its edges are heaviest, for as long as that raises the sum of `loss_graph` within batches by
-    more than a hundredth.
+    The leading eigenvectors of the normalised adjacency matrix, one per batch, map every sample to a point. k-means clusters
+    the directions of these points, and samples are assigned to the centres in equal numbers. Kernel k-means follows: it moves
+    samples to the batch to which they have the heaviest edges, while this raises the sum of `loss_graph` within batches by more
+    than 1% per round.
 
     Args:
         z1: (n, D) rows of length 1, n a multiple of batch_size.
         z2: (n, D) rows of length 1.
         batch_size: Samples in a batch.
-        temperature: Divides the similarities; that of the loss.
-        seed: Seed of the starts of both iterations.
+        temperature: Divides the similarities; use the temperature of the loss.
+        seed: Random seed of the starts of both iterations.
 
     Returns:
         (n / batch_size, batch_size).
@@ -67,7 +67,7 @@ def spectral_partition(z1: Tensor, z2: Tensor, *, batch_size: int, temperature: 
 
 
 def _normalised_adjacency(graph: Tensor) -> Tensor:
-    """D^-1/2 W D^-1/2 of the weights W = exp(graph) without self-loops; in log space where weights may be beyond all floats."""
+    """D^-1/2 W D^-1/2 of the weights W = exp(graph) without self-loops; in log space if weights may overflow."""
     if float(graph.max()) < LOG_WEIGHT_LIMIT:
         weights = graph.mul(LOG2_E).exp2_().fill_diagonal_(0)
         scale = weights.sum(1).rsqrt_()
@@ -87,7 +87,7 @@ def _embedding(adjacency: Tensor, dimensions: int, seed: int) -> Matrix:
 def _leading_eigenvectors(matrix: Tensor, count: int, seed: int) -> Tensor:
     """Approximate eigenvectors (n, count) of the largest eigenvalues, by block Lanczos from a random start.
 
-    They are the best ones in the Krylov space of the start, whose basis is kept orthonormal.
+    They are the Ritz vectors of the Krylov space of the start, whose basis is kept orthonormal.
     """
     width = max(2, count // 2)
     if 2 * KRYLOV_DEPTH * width >= len(matrix):
@@ -99,20 +99,20 @@ def _leading_eigenvectors(matrix: Tensor, count: int, seed: int) -> Tensor:
         block = _orthonormal(images, basis)
         basis = torch.cat([basis, block], 1)
         images = matrix @ block
-        # Upper triangle of blocks; the other one is its transpose.
+        # Upper triangle of blocks; the lower triangle is its transpose.
         projected[: basis.shape[1], step * width : (step + 1) * width] = basis.T @ images
     return basis @ torch.linalg.eigh(projected, UPLO="U").eigenvectors[:, -count:]
 
 
 def _orthonormal(columns: Tensor, basis: Tensor) -> Tensor:
-    """Orthonormal columns without a part in the basis; the second time removes what rounding left of it."""
+    """Orthonormal columns, orthogonal to the basis; the second iteration removes rounding errors of the first."""
     for _ in range(2):
         columns = columns - basis @ (basis.T @ columns)
     return torch.linalg.qr(columns).Q
 
 
 def _squared_distances(points: Matrix, clusters: int, seed: int) -> Matrix:
-    """From each point to each centre of k-means, (n, clusters)."""
+    """Squared distances from each point to each centre of k-means, (n, clusters)."""
     try:
         from sklearn.cluster import KMeans
         from sklearn.exceptions import ConvergenceWarning
@@ -120,14 +120,14 @@ def _squared_distances(points: Matrix, clusters: int, seed: int) -> Matrix:
         raise _missing() from error
     restarts = min(10, max(1, 2048 // len(points)))  # small problems have bad local optima, and take no time
     with warnings.catch_warnings():
-        # Equal features make fewer different points than centres. Capacities settle that.
+        # Equal features can give fewer distinct points than centres; the balanced assignment handles this case.
         warnings.simplefilter("ignore", ConvergenceWarning)
         kmeans = KMeans(clusters, n_init=restarts, random_state=seed).fit(points)
     return np.square(kmeans.transform(points))
 
 
 def _refined(graph: Tensor, batch: Labels, clusters: int) -> Labels:
-    """The batches after kernel k-means with equal sizes; no lighter than they were."""
+    """The batches after kernel k-means with equal sizes; the weight within batches does not decrease."""
     weight = _weight_to_batches(graph, batch, clusters)
     total = _own(weight, batch).sum()
     for _ in range(ROUNDS):
@@ -152,13 +152,13 @@ def _own(weight: Matrix, batch: Labels) -> Matrix:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Blocks are small: threads of PyTorch and of scikit-learn would wait for one another many times longer than they work."""
+    """Use a single thread: for small blocks, threads of PyTorch and scikit-learn wait much longer than they work."""
     try:
         from threadpoolctl import threadpool_limits  # comes with scikit-learn
     except ImportError as error:
         raise _missing() from error
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # also for MKL, which the other does not see
+    torch.set_num_threads(1)  # also for MKL, which threadpool_limits does not cover
     try:
         with threadpool_limits(1):
             yield
@@ -171,21 +171,21 @@ def _missing() -> ImportError:
 
 
 class BlockBatches(SelectedPartition):
-    """Blocks of k batches, each parted by `spectral_partition`; subclasses say which samples make a block.
+    """Blocks of k batches, each split by `spectral_partition`; subclasses choose the samples of each block.
 
     Args:
         num_samples: Size of the dataset.
         batch_size: Samples in a global batch.
-        k: Most batches in a block; by default 40, or all of them if there are fewer.
-        temperature: Divides the similarities; that of the loss.
-        seed: Seed of all draws.
-        drop_last: Whether to leave out the rest that does not fill a batch.
-        num_replicas: Number of processes; by default that of the process group when a pass begins, or 1 without one.
-        rank: This process; by default its rank in the process group when a pass begins, or 0 without one.
+        k: Maximum number of batches in a block; by default 40, or all batches if there are fewer.
+        temperature: Divides the similarities; use the temperature of the loss.
+        seed: Random seed.
+        drop_last: Whether to drop a last batch that is smaller than the batch size.
+        num_replicas: Number of processes; by default the size of the process group when a pass begins, or 1 without a group.
+        rank: Rank of this process; by default its rank in the process group when a pass begins, or 0 without a group.
 
     Raises:
         TypeError: A value is of the wrong type.
-        ValueError: k is more than there are batches, or a value is out of range.
+        ValueError: k exceeds the number of batches, or a value is out of range.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class BlockBatches(SelectedPartition):
 
     @abstractmethod
     def blocks(self, z1: Tensor, z2: Tensor, positions: Positions, generator: "np.random.Generator") -> list[Positions]:
-        """The positions in blocks of at most k whole batches."""
+        """Split the positions into blocks of at most k whole batches."""
 
     def part(self, z1: Tensor, z2: Tensor, positions: Positions, generator: "np.random.Generator") -> Positions:
         """See `SelectedPartition.part`."""
@@ -232,21 +232,21 @@ class BlockBatches(SelectedPartition):
 @batch_samplers.register(
     "spectral",
     title="Balanced spectral clustering",
-    summary="Random blocks of k batches, each parted anew so that the samples of a batch have a high loss together.",
+    summary="Splits random blocks of k batches so that samples that are hard for each other share a batch.",
     paper="Cho et al., 2023. arXiv:2307.05906",
     draws=True,
-    scale="The graph equals the authors'; the batches have at least the loss of theirs.",
+    scale="The graph equals the authors' graph; the batches have at least the loss of the authors' batches.",
     differences=(
         "Points are scaled to length 1 (Ng, Jordan and Weiss, 2002) before they are clustered.",
         "Batches are refined by kernel k-means.",
-        "Leading eigenvectors are approximate, and k-means starts only once where blocks are large.",
+        "Leading eigenvectors are approximate, and for large blocks k-means has a single start.",
     ),
 )
 class SpectralBatches(BlockBatches):
-    """Random blocks of k batches, each parted by balanced spectral clustering; see `BlockBatches` for the arguments.
+    """Random blocks of k batches, each split by balanced spectral clustering; see `BlockBatches` for the arguments.
 
     Call `refresh` before every epoch. Needs scikit-learn: ``pip install 'contrastive-zoo[selection]'``. A block takes
-    O((k * batch_size)^2 * k) time. What does not fill a batch is drawn at random.
+    O((k * batch_size)^2 * k) time. Samples that do not fill a batch are drawn at random.
 
     Examples:
         >>> import torch

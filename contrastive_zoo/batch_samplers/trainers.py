@@ -1,4 +1,4 @@
-"""What trainers do to a batch sampler: tell it the epoch, wrap it, shard it again, or build another one from its class."""
+"""Interaction with trainers, which may set the epoch of a batch sampler, wrap, re-shard or rebuild the sampler."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -9,24 +9,24 @@ ITERATE = ("torch.utils.data", "torchdata.stateful_dataloader", "accelerate.data
 
 
 class TakesEpoch(Protocol):
-    """A sampler that is told the epoch."""
+    """A sampler with `set_epoch`."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be this epoch."""
+        """Set the epoch of the next pass."""
 
 
 class EpochRelay:
-    """Passes the epoch on; Lightning and Accelerate tell it to ``batch_sampler.sampler``, Transformers to ``.batch_sampler``.
+    """Forwards `set_epoch`; Lightning and Accelerate call it on ``batch_sampler.sampler``, Transformers on ``.batch_sampler``.
 
     Args:
-        target: Who is told.
+        target: The sampler whose epoch is set.
     """
 
     def __init__(self, target: TakesEpoch) -> None:
         self._target = target
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler."""
+        """Set the epoch of the sampler."""
         self._target.set_epoch(epoch)
 
 
@@ -45,16 +45,16 @@ def refuse_rebuilding(name: str) -> None:
 
 
 def iterated_by(frame: FrameType | None) -> Iterator[Any]:
-    """Loaders, what wraps batch samplers in them, and loops of Lightning for which a pass starts, from the innermost."""
+    """The loaders, wrappers of batch samplers and Lightning loops that start a pass, innermost first."""
     while frame is not None and str(frame.f_globals.get("__name__")).startswith(ITERATE):
         yield frame.f_locals.get("self")
         frame = frame.f_back
 
 
 def skips_batches(askers: list[Any]) -> bool:
-    """Whether one of them leaves out the first batches of the pass.
+    """Whether one of the ``askers`` skips the first batches of the pass.
 
-    `accelerate.skip_first_batches` does, and so does a StatefulDataLoader whose batch sampler is wrapped and has no state.
+    `accelerate.skip_first_batches` skips batches, and so does a StatefulDataLoader with a wrapped, stateless batch sampler.
     """
     return any(
         type(asker).__name__ == "SkipBatchSampler" or isinstance(getattr(asker, "_sampler_iter", None), islice)
@@ -68,20 +68,20 @@ def validates(askers: list[Any]) -> bool:
 
 
 def trains(askers: list[Any]) -> bool:
-    """Whether Lightning starts the pass for training: it may do so several times in an epoch, and it sets every epoch."""
+    """Whether Lightning starts the pass for training, possibly several times per epoch; Lightning sets every epoch."""
     return any(type(asker).__name__ == "_FitLoop" for asker in askers)
 
 
 def check_shards(askers: list[Any], num_replicas: int, smaller_batch: bool) -> None:
-    """Raise unless what Accelerate makes of the batches is a slice of each for every process.
+    """Raise unless, after sharding by Accelerate, every process gets one slice of each batch.
 
     Args:
-        askers: What `iterated_by` gives.
-        num_replicas: Processes that the batch sampler shares its batches among.
+        askers: Result of `iterated_by`.
+        num_replicas: Number of processes that share the batches of the batch sampler.
         smaller_batch: Whether the last batch is smaller than the others.
 
     Raises:
-        ValueError: Batches are sliced twice, or not at all, or the last one would be filled up or missing on some processes.
+        ValueError: Batches are sliced twice, or not at all, or the last batch would be padded or missing on some processes.
     """
     sharing = [asker for asker in askers if _processes(asker) > 1]
     if not sharing:
@@ -97,7 +97,7 @@ def check_shards(askers: list[Any], num_replicas: int, smaller_batch: bool) -> N
         )
     if not all(asker.split_batches for asker in sharing):
         raise ValueError(
-            "Accelerate gives whole batches to the processes in turn, but batch_size is that of all processes together. "
+            "Accelerate gives whole batches to the processes in turn, but batch_size is the size for all processes together. "
             f"{advice}"
         )
     if smaller_batch:
@@ -108,7 +108,7 @@ def check_shards(askers: list[Any], num_replicas: int, smaller_batch: bool) -> N
 
 
 def _processes(asker: Any) -> int:
-    """Processes that Accelerate shares batches among."""
+    """Number of processes that share batches through Accelerate."""
     if type(asker).__name__ == "DataLoaderDispatcher":
         return int(asker.state.num_processes)
     return int(asker.num_processes) if type(asker).__name__ == "BatchSamplerShard" else 1

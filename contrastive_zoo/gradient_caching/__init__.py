@@ -1,4 +1,4 @@
-"""Batches larger than memory: gradients of a loss of all features, computed chunk by chunk."""
+"""Gradient caching for batches larger than memory: gradients of the loss of a whole batch, computed chunk by chunk."""
 
 from contrastive_zoo.gradient_caching.caching import cached_backward, cached_loss
 

@@ -1,4 +1,4 @@
-"""Gradient caching: the gradients of one big batch, with the activations of a small one.
+"""Gradient caching: the gradients of a large batch, with the activation memory of a small batch.
 
 A contrastive loss couples all samples of a batch, but only through their features. So the features are computed first, a chunk
 at a time and without keeping a graph. The backward pass of the loss ends at these features, where a second pass over the chunks
@@ -40,17 +40,17 @@ def cached_loss(
     $$\nabla_\theta L = \sum_{\text{chunks } c} \Big(\frac{\partial z_c}{\partial \theta}\Big)^{\!\top}
       \frac{\partial L}{\partial z_c}$$
 
-    ``loss.backward()`` gives the parameters of the encoder and of the loss the gradients of the whole batch, up to rounding,
-    whoever calls it. The loss is called once. Beyond the features, (B, D) per view, only the activations of one chunk are held,
-    and the gradients of one chunk alongside their sum. The price is a second forward pass of the encoder, during the backward
-    pass.
+    ``loss.backward()``, called directly or by a trainer, gives the parameters of the encoder and of the loss the gradients of
+    the whole batch, up to rounding. The loss is called once. Besides the features, (B, D) per view, memory holds only the
+    activations of one chunk, the gradients of one chunk and their sum. The cost is a second forward pass of the encoder, during
+    the backward pass.
 
     The second pass repeats the first: each chunk starts from the same state of torch's random generators on the host and on the
     accelerators that hold inputs or parameters (other generators, such as NumPy's, are not repeated), from the same buffers of
     the encoder, and with the same autocast. Afterwards buffers and generators are as after a single pass.
 
-    Layers that look at a batch as a whole see a chunk: batch normalisation computes its statistics from one chunk, and updates
-    its running statistics once per chunk. Gradients are then those of an encoder that is called with one chunk after the other.
+    Layers that depend on the whole batch see one chunk: batch normalisation computes its statistics from one chunk, and updates
+    its running statistics once per chunk. The gradients then belong to an encoder that is called with one chunk at a time.
 
     Each parameter gets its gradient once, when all chunks are done. So hooks of parameters see the gradient of the whole batch,
     and `DistributedDataParallel` reduces gradients once, whether it wraps the encoder or a module whose forward pass returns
@@ -59,13 +59,13 @@ def cached_loss(
     pass, because of FSDP or SyncBatchNorm, get the same number of chunks on all processes.
 
     Args:
-        loss_fn: Any loss of the zoo, or any callable that takes the features and those of the keywords below that are given.
-        encoder: From a batch to features (b, D), one row per sample; or a list with one encoder for each view. A module or a
-            method of one, if buffers matter: those of a module inside another function are not seen.
-        views: A batch for each view or modality: a tensor with a leading axis of B samples, or tuples, lists and dicts of them.
-            Two are handed to the loss as ``z1`` and ``z2``, another number as one tensor (V, B, D): one view, for losses whose
-            positives come from labels, or more than two.
-        chunk_size: Most samples that the encoder gets at once. Chunks are of equal size as far as B allows.
+        loss_fn: Any loss of the zoo, or any callable that takes the features and the given ones of the keywords below.
+        encoder: Maps a batch to features (b, D), one row per sample; or a list with one encoder for each view. If buffers
+            matter, pass a module or a method of a module: buffers of a module inside another function are not found.
+        views: A batch for each view or modality: a tensor with a leading axis of B samples, or tuples, lists and dicts of such
+            tensors. The features of two views are passed to the loss as ``z1`` and ``z2``, another number of views as one
+            tensor (V, B, D): a single view, for losses whose positives come from labels, or more than two views.
+        chunk_size: Maximum number of samples per call of the encoder. Chunks have equal sizes as far as B allows.
         index: (B,) positions in the dataset, for the loss.
         labels: (B,) labels, for the loss.
         negatives: Extra negatives, for the loss.
@@ -75,9 +75,10 @@ def cached_loss(
         The loss, to call ``.backward()`` on. Under ``torch.no_grad()`` it has no gradient.
 
     Raises:
-        TypeError: ``views`` is no sequence of batches, a batch holds something other than tensors, or an encoder returns none.
+        TypeError: ``views`` is no sequence of batches, a batch holds something other than tensors, or an encoder returns no
+            tensor.
         ValueError: Sizes do not fit, there is no view, the loss is not one number, or the encoder communicates
-            and the batch of a process has fewer samples than another one has chunks.
+            and the batch of one process has fewer samples than another process has chunks.
         RuntimeError: FSDP shards the encoder together with other modules, or `DistributedDataParallel` is hidden in a function
             and has ``static_graph=True``. In the backward pass: parameters have changed since the loss was computed.
 
@@ -115,8 +116,8 @@ def cached_backward(
 ) -> Tensor:
     """Accumulate the gradients of ``loss_fn(encoder(view1), encoder(view2), ...)`` in chunks of the batch.
 
-    The same as ``backward(cached_loss(...))``: see `cached_loss` for what is computed, and for the other arguments. Use
-    `cached_loss` where a trainer calls ``backward`` itself: the loss returned here has no graph.
+    Equivalent to ``backward(cached_loss(...))``: see `cached_loss` for details and for the other arguments. Use `cached_loss`
+    if a trainer calls ``backward`` itself: the loss returned here has no graph.
 
     In the forward pass of `DistributedDataParallel`, gradients are reduced as if ``backward`` was called after it.
 
@@ -138,8 +139,8 @@ def cached_backward(
     Raises:
         TypeError: See `cached_loss`.
         ValueError: See `cached_loss`.
-        RuntimeError: Gradients are off, ``backward`` computed none, nothing wants one, or the call is in the forward pass of
-            `DistributedDataParallel` with ``static_graph=True``.
+        RuntimeError: Gradients are disabled, ``backward`` computed no gradient, no parameter requires a gradient, or the call
+            is in the forward pass of `DistributedDataParallel` with ``static_graph=True``.
 
     Examples:
         >>> import torch
@@ -185,17 +186,17 @@ def _encode(chunks: list[Chunk], views: int) -> tuple[Tensor, ...]:
 
 
 def _features_alone(chunk: Chunk, leaves: dict[Tensor, None]) -> Tensor:
-    """Features without their graph, which shows the leaves that they depend on."""
+    """Features of a chunk, detached; adds the leaves that they depend on to ``leaves``."""
     features = chunk.encode()
     if features.requires_grad:
-        # Parameters that are sharded are others during a forward pass, so some leaf has to do.
+        # Sharded parameters are replaced during a forward pass, so a dummy leaf is used instead.
         found = [torch.zeros((), requires_grad=True)] if chunk.sharded else _leaves(features)
         leaves.update(dict.fromkeys(found))
     return features.detach()
 
 
 def _leaves(features: Tensor) -> Iterator[Tensor]:
-    """All tensors that a backward pass from here gives a gradient."""
+    """All leaf tensors that get a gradient in a backward pass from the features."""
     left = [get_gradient_edge(features).node]
     seen = set(left)
     while left:
@@ -209,7 +210,7 @@ def _leaves(features: Tensor) -> Iterator[Tensor]:
 
 
 def _refuse_hidden(wrapper: Callable[[], DistributedDataParallel] | None) -> None:
-    """A wrapper that is known would not be in the graph of a chunk."""
+    """Raise for `DistributedDataParallel` with a static graph that is hidden in a function."""
     if wrapper is not None and wrapper().static_graph:
         raise RuntimeError(
             "the encoder is a function that calls DistributedDataParallel(..., static_graph=True), whose first reduction would "
@@ -220,8 +221,8 @@ def _refuse_hidden(wrapper: Callable[[], DistributedDataParallel] | None) -> Non
 class _Encoded(torch.autograd.Function):
     """Features as a function of the leaves that they depend on.
 
-    Leaves get one gradient in the one backward pass, as if there were no chunks. So all that waits for gradients of parameters,
-    be it a hook or a wrapper that reduces them, works as ever.
+    Each leaf gets one gradient per backward pass, as if there were no chunks. So hooks on parameters, and wrappers that reduce
+    gradients, work as usual.
     """
 
     @staticmethod
@@ -242,13 +243,13 @@ class _Encoded(torch.autograd.Function):
 
 
 def _autocast_states(accelerators: set[str]) -> list[tuple[str, torch.dtype, bool, bool]]:
-    """Arguments for `torch.autocast` that make it as it is now; threads that run backward passes do not inherit it."""
+    """Arguments for `torch.autocast` that restore its present state; threads of backward passes do not inherit this state."""
     types, cache = sorted({"cpu", *accelerators}), torch.is_autocast_cache_enabled()
     return [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache) for kind in types]
 
 
 def _second_pass(chunks: list[Chunk], leaves: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> list[Tensor | None]:
-    """Gradients of the leaves, from those of the features."""
+    """Gradients of the leaves, from the gradients of the features."""
     totals: list[Tensor | None] = [None] * len(leaves)
     after = RandomState.now(list({device for chunk in chunks for device in chunk.devices}))
     with quiet(wrappers_in(chunk.encoder for chunk in chunks)), _without_hooks(leaves), torch.enable_grad():
@@ -276,7 +277,7 @@ def _add(totals: list[Tensor | None], parts: Sequence[Tensor | None]) -> None:
 
 @contextmanager
 def _without_hooks(leaves: tuple[Tensor, ...]) -> Iterator[None]:
-    """Hooks of the leaves are for their whole gradient, not for that of a chunk."""
+    """Disable hooks of the leaves, which must see the total gradient, not the gradient of a chunk."""
     hooks = [(leaf._backward_hooks, dict(leaf._backward_hooks)) for leaf in leaves if leaf._backward_hooks]
     for of_leaf, _ in hooks:
         of_leaf.clear()

@@ -1,4 +1,4 @@
-"""A batch in chunks, and an encoder that meets each of them twice in the same state of random generators and buffers."""
+"""Splits a batch into chunks, and encodes each chunk twice with the same random state and buffers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ Encoder = Callable[[Any], Tensor]
 
 @dataclass
 class Chunk:
-    """Some samples of one view, and the random state in which their encoder met them."""
+    """Some samples of one view, and the random state of their first encoding."""
 
     encoder: Encoder
     view: int
@@ -44,31 +44,31 @@ class Chunk:
 
 @dataclass
 class RandomState:
-    """Where torch's generators stand, on the host and on accelerators."""
+    """State of torch's random generators, on the host and on accelerators."""
 
     host: Tensor
     accelerators: list[tuple[torch.device, Tensor]]
 
     @staticmethod
     def now(devices: list[torch.device]) -> "RandomState":
-        """The present state of the generators of the host and of some devices."""
+        """The current state of the generators of the host and of the given devices."""
         states = [(device, getattr(torch, device.type).get_rng_state(*_number(device))) for device in devices]
         return RandomState(torch.get_rng_state(), states)
 
     def restore(self) -> None:
-        """Put the generators back."""
+        """Restore the state of the generators."""
         torch.set_rng_state(self.host)
         for device, state in self.accelerators:
             getattr(torch, device.type).set_rng_state(state, *_number(device))
 
 
 def _number(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # there is but one
+    return () if device.type == "mps" else (device,)  # MPS has a single device
 
 
 @contextmanager
 def same_buffers(module: nn.Module | None) -> Iterator[None]:
-    """Put buffers back where they were, so that running statistics move in one of the two passes only."""
+    """Restore buffers on exit, so running statistics are updated in only one of the two passes."""
     buffers = [] if module is None else list(module.named_buffers())
     before = {name: buffer.clone() for name, buffer in buffers}
     try:
@@ -81,7 +81,7 @@ def same_buffers(module: nn.Module | None) -> Iterator[None]:
 
 
 def make_chunks(encoder: Any, views: Sequence[Any], chunk_size: int) -> list[Chunk]:
-    """All chunks in the order in which they are encoded: view after view."""
+    """All chunks in the order of encoding: view after view."""
     if not isinstance(views, (tuple, list)):
         raise TypeError(f"views must be a tuple or list with a batch for each view, got {type(views).__name__}.")
     if not views:
@@ -106,7 +106,7 @@ def make_chunks(encoder: Any, views: Sequence[Any], chunk_size: int) -> list[Chu
 
 
 def _number_of_chunks(size: int, chunk_size: int, encoders: list[Encoder]) -> int:
-    """The same on all processes, if they communicate in every forward pass."""
+    """Number of chunks; equal on all processes if the encoder communicates in every forward pass."""
     count = -(-size // chunk_size)
     parts = [part for encoder in encoders for part in parts_of(encoder)]
     communicates = any(map(is_sharded, encoders)) or any(isinstance(part, nn.SyncBatchNorm) for part in parts)
@@ -122,7 +122,7 @@ def _number_of_chunks(size: int, chunk_size: int, encoders: list[Encoder]) -> in
 
 
 def _batch_size(tensors: list[list[Tensor]]) -> int:
-    """The B that all tensors of all views have in common."""
+    """The number of samples, B, which must be equal for all tensors of all views."""
     sizes = [len(tensor) for of_view in tensors for tensor in of_view]
     if len(set(sizes)) != 1 or not all(tensors):
         found = "; ".join(f"views[{number}]: {', '.join(map(shape, of_view))}" for number, of_view in enumerate(tensors))

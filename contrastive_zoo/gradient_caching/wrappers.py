@@ -1,4 +1,4 @@
-"""Wrappers that synchronise gradients of processes, where the encoder inside is called for one chunk after the other."""
+"""Handles wrappers that synchronise gradients, such as DistributedDataParallel, for encoders that are called per chunk."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def module_of(encoder: Callable[..., object]) -> nn.Module | None:
-    """The module that an encoder is, or is a method of."""
+    """The module of an encoder, which is a module or a method of a module."""
     owner = getattr(encoder, "__self__", encoder)
     return owner if isinstance(owner, nn.Module) else None
 
@@ -47,7 +47,7 @@ def _is_within_another(sharding: Any) -> bool:
 
 
 def wrappers_in(encoders: Iterable[Callable[..., object]]) -> list[DistributedDataParallel]:
-    """What reduces gradients over processes, in or around the encoders."""
+    """Wrappers, in or around the encoders, that reduce gradients over processes."""
     parts = dict.fromkeys(part for encoder in encoders for part in parts_of(encoder))
     return [part for part in parts if isinstance(part, DistributedDataParallel)]
 
@@ -72,14 +72,14 @@ def quiet(wrappers: list[DistributedDataParallel]) -> Iterator[None]:
 
 
 class _NoReducer:
-    """Gradients may be on their way to the reducer of a wrapper, which must not be disturbed then."""
+    """Whether gradients may be on their way to the reducer of a wrapper, which must then not be disturbed."""
 
     def _rebuild_buckets(self) -> bool:
         return False
 
 
 def through(wrappers: list[DistributedDataParallel], encode: Callable[[], T]) -> T:
-    """What ``encode()`` returns, as the output of one forward pass of each wrapper, which then expects one backward pass."""
+    """Call ``encode()`` as one forward pass of each wrapper, so the wrapper expects one backward pass."""
     for wrapper in wrappers:
         encode = partial(_as_forward_pass, wrapper, encode)
     return encode()

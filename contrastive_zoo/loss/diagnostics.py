@@ -1,4 +1,4 @@
-"""Figures of a batch that has been contrasted, for logs."""
+"""Statistics of the last batch, for logs."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from contrastive_zoo.batch.pairs import Pairs
 
 
 def constants(batch: Batch) -> dict[str, Any]:
-    """What `figures` needs of a batch, without the graph that its features came with."""
+    """The tensors of a batch that `figures` needs, detached."""
     for name, figure in batch.diagnostics.items():
         batch.diagnostics[name] = figure.detach()
     return {
@@ -25,11 +25,11 @@ def constants(batch: Batch) -> dict[str, Any]:
 
 
 def figures(seen: dict[str, Any], pairs: Pairs, *, by_class: bool) -> dict[str, Tensor]:
-    """Mean similarities of positives and of negatives, by sample or by class, and what the objective left; all detached."""
+    """Mean similarities of positives and of negatives, by sample or by class, and the objective's diagnostics; all detached."""
     batch = Batch(**seen, pairs=pairs)
     x = batch.x
     groups = (batch.class_ids().repeat_interleave(batch.views) if by_class else batch.ids).to(x.device)
-    # Sums over pairs are squares of sums over rows.
+    # The sum of x_i . x_j over all pairs equals the squared norm of the sum of the rows.
     within = x.new_zeros(batch.size, x.shape[1]).index_add_(0, groups, x).square().sum()
     same = x.new_zeros(batch.size).index_add_(0, groups, torch.ones_like(x[:, 0])).square().sum()
     found = {"negative_similarity": (x.sum(0).square().sum() - within) / (len(x) ** 2 - same).clamp_min(1)}

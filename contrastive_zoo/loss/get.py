@@ -9,27 +9,27 @@ from contrastive_zoo.registry import Card, keyword_parameters, losses
 
 
 def get_loss(name: str, **params: Any) -> Loss:
-    """Make the loss behind a name.
+    """Make a loss by name.
 
     Args:
         name: One of `list_losses()`, or an alias.
-        **params: Parameters of the objective (see `describe_loss(name)`) and those common to all:
-            num_samples (size of the data set; ignored by losses without state),
+        **params: Parameters of the objective (see `describe_loss(name)`) and parameters common to all losses:
+            num_samples (size of the dataset; ignored by losses without state),
             normalize ("sphere" = True, "ball", or "none" = False),
             reduction ("mean", "sum" or "none"),
             backend ("auto", "tiled" or "dense"),
-            gather ("auto": contrast with the batches of all processes; False: only with the own),
+            gather ("auto": contrast with the batches of all processes; False: only with this process's batch),
             process_group (None: the default group),
-            embedding_dim (features of an embedding, for losses that keep embeddings; by default those of the first batch or
-            checkpoint, which is too late for distributed checkpoints and averages of models),
-            seed (of methods that draw at random),
-            validate (True: look for bad values on accelerators too, which waits for them),
+            embedding_dim (features per embedding, for losses that keep embeddings; by default taken from the first batch or
+            checkpoint, which is too late for distributed checkpoints and model averaging),
+            seed (for losses that use randomness),
+            validate (True: also check values on accelerators, which forces a synchronisation),
             on_empty ("warn" or "error": what to do if a batch has nothing to contrast).
 
     Returns:
-        A module to call as ``loss_fn(z1, z2, index=..., labels=...)``. What it remembers (tables, draws, temperature) is in its
-        ``state_dict()``. A trainer, such as Lightning's or Hugging Face's, saves that if the loss is a submodule of the model
-        that it trains, and else does not.
+        A module to call as ``loss_fn(z1, z2, index=..., labels=...)``. Its ``state_dict()`` holds its tables, random state and
+        temperature. A trainer, such as Lightning's or Hugging Face's, saves this state only if the loss is a submodule of the
+        model that it trains.
 
     Raises:
         ValueError: Unknown name, or a value out of range.
@@ -74,7 +74,7 @@ def list_losses() -> list[str]:
 
 
 def describe_loss(name: str) -> Card:
-    """What there is to know about an objective: paper, equation, needs, parameters, scale, differences.
+    """Summary of an objective: paper, equation, required arguments, parameters, scale, differences from the authors' code.
 
     Raises:
         ValueError: Unknown name.

@@ -1,4 +1,4 @@
-"""What would train wrongly without a word: broken state, recomputation, processes whose state differs."""
+"""Checks against silent training errors: broken state, recomputation, processes whose state differs."""
 
 import math
 from collections.abc import Iterable
@@ -15,12 +15,12 @@ from contrastive_zoo.state.temperature import Temperature
 
 
 def refuse_broken_state(card: Card, objective: Objective, tables: Iterable[tuple[nn.Module, str]]) -> None:
-    """Raise if an optimiser wrote NaN to a parameter, or a wrapper half precision to the ``data`` of a table.
+    """Raise if a learned parameter is NaN, or a wrapper converted a table to half precision.
 
     Args:
-        card: What is known about the objective.
+        card: Summary of the objective.
         objective: The objective.
-        tables: Modules and names of the buffers that this step moves.
+        tables: Modules and names of the buffers that this step updates.
 
     Raises:
         ValueError: A learned parameter on the CPU is NaN.
@@ -40,10 +40,10 @@ def refuse_broken_state(card: Card, objective: Objective, tables: Iterable[tuple
 
 
 def refuse_recomputation(card: Card) -> None:
-    """Raise in a forward pass that a backward pass repeats, which would move tables and draws on once more.
+    """Raise in a forward pass that a backward pass repeats, which would advance tables and random state twice.
 
     Raises:
-        RuntimeError: A backward pass is under way.
+        RuntimeError: A backward pass is running.
     """
     if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
@@ -53,7 +53,7 @@ def refuse_recomputation(card: Card) -> None:
 
 
 def state_of(objective: Objective) -> dict[str, object]:
-    """The state of an objective that all processes must have alike, by name, as far as the host knows it."""
+    """The state of an objective that must be equal on all processes, by name, as far as the host knows its values."""
     parts = list(objective.modules())
     held = [part.agreed() for part in parts if isinstance(part, Temperature)]
     return {

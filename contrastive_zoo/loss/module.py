@@ -1,4 +1,4 @@
-"""The one module around every objective: checks, normalisation, other processes, reduction, diagnostics."""
+"""`Loss` wraps every objective and handles checks, normalisation, multi-process gathering, reduction and diagnostics."""
 
 import warnings
 from dataclasses import replace
@@ -28,12 +28,12 @@ class Loss(nn.Module):
     """A contrastive objective as a module of two feature batches; made by `get_loss`.
 
     Attributes:
-        card: What `describe_loss` shows.
-        needs: What a call must be given, of {"index", "labels"}.
+        card: The summary that `describe_loss` returns.
+        needs: Arguments that a call must pass, a subset of {"index", "labels"}.
         objective: The mathematics, with its parameters and state.
         settings: Parameters that the objective was made with.
-        options: Parameters that all losses share. Each is an attribute of the loss as well, which can be set, except
-            num_samples and embedding_dim.
+        options: Parameters that all losses share. Each is also an attribute of the loss; all can be set but num_samples and
+            embedding_dim.
 
     Raises:
         ValueError: The reduction has no meaning for the objective.
@@ -60,33 +60,33 @@ class Loss(nn.Module):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What a call must be given, of {"index", "labels"}."""
+        """Arguments that a call must pass, a subset of {"index", "labels"}."""
         return self.card.needs
 
     @property
     def temperature(self) -> Tensor:
         """The temperature as a tensor of one entry, or the parameter that was given.
 
-        Assign a number, a tensor or a parameter between steps to change it; a number compiles nothing anew. A learned
-        temperature is a parameter, ``temperature=torch.nn.Parameter(torch.tensor(0.1))``, and counts as the nearest value in
-        [0.001, 10]. A tensor that carries a graph, such as ``1 / logit_scale.exp()``, serves until the next assignment and is
-        not saved.
+        Assign a number, a tensor or a parameter between steps to change the temperature; a number triggers no recompilation. A
+        learned temperature is a parameter, ``temperature=torch.nn.Parameter(torch.tensor(0.1))``, clamped to [0.001, 10] where
+        it is used. A tensor with an autograd graph, such as ``1 / logit_scale.exp()``, is used until the next assignment and
+        is not saved.
         """
         return self.objective.held_temperature.value
 
     @property
     def seed(self) -> int:
-        """Seed of the draws, of objectives that draw; part of the state."""
+        """Random seed of objectives that use randomness; part of the state."""
         return self.objective.seed
 
     @property
     def logit_scale(self) -> nn.Parameter:
-        """Logarithm of the learned inverse temperature, of objectives that have one; of shape () or (1,)."""
+        """Logarithm of the learned inverse temperature, for objectives that learn one; shape () or (1,)."""
         return self.objective.get_parameter("logit_scale")
 
     @property
     def logit_bias(self) -> nn.Parameter:
-        """Learned bias of the logits, of objectives that have one; of shape () or (1,)."""
+        """Learned bias of the logits, for objectives that learn one; shape () or (1,)."""
         return self.objective.get_parameter("logit_bias")
 
     def __getattr__(self, name: str) -> Any:
@@ -98,7 +98,7 @@ class Loss(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "temperature":
-            getattr(self, name)  # an objective without it says so
+            getattr(self, name)  # raises if the objective has no temperature
             self.objective.held_temperature.set(value)
         elif name in OF_OBJECTIVE:
             getattr(self, name)
@@ -111,9 +111,10 @@ class Loss(nn.Module):
             super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
-        """Restore what the constructor made: tables, counters, seed, temperature and learned scales.
+        """Restore the initial tables, counters, seed, temperature and learned scales.
 
-        After ``to_empty``, which leaves the memory of a module made on the meta device unwritten, call this, or load a state.
+        Call this, or load a state, after ``to_empty``, which leaves the memory of a module made on the meta device
+        uninitialised.
 
         Raises:
             RuntimeError: The temperature is a parameter that was made on the meta device, so its first value is not known.
@@ -136,24 +137,25 @@ class Loss(nn.Module):
         """The loss of a batch.
 
         Args:
-            z1: (B, D) features of the first view or modality; any float dtype, not normalised. Or (V, B, D), without z2: the
-                features of V views, more than two where the method allows it. Without z2, where labels make the positives,
-                (B, D) is one view: supcon, scl, hscl.
-            z2: (B, D) features of the second.
-            index: (B,) integers, positions in the data set. Two rows of one sample are not negatives of each other.
+            z1: (B, D) features of the first view or modality; any float dtype, not normalised. Or, without z2, (V, B, D)
+                features of V views; some objectives accept more than two. Or, without z2, (B, D) features of a single view, for
+                objectives whose positives come from labels: supcon, scl, hscl.
+            z2: (B, D) features of the second view or modality.
+            index: (B,) integers, positions in the dataset. Two rows of one sample are not negatives of each other.
             labels: (B,) integers.
-            negatives: (M, D) extra keys for all anchors, or (B, M, D) extra keys for each.
-            negatives_index: (M,) or (B, M) positions of the extra keys in the data set: none is a negative of itself.
+            negatives: (M, D) extra negatives shared by all anchors, or (B, M, D) separate extra negatives for each sample.
+            negatives_index: (M,) or (B, M) positions of the extra negatives in the dataset: an extra negative of the anchor's
+                own sample is ignored.
 
         Returns:
             One number; (B,) for ``reduction="none"``.
 
         Raises:
-            TypeError: An argument is no tensor or has the wrong dtype, or one that the method has no use for was given; or a
-                table was converted to half precision.
-            ValueError: Shapes or devices do not fit, something needed is missing, features are NaN or infinite, or there is
+            TypeError: An argument is no tensor or has the wrong dtype, ``negatives`` were given to an objective that takes
+                none, or a table was converted to half precision.
+            ValueError: Shapes or devices do not fit, a required argument is missing, features are NaN or infinite, or there is
                 nothing to contrast and ``on_empty="error"``.
-            IndexError: A position outside the data set.
+            IndexError: A position outside the dataset.
             RuntimeError: A loss with state is called by a backward pass, as activation checkpointing would do.
         """
         make = partial(self._batch, Call(z1, z2, index, labels, negatives, negatives_index))
@@ -168,7 +170,7 @@ class Loss(nn.Module):
             return self._reduce(values, batch)
 
     def _batch(self, call: Call, handshake: Handshake | None) -> Batch:
-        """The batch of a call, after all checks, or of those of all processes."""
+        """Check a call, and make its batch, or the joint batch of the calls of all processes."""
         moves = self.training and (self.card.stateful or self.card.draws)
         refuse_broken_state(self.card, self.objective, self._tables if self.card.stateful and self.training else [])
         if moves:
@@ -186,13 +188,13 @@ class Loss(nn.Module):
         return batch
 
     def _agreement(self) -> dict[str, object]:
-        """What all processes must have alike, as far as the host knows it; errors in here are raised on all of them."""
+        """Values that must be equal on all processes, as far as the host knows them; an error here is raised on all of them."""
         common = {name: getattr(self, name) for name in ("num_samples", "normalize", "reduction", "backend", "on_empty")}
         given = {name: comparable(value) for name, value in self.settings.items() if name != "temperature"}
         return {"the name of the loss": self.card.name, **given, **common, **state_of(self.objective)}
 
     def _nothing_to_contrast(self, batch: Batch) -> str:
-        """Why no anchor has a negative, as far as that is known without waiting for an accelerator."""
+        """Why no anchor has a negative; empty if some anchor has one, or if the answer needs a synchronisation."""
         if batch.negatives is not None:
             return ""
         if batch.size == 1:
@@ -206,14 +208,14 @@ class Loss(nn.Module):
         if self.options.on_empty == "error":
             raise ValueError(message.replace("The loss is 0 and no", "No") + " Drop such batches, e.g. drop_last=True.")
         if not torch.compiler.is_compiling():
-            warnings.warn(message, stacklevel=5)  # the line that called this module, past forward and torch's own calls
+            warnings.warn(message, stacklevel=5)  # blame the caller's line, not forward or torch's own calls
         zero = batch.x.view(batch.size, -1).sum(1) * 0
         for leaf in (*self.objective.parameters(), *([] if batch.negatives is None else [batch.negatives])):
-            zero = zero + 0 * leaf.sum().to(zero)  # all that learns gets a gradient in every step, as DDP wants it
+            zero = zero + 0 * leaf.sum().to(zero)  # DDP needs a gradient for every parameter in every step
         return zero if self.options.reduction == "none" else zero.sum()
 
     def _reduce(self, values: Tensor, batch: Batch) -> Tensor:
-        """Mean over the anchors that have a loss; an anchor without one is marked -inf."""
+        """Reduce over the anchors that have a loss; anchors without a loss are marked -inf."""
         if values.dim() == 0:
             return values
         if values.dim() == 1:
@@ -236,16 +238,17 @@ class Loss(nn.Module):
 
     @property
     def diagnostics(self) -> dict[str, Tensor]:
-        """Detached figures of the last step, and what the objective adds.
+        """Detached statistics of the last step, including the objective's own statistics.
 
-        "positive_similarity" is the mean over the pairs of views of a sample, "negative_similarity" that over the pairs of rows
-        of two samples. Objectives that need labels go by class: over the pairs of different rows of one class, and over those
-        of two classes. Both are 0 if there is no such pair. "dropped_anchors" is the share of anchors that the loss leaves out.
+        "positive_similarity" is the mean similarity over pairs of views of one sample, "negative_similarity" the mean
+        similarity over pairs of rows of different samples. Objectives that need labels use classes in place of samples: pairs
+        of different rows of one class, and pairs of rows of different classes. Either mean is 0 if there is no such pair.
+        "dropped_anchors" is the fraction of anchors that the loss leaves out.
         """
         return figures(self._seen, self._maker.pairs, by_class="labels" in self.needs) if self._seen else {}
 
     def table(self) -> dict[str, Tensor]:
-        """State per sample as CPU tensors in natural units; what each means is in the objective's documentation.
+        """State per sample as CPU tensors in natural units; the objective's documentation explains each tensor.
 
         Raises:
             TypeError: The objective keeps no state per sample.
@@ -257,7 +260,7 @@ class Loss(nn.Module):
         return tables
 
     def load_table(self, **tables: Tensor) -> None:
-        """Take over state in the form that `table` returns.
+        """Load state in the form that `table` returns.
 
         Raises:
             TypeError: The objective keeps no state per sample, or a name is not one of its tables.
@@ -274,5 +277,5 @@ class Loss(nn.Module):
         return ", ".join([repr(self.card.name), *shown])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave the last batch behind."""
+        """Leave the last batch out of copies and pickles."""
         return {**self.__dict__, "_seen": {}}

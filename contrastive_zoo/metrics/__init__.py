@@ -1,13 +1,13 @@
 """Measures of a trained representation, computed from its features.
 
-All of them stream: similarities are formed one tile at a time, so memory grows with the number of rows and never with
-its square. Nothing here is differentiable: a metric returns plain Python numbers (`spectrum` a tensor), whatever the
-device of the features. Half precision is computed in float32 or better, autocast or not.
+Similarities are computed one tile at a time, so memory grows linearly with the number of rows. Metrics are not
+differentiable: they return plain Python numbers (`spectrum` a tensor), for features on any device. Half precision is
+computed in float32 or better, regardless of autocast.
 
-Alignment, uniformity, the spectra and the neural-collapse measures take the rows as they are: normalise first where the
-model does. Whatever speaks of cosines (`wasserstein_uniformity`, `knn_accuracy`, `retrieval_accuracy`,
-`global_contrastive_loss`) normalises; the cosine with a zero row counts as zero. `gradient_error` is about a loss rather than
-features: it measures how near its mean gradient over small batches comes to that of `global_contrastive_loss`.
+Alignment, uniformity, the spectra and the neural-collapse measures do not normalise their input: normalise first if the
+model does. Metrics based on cosine similarity (`wasserstein_uniformity`, `knn_accuracy`, `retrieval_accuracy`,
+`global_contrastive_loss`) normalise their input; the cosine with a zero row is zero. `gradient_error` measures a loss rather
+than features: how close its mean gradient over small batches is to the gradient of `global_contrastive_loss`.
 """
 
 from contrastive_zoo.metrics.classification import knn_accuracy, linear_probe, nearest_class_mean

@@ -1,4 +1,4 @@
-"""How well simple classifiers read the classes from frozen features."""
+"""Accuracy of simple classifiers on frozen features."""
 
 import torch
 from einops import repeat
@@ -11,14 +11,14 @@ from contrastive_zoo.metrics.tiles import blocks, inner_products, squared_distan
 
 
 def nearest_class_mean(train_z: Tensor, train_y: Tensor, test_z: Tensor, test_y: Tensor) -> float:
-    """Share of test rows whose nearest mean of a training class (Euclidean) is that of their own class.
+    """Fraction of test rows whose nearest class mean (Euclidean, over training rows) belongs to their own class.
 
         prediction(z) = argmin_c |z - m_c|
 
     Mensink et al., "Distance-Based Image Classification: Generalizing to New Classes at Near-Zero Cost", TPAMI 2013.
 
     Args:
-        train_z: (N, D) features, taken as they are.
+        train_z: (N, D) features, not normalised.
         train_y: (N,) integer classes.
         test_z: (M, D) features.
         test_y: (M,) integer classes; a class that is not in `train_y` is never predicted.
@@ -51,12 +51,12 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Accuracy of the vote of the `k` training rows of largest cosine, each with weight exp(cosine / temperature).
+    """Accuracy of a vote of the `k` training rows with the largest cosine, each with weight exp(cosine / temperature).
 
         prediction(z) = argmax_c sum_{i among the k nearest, y_i = c} exp(cos(z, z_i) / temperature)
 
     Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4, with
-    k = 200 there. arXiv:1805.01978. Which of several training rows at the same cosine counts as nearer is left open.
+    k = 200 there. arXiv:1805.01978. Ties between training rows with equal cosines are broken arbitrarily.
 
     Args:
         train: (N, D) features; normalised inside.
@@ -64,7 +64,7 @@ def knn_accuracy(
         test: (M, D) features; normalised inside.
         test_labels: (M,) integer classes; a class that is not in `train_labels` is never predicted.
         k: Number of neighbours, at most N.
-        temperature: Positive; the smaller, the more the nearest neighbour counts.
+        temperature: Positive; smaller values give the nearest neighbour more weight.
 
     Raises:
         TypeError: features are not floating-point or labels not integer tensors.
@@ -100,7 +100,7 @@ def linear_probe(
 ) -> float:
     """Test accuracy of logistic regression trained on the frozen features, each scaled to mean 0 and variance 1.
 
-    Needs scikit-learn, whose `StandardScaler` and `LogisticRegression` (L-BFGS, L2 penalty) do the work on the CPU.
+    Uses `StandardScaler` and `LogisticRegression` (L-BFGS, L2 penalty) of scikit-learn, on the CPU.
 
     Args:
         train: (N, D) features.
@@ -108,7 +108,7 @@ def linear_probe(
         test: (M, D) features, scaled by the mean and variance of `train`.
         test_labels: (M,) integer classes.
         C: Inverse strength of the L2 penalty, positive.
-        max_iter: Largest number of iterations; scikit-learn warns where it does not suffice.
+        max_iter: Maximum number of iterations; scikit-learn warns if it does not suffice.
 
     Raises:
         ImportError: scikit-learn is not installed.

@@ -1,4 +1,4 @@
-"""How far labelled features are from neural collapse: class means in a simplex, samples on their class mean."""
+"""Distance of labelled features from neural collapse: class means form a simplex, samples equal their class mean."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from contrastive_zoo.metrics.tiles import blocks, inner_products, pair_values, u
 
 
 class NeuralCollapse(NamedTuple):
-    """Distances of the class means from a simplex of unit vectors; all are 0 where they form one."""
+    """Distances of the class means from a simplex of unit vectors; all are 0 if the means form such a simplex."""
 
     unit_norm: float
     zero_sum: float
@@ -31,7 +31,7 @@ def neural_collapse(features: Tensor, labels: Tensor) -> NeuralCollapse:
     Dimensional-Collapse", 2023. arXiv:2311.05139
 
     Args:
-        features: (N, D) features, taken as they are: pass what the loss sees, unit rows or rows in the unit ball.
+        features: (N, D) features, not normalised here: pass the loss's input, unit rows or rows in the unit ball.
         labels: (N,) integer classes, any values, at least two different ones.
 
     Raises:
@@ -62,7 +62,7 @@ def neural_collapse(features: Tensor, labels: Tensor) -> NeuralCollapse:
 
 
 def within_class_distance(features: Tensor, labels: Tensor) -> float:
-    """Mean over classes of the mean distance of a sample to the mean of its class; 0 is full collapse.
+    """Mean over classes of the mean distance of samples to their class mean; 0 is full collapse.
 
         mean_c mean_{i : y_i = c} |z_i - m_c|
 
@@ -70,7 +70,7 @@ def within_class_distance(features: Tensor, labels: Tensor) -> float:
     Dimensional-Collapse", 2023. arXiv:2311.05139
 
     Args:
-        features: (N, D) features, N >= 1, taken as they are.
+        features: (N, D) features, N >= 1, not normalised.
         labels: (N,) integer classes, any values.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The contrastive loss over a whole feature set, exactly, and how near a loss on small batches comes to its gradient."""
+"""The exact contrastive loss over a whole feature set, and the accuracy of gradients from small batches."""
 
 import copy
 from collections.abc import Callable
@@ -14,18 +14,18 @@ from contrastive_zoo.metrics.inputs import check_labels, check_pair
 
 @torch.no_grad()
 def global_contrastive_loss(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> float:
-    """Contrastive loss of all samples against all others: what sogclr, isogclr, emc2 and negative_cache minimise.
+    """Contrastive loss of all samples against all others, the objective of sogclr, isogclr, emc2 and negative_cache.
 
         mean_a [ -s_ap / t + log mean_{n of another sample} exp(s_an / t) ],        a, n over both views
 
-    It is the value of sogclr in `eval()` with all samples in one batch, computed in float64, without overflow.
+    Equals the value of sogclr in `eval()` with all samples in one batch, computed in float64, without overflow.
 
     Yuan et al., "Provable Stochastic Optimization for Global Contrastive Learning: Small Batch Does Not Harm
     Performance", ICML 2022, eq. 2 with the mean in place of the sum. arXiv:2202.12387
 
     Args:
         z1: (N, D) features of one view, N >= 2; normalised inside.
-        z2: (N, D) features of the other, in the same order.
+        z2: (N, D) features of the other view, in the same order.
         temperature: Divides the cosines, positive.
 
     Raises:
@@ -43,11 +43,11 @@ def global_contrastive_loss(z1: Tensor, z2: Tensor, temperature: float = 0.1) ->
 
 
 class GradientError(NamedTuple):
-    """How near an estimated gradient is to the exact one: 1 and 1 where they are equal.
+    """Accuracy of an estimated gradient; both values are 1 for the exact gradient.
 
     Attributes:
-        cosine: Of the angle between them.
-        relative_length: Length of the estimate over that of the exact gradient.
+        cosine: Cosine of the angle between the estimate and the exact gradient.
+        relative_length: Length of the estimate divided by the length of the exact gradient.
     """
 
     cosine: float
@@ -66,26 +66,26 @@ def gradient_error(
     labels: Tensor | None = None,
     seed: int = 0,
 ) -> GradientError:
-    """Mean gradient of a loss over random small batches of a fixed feature set, against that of the global loss.
+    """Mean gradient of a loss over random small batches of a fixed feature set, compared with the global loss's gradient.
 
         cos(g, G),  |g| / |G|,        g = mean over batches of the gradient of loss_fn,  G = grad global_contrastive_loss
 
-    Each epoch visits all samples in a new order; of samples that do not fill a batch it drops other ones each time. The first
-    `warmup` epochs only fill the tables of a loss that has some. A copy of `loss_fn` is used, so that it stays as it is.
+    Each epoch visits the samples in a new random order, and drops samples at the end that do not fill a batch. The first
+    `warmup` epochs only fill the tables of a stateful loss. `loss_fn` is copied, so its state does not change.
 
-    Where `z1` and `z2` want a gradient themselves, they are what is differentiated: a loss that looks up further rows of them,
-    such as emc2 with an `encode` that returns ``torch.stack([z1, z2])[view, index]``, is given credit for their gradients.
+    If `z1` and `z2` require a gradient, they are differentiated directly: for a loss that looks up more of their rows, such as
+    emc2 with an `encode` that returns ``torch.stack([z1, z2])[view, index]``, the gradients of these rows are included.
 
     Args:
-        loss_fn: Called as ``loss_fn(z1[i], z2[i], index=i)``, with `labels` if they are given; such as `get_loss` makes.
+        loss_fn: A loss, called as ``loss_fn(z1[i], z2[i], index=i)``, with `labels` if given.
         z1: (N, D) features of one view.
-        z2: (N, D) features of the other, in the same order.
-        temperature: Of the global loss; by default that of `loss_fn`.
-        batch_size: Samples of a batch, at most N and at least 2.
-        epochs: Epochs averaged over.
-        warmup: Epochs before those.
-        labels: (N,) class labels for a loss that needs them.
-        seed: Of the order of samples.
+        z2: (N, D) features of the other view, in the same order.
+        temperature: Temperature of the global loss; by default the temperature of `loss_fn`.
+        batch_size: Samples per batch, at most N and at least 2.
+        epochs: Number of epochs to average over.
+        warmup: Number of epochs before the averaged epochs.
+        labels: (N,) class labels for a loss that needs labels.
+        seed: Random seed of the order of samples.
 
     Raises:
         TypeError: `z1` or `z2` is not a floating-point tensor.
@@ -116,7 +116,7 @@ def gradient_error(
 def _temperature(loss_fn: Any, given: float | None) -> float:
     temperature = getattr(loss_fn, "temperature", None) if given is None else given
     if temperature is None:
-        raise ValueError("temperature is None and loss_fn has none of its own: pass that of the global loss.")
+        raise ValueError("temperature is None and loss_fn has no temperature: pass the temperature of the global loss.")
     if isinstance(temperature, Tensor):
         temperature = temperature.detach().reshape(())
     return check_number("temperature", temperature, low=0, open_low=True)
@@ -131,7 +131,7 @@ def _summed_gradient(
     warmup: int,
     seed: int,
 ) -> Tensor:
-    """Sum over the batches after the warm-up of the gradients in both views, (2, N, D)."""
+    """Sum of the gradients with respect to both views over all batches after the warm-up, (2, N, D)."""
     total = torch.zeros_like(torch.stack(leaves).detach(), dtype=torch.float64)
     draws = torch.Generator().manual_seed(seed)
     for epoch in range(warmup + epochs):

@@ -1,4 +1,4 @@
-"""How many dimensions the features use: the spectrum of their covariance, its rank, and the effective rank."""
+"""Dimensionality of features: the spectrum of their covariance, its rank, and the effective rank."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def spectrum(z: Tensor) -> Tensor:
     arXiv:2110.09348
 
     Args:
-        z: (N, D) features, N >= 2, taken as they are.
+        z: (N, D) features, N >= 2, not normalised.
 
     Raises:
         TypeError: `z` is not a floating-point tensor.
@@ -44,7 +44,7 @@ def rank(z: Tensor, tol: float = 1e-5) -> int:
     arXiv:2110.09348
 
     Args:
-        z: (N, D) features, N >= 2, taken as they are.
+        z: (N, D) features, N >= 2, not normalised.
         tol: Absolute threshold, positive; the default suits unit rows.
 
     Raises:
@@ -70,7 +70,7 @@ def effective_rank(z: Tensor) -> float:
     Garrido et al., "RankMe", ICML 2023. arXiv:2210.02885
 
     Args:
-        z: (N, D) features, N >= 1, taken as they are.
+        z: (N, D) features, N >= 1, not normalised.
 
     Raises:
         TypeError: `z` is not a floating-point tensor.
@@ -89,7 +89,7 @@ def effective_rank(z: Tensor) -> float:
 
 
 def _singular_values(rows: Tensor, origin: Tensor) -> Tensor:
-    """Singular values of `rows - origin`, in float64, from the triangular factor of one block of rows after another."""
+    """Singular values of `rows - origin`, in float64, from a triangular factor that is updated block by block."""
     triangle = rows[:0].double()
     for piece in blocks(rows, size=4 * rows.shape[1]):
         triangle = torch.linalg.qr(torch.cat([triangle, piece.double() - origin]), mode="r").R

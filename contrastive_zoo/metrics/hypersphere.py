@@ -1,4 +1,4 @@
-"""How positives and the whole set lie on the unit sphere: alignment, uniformity, and the distance to uniformity."""
+"""Distribution of features on the unit sphere: alignment, uniformity, and the distance to uniformity."""
 
 import math
 
@@ -22,7 +22,7 @@ def alignment(z1: Tensor, z2: Tensor, alpha: float = 2) -> float:
     Hypersphere", ICML 2020, section 4.1. arXiv:2005.10242
 
     Args:
-        z1: (N, D) features of one view. The rows are taken as they are: pass unit rows for the paper's metric.
+        z1: (N, D) features of one view, not normalised here: pass unit rows for the paper's metric.
         z2: (N, D) features of the other view, in the same order.
         alpha: Power of the distance, positive.
 
@@ -53,7 +53,7 @@ def uniformity(z: Tensor, t: float = 2) -> float:
     Hypersphere", ICML 2020, section 4.1. arXiv:2005.10242
 
     Args:
-        z: (N, D) features, N >= 2. The rows are taken as they are: pass unit rows for the paper's metric.
+        z: (N, D) features, N >= 2, not normalised here: pass unit rows for the paper's metric.
         t: Inverse width of the Gaussian, positive.
 
     Raises:
@@ -66,7 +66,7 @@ def uniformity(z: Tensor, t: float = 2) -> float:
     """
     rows = check_features(z, "z")
     t = check_number("t", t, low=0, open_low=True)
-    # Distances do not change with the origin; near the mean they lose least to cancellation.
+    # Distances do not depend on the origin; an origin at the mean minimises cancellation.
     centred = rows.double() - rows.mean(dim=0, dtype=torch.float64)
     return float(_log_potentials(centred, t).logsumexp(0)) - math.log(len(rows) * (len(rows) - 1))
 
@@ -81,13 +81,13 @@ def _log_potentials(rows: Tensor, t: float) -> Tensor:
 
 
 def wasserstein_uniformity(z: Tensor) -> float:
-    """Wasserstein-1 distance between the cosines of all pairs and their law for uniform points; 0 is uniform.
+    """Wasserstein-1 distance between the distribution of all pairwise cosines and that for uniform points; 0 is uniform.
 
         integral_{-1}^{1} |F_z(x) - F(x)| dx,        density of F proportional to (1 - x^2)^((D - 3) / 2)
 
-    `F_z` is the distribution function of the cosines of pairs i < j, `F` that of the inner product of two independent
-    uniform points on the unit sphere of the features' own dimension D. Both are binned, which changes the value by at
-    most the width of a bin, 3.1e-5.
+    `F_z` is the distribution function of the cosines of pairs i < j, and `F` the distribution function of the inner product
+    of two independent uniform points on the unit sphere in D dimensions, the dimension of the features. Both functions are
+    binned, which changes the value by at most the width of a bin, 3.1e-5.
 
     Koromilas et al., "Bridging Mini-Batch and Asymptotic Analysis in Contrastive Learning: From InfoNCE to Kernel-Based
     Losses", ICML 2024, whose code takes the law of one fixed dimension. arXiv:2405.18045

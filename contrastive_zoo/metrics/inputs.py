@@ -1,4 +1,4 @@
-"""What the metrics accept, and the dtype that they compute in."""
+"""Checks of the inputs of metrics, and conversion to the working dtype."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from contrastive_zoo import checks
 
 
 def check_features(z: object, name: str, min_rows: int = 2) -> Tensor:
-    """`z` (N, D) detached, in float32 or float64, once it is known to be finite, with at least `min_rows` rows."""
+    """Check that `z` (N, D) is finite with at least `min_rows` rows; return `z` detached, in float32 or float64."""
     checks.check_features(name, z, (2,))
     assert isinstance(z, Tensor)
     checks.check_rows(name, z, min_rows)
-    if z.device.type == "mps":  # has no float64, in which the sums are kept
+    if z.device.type == "mps":  # MPS has no float64, which the sums need
         z = z.cpu()
     z = z.detach() if z.dtype == torch.float64 else z.detach().float()
     checks.check_finite(name, z)
@@ -26,7 +26,7 @@ def check_pair(z1: object, z2: object, min_rows: int = 1) -> tuple[Tensor, Tenso
 
 
 def check_labels(labels: object, features: Tensor, name: str) -> Tensor:
-    """`labels` (N,) as int64 on the device of `features` (N, D), once it is known to hold one integer per row."""
+    """Check that `labels` (N,) holds one integer per row; return `labels` as int64 on the device of `features` (N, D)."""
     checks.check_integers(name, labels, len(features))
     assert isinstance(labels, Tensor)
     return labels.detach().to(features.device, torch.int64)

@@ -1,4 +1,4 @@
-"""How often the nearest row of the other view, or modality, is the right one."""
+"""Cross-view or cross-modal retrieval accuracy: how often the counterpart of a row is among its nearest rows."""
 
 import math
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from contrastive_zoo.metrics.tiles import blocks, inner_products, unit_rows
 
 
 class RetrievalAccuracy(NamedTuple):
-    """Top-k accuracy for each k asked for, with the rows of `z1` as queries, and with those of `z2`."""
+    """Top-k accuracy for each requested k, with the rows of `z1` as queries, and with the rows of `z2` as queries."""
 
     z1_to_z2: dict[int, float]
     z2_to_z1: dict[int, float]
 
 
 def retrieval_accuracy(z1: Tensor, z2: Tensor, k: Sequence[int] = (1, 5)) -> RetrievalAccuracy:
-    """Share of rows that find their counterpart among the `k` rows of largest cosine in the other set ("R@k").
+    """Fraction of rows that find their counterpart among the `k` rows with the largest cosine in the other set ("R@k").
 
         mean_i [ #{j : cos(z1_i, z2_j) > cos(z1_i, z2_i)} < k ],        and the same with z1 and z2 exchanged
 
@@ -29,8 +29,8 @@ def retrieval_accuracy(z1: Tensor, z2: Tensor, k: Sequence[int] = (1, 5)) -> Ret
 
     Args:
         z1: (N, D) features of one view or modality; normalised inside.
-        z2: (N, D) features of the other, in the same order.
-        k: Numbers of candidates.
+        z2: (N, D) features of the other view or modality, in the same order.
+        k: One or more numbers of candidates.
 
     Raises:
         TypeError: `z1` or `z2` is not a floating-point tensor.
@@ -57,7 +57,7 @@ def _top_k(queries: Tensor, keys: Tensor, k: Sequence[int]) -> dict[int, float]:
 
 
 def _ahead_and_tied(rows: Tensor, keys: tuple[Tensor, ...], own: int) -> tuple[Tensor, Tensor]:
-    """Number of keys nearer than each row's counterpart, which is in piece `own` of the keys, and of those tied."""
+    """Numbers of keys nearer than each row's counterpart, and tied with it; the counterparts are in piece `own` of the keys."""
     positive = (rows * keys[own]).sum(dim=1, keepdim=True)
     margin = 16 * torch.finfo(rows.dtype).eps  # equal rows may differ by rounding from tile to tile
     ahead = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)

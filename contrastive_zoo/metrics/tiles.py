@@ -9,7 +9,7 @@ TILE = 1024
 
 
 def blocks(rows: Tensor, size: int = 0) -> tuple[Tensor, ...]:
-    """Consecutive rows in pieces of `TILE`, or of `size` where that is more."""
+    """Consecutive rows in pieces of `TILE` rows, or of `size` rows if `size` is larger."""
     return torch.split(rows, max(TILE, size))
 
 
@@ -20,13 +20,13 @@ def unit_rows(z: Tensor) -> Tensor:
 
 
 def inner_products(x: Tensor, y: Tensor) -> Tensor:
-    """`<x_i, y_j>` (N, M) of rows (N, D) and (M, D), in their own precision also under autocast."""
+    """`<x_i, y_j>` (N, M) of rows (N, D) and (M, D), in the precision of the rows even under autocast."""
     with torch.autocast(x.device.type, enabled=False):
         return x @ y.T
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """`|x_i - y_j|^2` (N, M) of rows (N, D) and (M, D), to be given in float64: it subtracts near-equal numbers."""
+    """`|x_i - y_j|^2` (N, M) of rows (N, D) and (M, D), which must be float64: the formula subtracts near-equal numbers."""
     squares = x.square().sum(dim=1)[:, None] + y.square().sum(dim=1)
     return (squares - 2 * inner_products(x, y)).clamp_min_(0)
 

@@ -1,4 +1,4 @@
-"""What is minimised: one file per method."""
+"""The objectives: one file per method."""
 
 from contrastive_zoo.objectives.alignment_uniformity import alignment_uniformity
 from contrastive_zoo.objectives.clip import CLIP

@@ -1,8 +1,8 @@
-r"""Alignment and uniformity: views close together, samples evenly spread over the sphere, each term by itself.
+r"""Alignment and uniformity: two separate terms, one for close views, one for samples spread evenly over the sphere.
 
     loss = mean_i |a_i - b_i|^alpha + weight * (U(a) + U(b)) / 2,    U(z) = log mean_{i<j} exp(-t |z_i - z_j|^2)
 
-On unit rows |z_i - z_j|^2 = 2 - 2 s_ij, so that U is a log-sum-exp at scale 2t.
+On unit rows |z_i - z_j|^2 = 2 - 2 s_ij, so U is a log-sum-exp at scale 2t.
 
 Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere",
 ICML 2020, sec. 4. arXiv:2005.10242
@@ -27,8 +27,8 @@ from contrastive_zoo.registry import POSITIVE, Range, losses
     per_sample=False,
     ranges={"alpha": POSITIVE, "t": POSITIVE, "weight": Range(0)},
     differences=(
-        "Views closer than their rounding, (D + 32) eps times their length (1.9e-5 for unit rows of 128 features in float32), "
-        "have distance 0 and no gradient: for alpha < 1 it would be huge, and infinite where views coincide.",
+        "Views closer than their rounding error, (D + 32) eps times their length (1.9e-5 for unit rows of 128 features in "
+        "float32), have distance 0 and no gradient: for alpha < 1 the gradient would be huge, and infinite for equal views.",
     ),
 )
 def alignment_uniformity(batch: Batch, *, alpha: float = 2.0, t: float = 2.0, weight: float = 1.0) -> Tensor:
@@ -40,11 +40,11 @@ def alignment_uniformity(batch: Batch, *, alpha: float = 2.0, t: float = 2.0, we
     Args:
         batch: Rows of both views, a and b.
         alpha: Power of the distance between the views of a sample.
-        t: Sharpness of the potential: the larger, the more near neighbours decide alone.
+        t: Sharpness of the Gaussian potential: larger values emphasise the nearest neighbours.
         weight: Weight of the uniformity.
 
     Examples:
-        Orthonormal samples are at the squared distance 2 of each other:
+        The squared distance between two orthonormal samples is 2:
 
         >>> import torch
         >>> import contrastive_zoo as zoo
@@ -76,9 +76,9 @@ def _log_potentials(batch: Batch, t: float) -> Tensor:
 
 
 def _log_potential(batch: Batch, rows: Tensor, t: float) -> Tensor:
-    """The same for one view, with rows of any length."""
+    """Logarithm of the sum of exp(-t d^2) over ordered pairs of samples of one view, for rows of any length."""
     ids = batch.sample_ids
-    # -t |x - k|^2 = 4t <(x, 1), (k, -|k|^2/2)> / 2 - t |x|^2; halved, rows in the unit ball stay there.
+    # -t |x - k|^2 = 4t <(x, 1), (k, -|k|^2/2)> / 2 - t |x|^2; dividing by sqrt(2) keeps them in the unit ball.
     squares = rows.square().sum(1, keepdim=True)
     anchors, keys = (torch.cat([rows, extra], 1) / 2**0.5 for extra in (torch.ones_like(squares), -squares / 2))
     sums = batch.pairs.logsumexp(anchors, keys, scale=4 * t, ids=ids, key_ids=ids)

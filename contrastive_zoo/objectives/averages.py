@@ -1,4 +1,4 @@
-"""What the objectives over the whole data set share: the mean over a batch's negatives and how it moves an average."""
+"""Shared by the objectives over the whole dataset: the mean over a batch's negatives, and moving averages of this mean."""
 
 from collections.abc import Callable
 
@@ -17,14 +17,14 @@ Schedule = Callable[[Tensor], "Tensor | float"]
 class Weight:
     """Weight of the new value in a moving average: a number, or a schedule that is called once per step.
 
-    Where it is called gamma, that is a number in (0, 1], or a callable from the number of steps so far (0-dim tensor) to one.
+    The weight ``gamma`` is a number in (0, 1], or a callable that maps the number of steps so far (0-dim tensor) to one.
     """
 
     def __init__(self) -> None:
         self._agreed: float | Tensor | None = None
 
     def take(self, gamma: float | Schedule, step: StepCounter) -> float | Tensor:
-        """The weight in this step, which is the agreed one if processes have agreed on it.
+        """The weight in this step; the agreed weight if the processes have agreed on one.
 
         Raises:
             TypeError: The schedule returned no number.
@@ -55,7 +55,7 @@ def log_mean(batch: Batch, scale: Tensor, intra_view: bool = True) -> Tensor:
     Args:
         batch: Rows of all views.
         scale: Multiplies the similarities.
-        intra_view: Whether rows of all views are negatives; if not, those of the other modality only.
+        intra_view: Whether rows of all views are negatives; if not, only rows of the other modality are.
     """
     sums = batch.logsumexp(scale) if intra_view else _across_modalities(batch, scale)
     return sums - log_count(batch, intra_view)
@@ -74,14 +74,14 @@ def _across_modalities(batch: Batch, scale: Tensor) -> Tensor:
 
 
 def moved(averages: LogAverage, batch: Batch, log_new: Tensor, weight: float | Tensor) -> Tensor:
-    """Logarithm of the average u of each anchor with its new value blended in, (B, V), -inf without one; stores u."""
+    """Blend new values into the averages and store them; log of each anchor's average, (B, V), -inf without one."""
     assert batch.index is not None
     index = batch.index.to(log_new.device)
     return averages.move(index, log_new.detach(), weight, batch.sample_ids.to(index.device))
 
 
 def estimator(log_new: Tensor, log_u: Tensor) -> Tensor:
-    """exp(log_new - log_u), whose gradient is that of the batch mean over a constant u; finite where u is not."""
+    """exp(log_new - log_u), whose gradient is the gradient of the batch mean divided by a constant u; finite if u is not."""
     return (log_new - torch.where(torch.isfinite(log_u), log_u, 0)).exp()
 
 
@@ -91,13 +91,13 @@ def table_names(name: str, intra_view: bool) -> list[str]:
 
 
 def chosen_tables(given: dict[str, Tensor], names: tuple[str, ...], intra_view: bool) -> list[dict[str, Tensor]]:
-    """The tables given, by name, for each of ``names``.
+    """The given tables, grouped by each of ``names``.
 
     Raises:
-        TypeError: They are not exactly those of these names.
+        TypeError: A table is missing or superfluous.
     """
     wanted = [table_names(name, intra_view) for name in names]
     if set(given) != set().union(*wanted):
         listed = " and ".join(table for tables in wanted for table in tables)
-        raise TypeError(f"load_table wants {listed} besides visited, got {', '.join(given) or 'none'}.")
+        raise TypeError(f"load_table needs {listed} in addition to visited, got {', '.join(given) or 'none'}.")
     return [{table: given[table] for table in tables} for tables in wanted]

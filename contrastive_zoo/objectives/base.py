@@ -1,4 +1,4 @@
-"""The base of what is minimised: hyperparameters, and state if there is any."""
+"""Base classes of objectives: hyperparameters and state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +11,10 @@ from contrastive_zoo.state.temperature import Temperature, match_shapes
 
 
 class Objective(PreciseModule):
-    """One value per anchor from a `Batch`; subclasses implement `forward` and may hold state.
+    """Computes one value per anchor from a `Batch`; subclasses implement `forward` and may hold state.
 
-    Buffers made by `register_table` stay in float32 or better, whatever `.half()`, `.bfloat16()`, the default dtype or a
-    checkpoint say, and `reset_parameters` restores them. The temperature belongs to the state too, whether it is a number or a
+    Buffers made by `register_table` stay in float32 or better, regardless of `.half()`, `.bfloat16()`, the default dtype or a
+    checkpoint, and `reset_parameters` restores them. The temperature is part of the state, whether it is a number or a
     parameter.
 
     Args:
@@ -22,7 +22,7 @@ class Objective(PreciseModule):
 
     Raises:
         TypeError: The temperature is neither a number nor a tensor.
-        ValueError: It is out of range, or has more than one entry.
+        ValueError: The temperature is out of range, or has more than one entry.
     """
 
     def __init__(self, temperature: float | Tensor | None = None) -> None:
@@ -31,24 +31,24 @@ class Objective(PreciseModule):
 
     @property
     def temperature(self) -> Tensor:
-        """The temperature for use in formulas, a 0-dim tensor; one that is learned stays within [0.001, 10]."""
+        """The temperature for use in formulas, a 0-dim tensor; a learned temperature is clamped to [0.001, 10]."""
         return self.held_temperature.bounded()
 
     @property
     def held_temperature(self) -> Temperature:
-        """What holds the temperature.
+        """The module that holds the temperature.
 
         Raises:
-            AttributeError: There is none.
+            AttributeError: The objective has no temperature.
         """
         if self._temperature is None:
             raise AttributeError("this objective has no temperature.")
         return self._temperature
 
     def agreement(self) -> dict[str, object]:
-        """What all processes must have alike in this step, by name, besides the parameters that the objective was made with.
+        """Values that must be equal on all processes in this step, by name, in addition to the objective's parameters.
 
-        It is called before processes exchange anything, so an error in here is raised on all of them.
+        `agreement` is called before processes exchange anything, so an error here is raised on all processes.
         """
         return {}
 
@@ -59,7 +59,7 @@ class Objective(PreciseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Loss of each anchor, (B, anchors per sample), -inf where an anchor drops out; or one number."""
+        """Loss of each anchor, (B, anchors per sample), -inf for an anchor that is left out; or one number."""
         raise NotImplementedError(f"{type(self).__name__} must implement forward(batch).")
 
 

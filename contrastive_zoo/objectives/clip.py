@@ -1,4 +1,4 @@
-r"""CLIP: InfoNCE between two modalities whose temperature is learned, as the logarithm of its inverse.
+r"""CLIP: InfoNCE between two modalities with a learned temperature, stored as the logarithm of its inverse.
 
     l_i = -e^t s_ii + log( exp(e^t s_ii) + sum_{j : id_j != id_i} exp(e^t s_ij) )        both directions, t = logit_scale
 
@@ -44,15 +44,15 @@ class CLIP(Objective):
 
     $$\ell_i = -e^t s_{ii} + \log\Big(e^{e^t s_{ii}} + \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} e^{e^t s_{ij}}\Big)$$
 
-    Give ``loss_fn.parameters()`` to the optimiser too, without weight decay; the parameter itself is ``loss_fn.logit_scale``.
+    Add ``loss_fn.parameters()`` to the optimiser, without weight decay; the learned parameter is ``loss_fn.logit_scale``.
 
     Args:
         init_scale: Inverse temperature at the start, at least 1.
-        max_scale: Largest inverse temperature. At both ends of $[1, \text{max scale}]$ the scale stays there, and the parameter
-            gets only such gradients as lead it back.
+        max_scale: Largest inverse temperature. The scale is clamped to $[1, \text{max scale}]$; at either end, only gradients
+            that move the parameter back into the interval are kept.
 
     Raises:
-        ValueError: ``init_scale`` or ``max_scale`` is below 1, or ``init_scale`` is the larger one.
+        ValueError: ``init_scale`` or ``max_scale`` is below 1, or ``init_scale`` exceeds ``max_scale``.
 
     Examples:
         >>> import torch
@@ -68,7 +68,7 @@ class CLIP(Objective):
         super().__init__()
         self.init_scale = init_scale
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
-        self.largest = torch.tensor(math.log(max_scale), device="cpu").item()  # as the parameter would hold it
+        self.largest = torch.tensor(math.log(max_scale), device="cpu").item()  # rounded like the parameter
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -1,4 +1,4 @@
-r"""DCL: NT-Xent whose denominator leaves out the positive; DCLW: the same with weighted positives.
+r"""DCL: NT-Xent without the positive in the denominator; DCLW: DCL with weighted positives.
 
     l_a = -w_i s_ap/t + log sum_{b : id_b != id_a} exp(s_ab/t)        a, b over both views, w_i = 1 in DCL
 
@@ -14,12 +14,12 @@ from contrastive_zoo.registry import POSITIVE, losses
 @losses.register(
     "dcl",
     title="Decoupled contrastive loss",
-    summary="NT-Xent without the positive in the denominator, so that easy positives keep their gradient.",
+    summary="NT-Xent without the positive in the denominator, so easy positives do not shrink the gradient.",
     paper="Yeh et al., ECCV 2022, eq. 6. arXiv:2110.06848",
     equation=r"-\frac{s_{ap}}{\tau} + \log \sum_{b:\,\mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}",
     uses={"index", "negatives", "views"},
-    scale="Equal to lightly's DCLLoss; the authors' code takes the anchors of one view only.",
-    differences=("Both views are anchors; the authors' code asks for the loss of each view by itself.",),
+    scale="Equal to lightly's DCLLoss; the authors' code uses anchors of one view only.",
+    differences=("Both views are anchors; the authors' code computes the loss of each view in a separate call.",),
 )
 def dcl(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
     r"""Loss of each anchor, (B, V).
@@ -31,7 +31,7 @@ def dcl(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
         temperature: Divides the similarities.
 
     Examples:
-        All rows equal, so that the 2B - 2 keys are alike:
+        All rows are equal, so all 2B - 2 keys have the same similarity:
 
         >>> import math, torch
         >>> import contrastive_zoo as zoo
@@ -46,14 +46,14 @@ def dcl(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
 @losses.register(
     "dclw",
     title="Decoupled contrastive loss with weighted positives",
-    summary="DCL whose distant positives pull harder and close ones less.",
+    summary="DCL with distant positives weighted up and close positives weighted down.",
     paper="Yeh et al., ECCV 2022, section 3. arXiv:2110.06848",
     equation=r"-w_i \frac{s_{ap}}{\tau} + \log \sum_{b:\,\mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau},\quad "
     r"w_i = 2 - \frac{e^{s_{ap}/\sigma}}{\frac{1}{B}\sum_j e^{s_{jj}/\sigma}}",
     uses={"index", "negatives"},
     ranges={"sigma": POSITIVE},
-    scale="Equal to lightly's DCLWLoss; the authors' code takes the anchors of one view only.",
-    differences=("The weights are constants, as in lightly; in the authors' code gradient flows through them.",),
+    scale="Equal to lightly's DCLWLoss; the authors' code uses anchors of one view only.",
+    differences=("The weights are detached, as in lightly; in the authors' code gradients flow through the weights.",),
 )
 def dclw(batch: Batch, *, temperature: Tensor | float = 0.1, sigma: float = 0.5) -> Tensor:
     r"""Loss of each anchor, (B, 2).
@@ -61,16 +61,16 @@ def dclw(batch: Batch, *, temperature: Tensor | float = 0.1, sigma: float = 0.5)
     $$\ell_a = -w_i \frac{s_{ap}}{\tau} + \log \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}, \qquad
       w_i = 2 - B\, \mathrm{softmax}_i(s_{ii}/\sigma)$$
 
-    Both views of a sample have one weight, a constant; over the batch weights average 1. A sample much better aligned than the
-    others can have a negative one, which pushes its views apart.
+    Both views of a sample share one weight, which is detached; the weights of a batch average 1. The weight of a sample that is
+    much better aligned than the others can be negative, which pushes its views apart.
 
     Args:
         batch: Rows of both views.
         temperature: Divides the similarities.
-        sigma: Divides the similarities of the positives in the weights: the larger, the more alike the weights.
+        sigma: Divides the similarities of the positives in the weights; larger values make the weights more uniform.
 
     Examples:
-        Where all samples are aligned alike, this is DCL:
+        If all samples are equally aligned, this is DCL:
 
         >>> import torch
         >>> import contrastive_zoo as zoo

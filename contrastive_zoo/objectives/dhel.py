@@ -1,4 +1,4 @@
-r"""DHEL: aligns the two views, and spreads each view by itself, without pairs across the views.
+r"""DHEL: aligns the two views, and spreads the samples within each view, without negatives across the views.
 
     l_i = -s(a_i, b_i)/t + log sum_{j : id_j != id_i} exp(s(a_i, a_j)/t) + log sum_{j : id_j != id_i} exp(s(b_i, b_j)/t)
 
@@ -14,11 +14,11 @@ from contrastive_zoo.registry import losses
 @losses.register(
     "dhel",
     title="Decoupled hyperspherical energy loss",
-    summary="Alignment of the views plus the energy of each view by itself, without pairs across the views.",
+    summary="Alignment of the views plus the energy within each view, without negatives across the views.",
     paper="Koromilas et al., ICML 2024. arXiv:2405.18045",
     equation=r"-\frac{a_i^\top b_i}{\tau} + \log\sum_{j \ne i} e^{a_i^\top a_j/\tau}"
     r" + \log\sum_{j \ne i} e^{b_i^\top b_j/\tau}",
-    scale="Equal to the authors' code: both energies but the alignment once.",
+    scale="Equal to the authors' code: the sum of both energies, and the alignment once.",
 )
 def dhel(batch: Batch, *, temperature: Tensor | float = 0.3, both_views: bool = True) -> Tensor:
     r"""Loss of each sample, (B, 1).

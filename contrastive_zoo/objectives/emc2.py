@@ -1,9 +1,10 @@
-r"""EMC2: the contrastive loss over the whole data set, with negatives drawn by a Markov chain per sample and view.
+r"""EMC2: the contrastive loss over the whole dataset, with negatives from a Markov chain per sample and view.
 
     grad l_a = -grad s_ap/t + E_{n ~ softmax(s_a./t)} grad s_an/t
 
-The expectation is over all rows of other samples in the data set. A Metropolis-Hastings chain per (sample, view) has it as
-target: it walks over the rows of each batch that holds the sample, and rests at its state until the next visit.
+The expectation is over all rows of other samples in the dataset. A Metropolis-Hastings chain per (sample, view) has this
+softmax as its target: the chain walks over the rows of each batch that holds the sample, and keeps its state until the next
+visit.
 
 Yau et al., "EMC2: Efficient MCMC Negative Sampling for Contrastive Learning with Global Convergence", ICML 2024,
 algorithm 1. arXiv:2404.10575
@@ -20,7 +21,7 @@ from contrastive_zoo.samplers.mcmc import ChainSampler, check_out_of_batch
 @losses.register(
     "emc2",
     title="EMC2, efficient MCMC negative sampling",
-    summary="Contrasts with the whole data set through negatives from a Markov chain per sample and view.",
+    summary="Contrasts with the whole dataset through negatives from a Markov chain per sample and view.",
     paper="Yau et al., ICML 2024, algorithm 1. arXiv:2404.10575",
     equation=r"-\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},\quad"
     r"\text{gradient with } n \sim \mathrm{softmax}(s_{a\cdot}/\tau)",
@@ -29,50 +30,51 @@ from contrastive_zoo.samplers.mcmc import ChainSampler, check_out_of_batch
     draws=True,
     ranges={"burn_in": Range(0, 1, open_high=True)},
     check=check_out_of_batch,
-    scale="Authors' gradient times 1, up to their burn-in of one column more.",
+    scale="Equal to the authors' gradient, except that their burn-in is one column longer.",
     differences=(
-        "A chain per sample and view; the authors hand one chain from view 1 on to view 2.",
-        "Rows are offered in an order drawn at every step; theirs come in batch order, further from softmax.",
-        "The carried state is scored anew for the present anchor, from a cache of last embeddings or by encoding it; theirs"
-        " keeps its old score (out_of_batch='skip' does too).",
-        "Exactly nb - k of the nb valid columns are kept; theirs loses one more and divides carried ones by nb.",
-        "Scores are compared in log space; columns of the own sample, duplicates included, are never accepted.",
-        "With out_of_batch='cache' a carried state that is kept pulls on the anchor only, its embedding being a constant; with"
-        " 'encode' both get gradient, and the sample is encoded as the caller decides, theirs without augmentation.",
-        "The value is an estimate of the global objective; theirs is a surrogate for the gradient alone.",
+        "Each view has its own chain; the authors pass one chain per sample from view 1 to view 2.",
+        "Rows are proposed in a new random order at every step; the authors' code proposes them in batch order, which deviates "
+        "more from the softmax.",
+        "The carried state is scored again for the current anchor, from a cache of last embeddings or by encoding it; the "
+        "authors' code keeps the old score (as does out_of_batch='skip').",
+        "Exactly nb - k of the nb valid columns are kept; the authors' code drops one more and divides carried states by nb.",
+        "Scores are compared in log space; columns of the anchor's own sample, duplicates included, are never accepted.",
+        "With out_of_batch='cache' a kept carried state has a constant embedding, so only the anchor gets a gradient; with "
+        "'encode' both get one. The caller decides how to encode the sample; the authors' code encodes without augmentation.",
+        "The value estimates the global objective; the authors return a surrogate that is only useful for its gradient.",
     ),
 )
 class EMC2(GlobalObjective):
     r"""Loss of each anchor, (B, 2); value and gradient are different estimates, joined.
 
     The gradient of anchor a is $-\nabla s_{ap}/\tau$ plus the mean of $\nabla s_{an}/\tau$ over the kept states n of its
-    chain. The value is $-s_{ap}/\tau + \log u$, u a running mean per sample of the batch's mean of $e^{s/\tau}$.
+    chain. The value is $-s_{ap}/\tau + \log u$, where u is a running mean per sample of the batch's mean of $e^{s/\tau}$.
 
-    A chain is offered each row of the batch once, in an order drawn at every step. One such offer leaves softmax as it is; a
-    batch that holds most of the data set offers without replacement, and there the chain stays at some distance from softmax.
-    Enumerated for batches that are the whole data set, twelve random sets of four samples at temperatures from 0.1 to 1: at
-    most 0.09 in total variation, against up to 0.50 in a fixed order.
+    Each row of the batch is proposed to a chain once, in a new random order at every step. A single proposal leaves the softmax
+    invariant. If a batch covers most of the dataset, proposals are made without replacement and the stationary law deviates
+    slightly from the softmax. Enumeration of batches that are the whole dataset, for twelve random sets of four samples at
+    temperatures from 0.1 to 1, gives a total variation of at most 0.09, against up to 0.50 in a fixed order.
 
-    In `eval()` the batch's own mean takes the place of u; no table is read or written and nothing is drawn.
+    In `eval()` the batch's own mean replaces u; no table is read or written, and no random numbers are drawn.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         temperature: Divides the similarities.
-        burn_in: Share of each batch's valid columns whose states are not kept, in [0, 1).
-        out_of_batch: What becomes of a state carried from an earlier batch. "cache": it is scored for the present anchor by
-            the embedding it had when last seen, and pulls on the anchor as long as it is kept; this holds an embedding per
-            sample and view. "encode": it is encoded anew, and both it and the anchor get gradient. "skip": it keeps the score
-            that it was accepted with, and pulls on nothing; no embedding is held.
-        encode: For "encode", and then needed: a callable ``encode(index, view)`` from (n,) positions in the data set and (n,)
-            views, 0 or 1, to features (n, D), differentiable. It is called once per step, with each carried state once, in
-            the autocast state of the caller; features are normalised as those of the batch are. With many processes, each
-            encodes a part of them, if there are enough: give the encoder itself, not a wrapper that expects one call per step.
-        embedding_dim: Features of an embedding in the cache; by default those of the first batch, or of a checkpoint.
-        seed: Seed of the draws.
+        burn_in: Fraction of each batch's valid columns whose states are not kept, in [0, 1).
+        out_of_batch: How to treat a state carried from an earlier batch. "cache": the state is scored for the current anchor
+            by its last embedding, and contributes to the gradient of the anchor while it is kept; the cache holds an embedding
+            per sample and view. "encode": the state is encoded again, and both the state and the anchor get a gradient. "skip":
+            the state keeps the score that it was accepted with, and contributes no gradient; no embeddings are stored.
+        encode: Required for "encode": a differentiable callable ``encode(index, view)`` that maps (n,) positions in the dataset
+            and (n,) views, 0 or 1, to features (n, D). It is called once per step, with each carried state once, under the
+            caller's autocast; its features are normalised like the batch. With several processes, each process may encode a
+            part of the states: pass the encoder itself, not a wrapper that expects one call per step.
+        embedding_dim: Features per embedding in the cache; by default taken from the first batch, or from a checkpoint.
+        seed: Random seed.
 
     Raises:
-        ValueError: A parameter is out of range or unknown, or ``encode`` is missing, or given where nothing calls it; at a
-            call, ``encode`` returned something of another shape.
+        ValueError: A parameter is out of range or unknown, or ``encode`` is missing, or given but never called; at a
+            call, ``encode`` returned an unexpected shape.
         TypeError: ``encode`` cannot be called; at a call, it did not return a floating-point tensor.
 
     Examples:

@@ -1,10 +1,10 @@
-r"""What UCL, HUCL, SCL and HSCL share: each positive by itself against the mean over negatives, hard ones more often.
+r"""Shared by UCL, HUCL, SCL and HSCL: each positive separately against a mean over negatives, weighted by hardness.
 
     loss = mean over pairs (i, j), j in P(i), of log(1 + exp(m_i - s_ij)),    m_i = log E_{n ~ q_i} exp(s_in)
 
 P(i) are the rows of the anchor's sample (UCL) or class (SCL). q_i is uniform over the negatives, or proportional to
-exp(beta s_in) (HUCL, HSCL); the gradient takes it for a constant. In the expectation m_i = lse_i(1 + beta) - lse_i(beta), where
-lse_i(c) is the log-sum-exp of c s_in; or the mean is over K draws for each anchor. There is no temperature.
+exp(beta s_in) (HUCL, HSCL); the gradient treats q_i as constant. The exact expectation is m_i = lse_i(1 + beta) - lse_i(beta),
+where lse_i(c) is the log-sum-exp of c s_in; alternatively m_i is a mean over K draws per anchor. There is no temperature.
 
 Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learning: Optimal Representation Geometry and Neural-
 vs Dimensional-Collapse", 2023. arXiv:2311.05139
@@ -26,18 +26,18 @@ from contrastive_zoo.state.modules import StepCounter
 PAPER = "Jiang et al., 2023. arXiv:2311.05139"
 EASY = r"\log\Big(1 + \frac{1}{|N(i)|} \sum_{n \in N(i)} e^{s_{in} - s_{ij}}\Big)"
 HARD = r"\log\Big(1 + \frac{\sum_{n \in N(i)} e^{(1+\beta) s_{in}}}{\sum_{n \in N(i)} e^{\beta s_{in}}}\, e^{-s_{ij}}\Big)"
-SCALE = "Equal to the authors' code, which draws, in expectation: the mean over pairs (anchor, positive)."
+SCALE = "Equal in expectation to the authors' code, which samples negatives: the mean over pairs (anchor, positive)."
 DRAWS = (
-    "With num_negatives=K an anchor draws K negatives for all its positives; theirs draws K anew for each pair of an anchor and"
-    " a positive. The expectation of the loss is the same."
+    "With num_negatives=K an anchor draws K negatives for all its positives; the authors' code draws K negatives for each pair "
+    "of an anchor and a positive. The expectation of the loss is the same."
 )
 OTHERS = "With self_positive=False an anchor is no positive of itself."
-OTHER_SAMPLES = f"{OTHERS} Negatives then are the rows of other samples: the paper draws them independently of the anchor."
-ONE_LABEL = "A sample has one label: rows of one sample, by index, take that of its first row in the batch."
+OTHER_SAMPLES = f"{OTHERS} The negatives are then the rows of other samples; the paper draws them independently of the anchor."
+ONE_LABEL = "A sample has one label: rows with the same index take the label of the first such row in the batch."
 
 
 def check_draws(*, num_negatives: int | None, self_positive: bool, beta: float = 0.0) -> None:
-    """Raise if the number of draws is none."""
+    """Raise if the number of draws is invalid."""
     if num_negatives is not None:
         check_count("num_negatives", num_negatives)
 
@@ -58,7 +58,7 @@ class Generalised(Objective):
         """See `Objective.forward`; -inf where an anchor has no positive or no negative."""
         x, positives, order = batch.x, batch.ids, None
         if self.by_label:
-            # Side by side, the rows of a class are left out in blocks.
+            # Sorted by class, so the rows of a class are excluded in blocks.
             positives, order = batch.class_ids().repeat_interleave(batch.views).sort(stable=True)
             x = x[order.to(x.device)]
         excluded = positives if self.by_label or not self.self_positive else None
@@ -70,13 +70,13 @@ class Generalised(Objective):
         if self.self_positive:
             values = values + log1p_exp(log_mean - x.square().sum(1))
         kept = (counts > 0) & (same < len(x))
-        # The mean over anchors becomes one over pairs.
+        # Turn the mean over anchors into a mean over pairs.
         share = kept.sum().to(x.dtype) / (kept * counts).sum().clamp_min(1)
         values = torch.where(kept, values * share, -torch.inf)
         return batch.per_view(values if order is None else values[order.argsort().to(x.device)])
 
     def _log_mean(self, batch: Batch, x: Tensor, excluded: Tensor | None, negatives: Tensor) -> Tensor:
-        """(N,) m_i: from the expectation, or from draws."""
+        """(N,) m_i: the exact expectation, or a mean over draws."""
         if self.num_negatives is None or not self.training:
             return _log_expectation(batch, x, excluded, negatives, self.beta)
         seed = step_seed(self.seed, self.step.value)
@@ -93,7 +93,7 @@ def _count(ids: Tensor) -> Tensor:
 
 
 def _log_expectation(batch: Batch, x: Tensor, excluded: Tensor | None, negatives: Tensor, beta: float) -> Tensor:
-    """(N,) log of the expectation of exp(s_in) over q_i, whose gradient takes q_i for a constant; 0 without negatives."""
+    """(N,) log of the expectation of exp(s_in) over q_i, with q_i constant in the gradient; 0 without negatives."""
     exponent = _lse(batch, x, excluded, 1 + beta)
     weight = _lse(batch, x.detach(), excluded, beta) if beta else negatives.clamp_min(1).to(x.dtype).log()
     exponent, weight = (torch.where(negatives > 0, t, 0) for t in (exponent, weight))
@@ -101,6 +101,6 @@ def _log_expectation(batch: Batch, x: Tensor, excluded: Tensor | None, negatives
 
 
 def _lse(batch: Batch, x: Tensor, excluded: Tensor | None, scale: float) -> Tensor:
-    """(N,) log-sum-exp over the rows with another id; without ids over all rows, the anchor itself included."""
+    """(N,) log-sum-exp over the rows with a different id; without ids, over all rows, the anchor included."""
     others = batch.pairs.logsumexp(x, scale=scale, ids=excluded)
     return others if excluded is not None else logaddexp(others, scale * x.square().sum(1))

@@ -1,9 +1,9 @@
-r"""HCL: NT-Xent whose negatives are debiased and weighted by their hardness; without the weights, the debiased loss.
+r"""HCL: NT-Xent with negatives debiased and weighted by hardness; without the weights, the debiased loss.
 
     l_a = log(1 + Ng_a / exp(s_ap/t)),    Ng = max( (N R - tau_plus N exp(s_ap/t)) / (1 - tau_plus),  N exp(-1/t) )
 
 where R is the mean of exp(s/t) over the N negatives, weighted by exp(beta s/t): hard negatives count more. In log space
-log R = lse((1+beta)/t) - lse(beta/t), both from one sweep.
+log R = lse((1+beta)/t) - lse(beta/t), both from one pass over the pairs.
 
 Robinson et al., "Contrastive Learning with Hard Negative Samples", ICLR 2021, eq. 4. arXiv:2010.04592
 Chuang et al., "Debiased Contrastive Learning", NeurIPS 2020, eq. 8. arXiv:2007.00224
@@ -21,15 +21,15 @@ from contrastive_zoo.registry import Range, losses
 
 TAU_PLUS = Range(0, 1, open_high=True)
 FLOOR = (
-    "Computed in log space; the floor N exp(-1/tau) is the authors' and its anchors, counted in diagnostics, get gradient "
-    "through the positive only."
+    "Computed in log space. The floor N exp(-1/tau) is the authors'; anchors at the floor get a gradient through the positive "
+    "only, and diagnostics report their fraction."
 )
 
 
 @losses.register(
     "hcl",
     title="Contrastive learning with hard negatives",
-    summary="NT-Xent with debiased negatives, the harder the heavier.",
+    summary="NT-Xent with debiased negatives; harder negatives weigh more.",
     paper="Robinson et al., ICLR 2021, eq. 4. arXiv:2010.04592",
     equation=r"\log\Big(1 + \frac{N_g}{e^{s_{ap}/\tau}}\Big),\quad "
     r"N_g = \max\Big(\frac{N R - \tau^+ N e^{s_{ap}/\tau}}{1-\tau^+},"
@@ -49,7 +49,7 @@ def hcl(batch: Batch, *, temperature: Tensor | float = 0.5, tau_plus: float = 0.
         batch: Rows of both views.
         temperature: Divides the similarities.
         tau_plus: Probability that a negative is a positive, in [0, 1).
-        beta: How much harder negatives weigh, at least 0.
+        beta: Strength of the weight on hard negatives, at least 0.
 
     Examples:
         Without debiasing and weights this is NT-Xent:
@@ -116,11 +116,11 @@ def _debiased(batch: Batch, log_mean: Tensor, temperature: Tensor | float, tau_p
 
 
 def _log_debiased(log_mean: Tensor, positive: Tensor, tau_plus: float) -> Tensor:
-    """log((R - tau_plus P) / (1 - tau_plus)) from log R and log P; -inf, without gradient, where that is not positive."""
+    """log((R - tau_plus P) / (1 - tau_plus)) from log R and log P; -inf, without gradient, if the argument is not positive."""
     if tau_plus == 0:
         return log_mean
     log_share = math.log(tau_plus) + positive - log_mean
     left_over = log_share < 0
-    # log(1 - share), exact for shares near 0 and near 1; the stand-in keeps the gradient of the other branch finite.
+    # log(1 - share), exact for shares near 0 and near 1; the value -1 keeps the gradient of the unused branch finite.
     log_rest = (-torch.where(left_over, log_share, -1).expm1()).log()
     return torch.where(left_over, log_mean + log_rest - math.log1p(-tau_plus), -torch.inf)

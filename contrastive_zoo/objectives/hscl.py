@@ -1,4 +1,4 @@
-r"""HSCL: SCL whose mean gives rows that are similar to the anchor more weight.
+r"""HSCL: SCL with negatives similar to the anchor weighted up.
 
     loss = mean over pairs (i, j), j in P(i), of log(1 + mean_n exp(s_in - s_ij)),       weight of n: exp(beta s_in)
 
@@ -13,7 +13,7 @@ from contrastive_zoo.registry import Range, losses
 @losses.register(
     "hscl",
     title="Generalised supervised contrastive loss with hard negatives",
-    summary="Generalised loss over other classes, whose rows count more if similar to the anchor.",
+    summary="SCL with negatives similar to the anchor weighted up.",
     paper=PAPER,
     equation=HARD,
     needs={"labels"},
@@ -25,22 +25,22 @@ from contrastive_zoo.registry import Range, losses
     differences=(DRAWS, OTHERS, ONE_LABEL),
 )
 class HSCL(Generalised):
-    r"""Loss of each anchor, (B, V), weighted so that the mean is over pairs of an anchor and a positive; `SCL` for beta = 0.
+    r"""Loss of each anchor, (B, V), weighted so the mean is over pairs of an anchor and a positive; `SCL` for beta = 0.
 
-    The formula is that of `HUCL`; P(i) are the rows with the anchor's label, itself included, and N(i) those with another.
-    Takes two views, or one, as `SCL` does.
+    HSCL uses the formula of `HUCL`: P(i) are the rows with the anchor's label, including the anchor, and N(i) the rows with
+    other labels. Takes one or two views, like `SCL`.
 
     Args:
-        beta: How much harder negatives count, at least 0.
+        beta: Strength of the weight on hard negatives, at least 0.
         num_negatives: As for `HUCL`.
         self_positive: As for `SCL`.
-        seed: Seed of the draws.
+        seed: Random seed.
 
     Raises:
         ValueError: ``beta`` is negative or ``num_negatives`` below 1.
 
     Examples:
-        It is never less than without hardness:
+        The loss is never smaller than with ``beta=0``:
 
         >>> import torch
         >>> import contrastive_zoo as zoo
@@ -48,7 +48,7 @@ class HSCL(Generalised):
         >>> bool(zoo.get_loss("hscl", beta=5.0)(z1, z2, labels=labels) >= zoo.get_loss("scl")(z1, z2, labels=labels))
         True
 
-        So it is with one view of each sample:
+        This also holds with one view of each sample:
 
         >>> bool(zoo.get_loss("hscl", beta=5.0)(z1, labels=labels) >= zoo.get_loss("scl")(z1, labels=labels))
         True

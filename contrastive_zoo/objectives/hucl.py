@@ -1,4 +1,4 @@
-r"""HUCL: UCL whose mean gives rows that are similar to the anchor more weight.
+r"""HUCL: UCL with rows similar to the anchor weighted up.
 
     loss = mean over pairs (i, j), j in P(i), of log(1 + mean_n exp(s_in - s_ij)),       weight of n: exp(beta s_in)
 
@@ -13,7 +13,7 @@ from contrastive_zoo.registry import Range, losses
 @losses.register(
     "hucl",
     title="Generalised unsupervised contrastive loss with hard negatives",
-    summary="Generalised loss over all rows, where those similar to the anchor count more.",
+    summary="UCL with rows similar to the anchor weighted up.",
     paper=PAPER,
     equation=HARD,
     draws=True,
@@ -23,25 +23,25 @@ from contrastive_zoo.registry import Range, losses
     differences=(DRAWS, OTHER_SAMPLES),
 )
 class HUCL(Generalised):
-    r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive; `UCL` for beta = 0.
+    r"""Loss of each anchor, (B, 2), weighted so the mean is over pairs of an anchor and a positive; `UCL` for beta = 0.
 
     $$\frac{1}{\sum_i |P(i)|} \sum_i \sum_{j \in P(i)}
       \log\Big(1 + \frac{\sum_{n \in N(i)} e^{(1+\beta) s_{in}}}{\sum_{n \in N(i)} e^{\beta s_{in}}}\, e^{-s_{ij}}\Big)$$
 
-    The weights $e^{\beta s_{in}}$ are constants to the gradient, as in the authors' code.
+    The weights $e^{\beta s_{in}}$ are detached, as in the authors' code.
 
     Args:
-        beta: How much harder negatives count, at least 0.
+        beta: Strength of the weight on hard negatives, at least 0.
         num_negatives: None for the weighted mean over all negatives; a number K for the mean over K draws of each anchor, with
-            probabilities proportional to the weights, with replacement. `eval()` takes the weighted mean.
+            probabilities proportional to the weights, with replacement. `eval()` uses the weighted mean.
         self_positive: As for `UCL`.
-        seed: Seed of the draws.
+        seed: Random seed.
 
     Raises:
         ValueError: ``beta`` is negative or ``num_negatives`` below 1.
 
     Examples:
-        It is never less than without hardness:
+        The loss is never smaller than with ``beta=0``:
 
         >>> import torch
         >>> import contrastive_zoo as zoo

@@ -1,6 +1,6 @@
-r"""InfoNCE: each row must pick out its partner among the rows of the other view.
+r"""InfoNCE: each row must identify its partner among the rows of the other view.
 
-    l_i = -s_ii/t + log( exp(s_ii/t) + sum_{j : id_j != id_i} exp(s_ij/t) )        i in view 1, j in view 2, and the other way
+    l_i = -s_ii/t + log( exp(s_ii/t) + sum_{j : id_j != id_i} exp(s_ij/t) )        i in view 1, j in view 2, and vice versa
 
 van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, eq. 4. arXiv:1807.03748
 """
@@ -22,7 +22,7 @@ def _check(*, temperature: object, symmetric: bool, in_batch: bool) -> None:
 @losses.register(
     "infonce",
     title="InfoNCE",
-    summary="Softmax cross-entropy of the partner against the rows of the other view, and given negatives.",
+    summary="Softmax cross-entropy: find the partner among the rows of the other view and any extra negatives.",
     paper="van den Oord et al., 2018, eq. 4. arXiv:1807.03748",
     equation=r"-\frac{s_{ii}}{\tau} + "
     r"\log\Big(e^{s_{ii}/\tau} + \sum_{j:\,\mathrm{id}_j \ne \mathrm{id}_i} e^{s_{ij}/\tau}\Big)",
@@ -36,11 +36,11 @@ def infonce(batch: Batch, *, temperature: Tensor | float = 0.1, symmetric: bool 
     $$\ell_i = -s_{ii}/\tau + \log\Big(e^{s_{ii}/\tau} + \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} e^{s_{ij}/\tau}\Big)$$
 
     Args:
-        batch: Rows of both views; extra keys are for the anchors of view 1.
+        batch: Rows of both views; extra negatives are for the anchors of view 1.
         temperature: Divides the similarities.
-        symmetric: Whether rows of view 2 are anchors too. Both directions come from one sweep.
-        in_batch: Whether the other view's rows are keys; if not, view 1 is contrasted with the given negatives alone, which
-            wants ``symmetric=False``.
+        symmetric: Whether rows of view 2 are anchors too. One pass over the pairs computes both directions.
+        in_batch: Whether the other view's rows are keys; if not, view 1 is contrasted with the extra negatives only, which
+            requires ``symmetric=False``.
 
     Raises:
         ValueError: ``in_batch=False`` without negatives, or with ``symmetric=True``.
@@ -63,7 +63,7 @@ def infonce(batch: Batch, *, temperature: Tensor | float = 0.1, symmetric: bool 
 
 
 def _from_other_view(batch: Batch, scale: Tensor | float, symmetric: bool) -> Tensor:
-    """Log-sum-exp over the negatives in the other view, (B, 2) or (B, 1), extra keys included for view 1."""
+    """Log-sum-exp over the negatives in the other view, (B, 2) or (B, 1), plus the extra negatives for view 1."""
     (x, y), ids = batch.each_view(), batch.sample_ids
     if symmetric:
         rows, columns = batch.pairs.logsumexp_both(x, y, scale=scale, ids=ids, key_ids=ids)

@@ -1,10 +1,10 @@
-r"""iSogCLR: SogCLR with a temperature for each sample, which is learned beside the features.
+r"""iSogCLR: SogCLR with a learned temperature for each sample.
 
     l_a = ( t_i (log u_a + rho) - s_ap ) / t_0,    u_a = (1 - gamma) u[i] + gamma mean_{b : id_b != id_a} exp(s_ab/t_i)
     t_i <- clamp(t_i - eta m_i),    m_i <- momentum m_i + (1 - momentum) G_i,    G_a = log u_a + rho - sum_b q_ab s_ab/t_i
 
-where q_ab = exp(s_ab/t_i) / (n u_a). G is the derivative of t_i (log u_a + rho): a temperature moves until the softmax over the
-negatives of its sample is at the divergence rho from uniform.
+where q_ab = exp(s_ab/t_i) / (n u_a). G is the derivative of t_i (log u_a + rho): a temperature moves until the softmax over its
+sample's negatives has divergence rho from the uniform distribution.
 
 Qiu et al., "Not All Semantics are Created Equal: Contrastive Self-supervised Learning with Automatic Temperature
 Individualization", ICML 2023, algorithm 1. arXiv:2305.11965
@@ -32,14 +32,14 @@ from contrastive_zoo.state.tables import LogAverage, Temperatures, check_natural
 
 
 def _check(*, temperature_min: float, temperature_max: float, **_: object) -> None:
-    """Raise if no temperature is allowed."""
+    """Raise if the range of temperatures is empty."""
     check_at_most("temperature_min", temperature_min, "temperature_max", temperature_max)
 
 
 @losses.register(
     "isogclr",
     title="iSogCLR, SogCLR with individual temperatures",
-    summary="Contrasts with the whole data set, each sample at a temperature of its own.",
+    summary="SogCLR with a separate learned temperature for each sample.",
     paper="Qiu et al., ICML 2023, algorithm 1. arXiv:2305.11965",
     equation=r"\frac{\tau_i (\log u_a + \rho) - s_{ap}}{\tau_0},\quad "
     r"u_a = (1-\gamma)\,u[i] + \gamma\,\frac{1}{n}\sum_{b:\,\mathrm{id}_b\ne\mathrm{id}_a} e^{s_{ab}/\tau_i}",
@@ -56,11 +56,11 @@ def _check(*, temperature_min: float, temperature_max: float, **_: object) -> No
     check=_check,
     scale="Authors' gradient (LibAUC) = 2 tau_0 times ours; with two modalities (B - 1) tau_0 times ours.",
     differences=(
-        "A sample visited for the first time takes its batch average as u, whatever gamma and whoever else is in the batch.",
+        "A sample visited for the first time takes its batch average as u, regardless of gamma and of the rest of the batch.",
         "u is kept in log space, without the authors' floors.",
-        "The value is that of the objective over tau_0; the authors return a surrogate for the gradient alone.",
+        "The value is the objective divided by tau_0; the authors return a surrogate that is only useful for its gradient.",
         "With two modalities u averages exp(s/tau); the authors average exp((s_ij - s_ii)/tau).",
-        "momentum is the share of the old gradient that is kept, 1 minus the authors' beta.",
+        "momentum is the fraction of the old gradient that is kept, 1 minus the authors' beta.",
     ),
 )
 class ISogCLR(Objective):
@@ -70,26 +70,26 @@ class ISogCLR(Objective):
       \nabla \ell_a = \frac{\tau_i}{\tau_0} \Big({-\frac{\nabla s_{ap}}{\tau_i}}
       + \frac{1}{n u_a} \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau_i}\, \frac{\nabla s_{ab}}{\tau_i}\Big)$$
 
-    After each step the temperatures of its samples follow their own gradient
+    Each step also updates the temperatures of the batch's samples by their gradient
     $G_a = \log u_a + \rho - \frac{1}{n u_a} \sum_b e^{s_{ab}/\tau_i} s_{ab}/\tau_i$, averaged over the two views.
 
-    In `eval()` the batch's own mean takes the place of u and $\tau_0$ that of all temperatures; no table is read or written.
+    In `eval()` the batch's own mean replaces u, and $\tau_0$ replaces all temperatures; no table is read or written.
 
     Args:
-        num_samples: Size of the data set.
-        temperature: Temperature $\tau_0$ that every sample starts with; the loss is in units of it.
+        num_samples: Size of the dataset.
+        temperature: Initial temperature $\tau_0$ of every sample; the loss is divided by $\tau_0$.
         gamma: Weight of the new value in the moving average, in (0, 1], or a schedule, as in `SogCLR`.
         intra_view: Whether both views are of one modality and a sample has one temperature; if not, each row contrasts with
-            the other modality only, and has its own.
-        rho: How far the softmax over a sample's negatives may be from uniform, as a Kullback-Leibler divergence: the larger,
-            the lower the temperatures.
+            the other modality only, and each row has its own temperature.
+        rho: Target Kullback-Leibler divergence between the softmax over a sample's negatives and the uniform distribution;
+            larger values lead to lower temperatures.
         eta: Step size of the temperatures.
         temperature_min: Lowest temperature.
         temperature_max: Highest temperature.
-        momentum: Share of the old gradient of a temperature that is kept.
+        momentum: Fraction of the old gradient of a temperature that is kept.
 
     Raises:
-        ValueError: A parameter is out of range; at a call, what the schedule returned is.
+        ValueError: A parameter is out of range; at a call, the value of the schedule is.
 
     Examples:
         >>> import torch
@@ -133,7 +133,7 @@ class ISogCLR(Objective):
         return log_mean(batch, scale, self.intra_view) - batch.positive_similarity() * scale + self.rho
 
     def _individual(self, batch: Batch) -> Tensor:
-        """Loss at the temperatures of the samples; moves the averages and the temperatures on."""
+        """Loss at the temperatures of the samples; updates the averages and the temperatures."""
         assert batch.index is not None
         index = batch.index.to(batch.x.device)
         temperature = self.temperatures.of(index, self.averages.visited, self.temperature, batch.x.dtype)
@@ -147,7 +147,7 @@ class ISogCLR(Objective):
         self.temperatures.descend(index, temperature, gradient, batch.sample_ids.to(index.device))
         batch.diagnostics["temperature"] = temperature.detach().mean()
         found = torch.isfinite(log_u)
-        # The estimator subtracted from itself leaves the value to log u.
+        # ratio - ratio.detach() is 0 and adds only the gradient of the ratio.
         partition = torch.where(found, log_u, 0) + self.rho + (ratio - ratio.detach())
         return torch.where(found, (temperature * partition - batch.positive_similarity()) / self.temperature, -torch.inf)
 
@@ -170,7 +170,7 @@ class ISogCLR(Objective):
         return self._weight.agreement(self.gamma, self.step)
 
     def table(self) -> dict[str, Tensor]:
-        """As `SogCLR.table`, and ``temperature`` and ``temperature_gradient``; with two modalities each with a 1 and a 2."""
+        """As `SogCLR.table`, plus ``temperature`` and ``temperature_gradient``; with two modalities with suffixes 1 and 2."""
         visited, start = self.averages.visited, float(self.temperature.detach())
         tables = dict(zip(table_names("u", self.intra_view), self.averages.natural(), strict=True))
         tables["visited"] = visited.cpu().clone()
@@ -179,10 +179,10 @@ class ISogCLR(Objective):
         return tables
 
     def load_table(self, *, visited: Tensor, **tables: Tensor) -> None:
-        """Take over what `table` returned.
+        """Load the result of `table`.
 
         Raises:
-            TypeError: The tables of the other form (one or two modalities) were given, or not all.
+            TypeError: A table is missing, or the tables are for a different number of modalities.
             ValueError: A size does not fit, or an average or a temperature is not positive.
         """
         names = ("u", "temperature", "temperature_gradient")

@@ -1,4 +1,4 @@
-r"""KCL: alignment and spread of each view measured by a kernel of the distance.
+r"""KCL: alignment of the views and spread within each view, both measured by a kernel of the distance.
 
     loss = -2 mean_i k(|a_i - b_i|^2) + gamma * ( mean_{i<j} k(|a_i - a_j|^2) + mean_{i<j} k(|b_i - b_j|^2) )
 
@@ -13,7 +13,7 @@ from contrastive_zoo.checks import check_choice
 from contrastive_zoo.pairwise.kernels import distance_floor, get_kernel
 from contrastive_zoo.registry import Range, losses
 
-# Kernel of the alignment and of the energy, and what the authors' code multiplies the energy by.
+# Kernel of the alignment, kernel of the energy, and the factor of the energy in the authors' code.
 FORMS = {
     "gaussian": ("gaussian", "gaussian", 1.0),
     "log": ("log", "log", 0.5),
@@ -24,7 +24,7 @@ FORMS = {
 
 
 def _check(*, kernel: str, t: float, gamma: float) -> None:
-    """Raise if there is no such kernel or its parameter is out of range."""
+    """Raise if the kernel is unknown or its parameter is out of range."""
     check_choice("kernel", kernel, tuple(FORMS))
     energy = get_kernel(FORMS[kernel][1])
     if not energy.valid(t):
@@ -41,12 +41,12 @@ def _check(*, kernel: str, t: float, gamma: float) -> None:
     per_sample=False,
     ranges={"gamma": Range(0), "t": Range()},
     check=_check,
-    scale="Equal to the authors' code, the extra 1/2 in the energy of the log kernel included.",
+    scale="Equal to the authors' code, including the extra 1/2 in the energy of the log kernel.",
     differences=(
-        "Squared distances of the riesz kernel are floored, with zero gradient below: it is infinite where rows coincide, and "
-        "rounding does not tell nearer rows from equal ones. The floor is (D + 32) eps times the mean of the squared lengths "
-        "of the two rows: 1.9e-5 for unit rows of 128 features in float32, 3.6e-14 in float64. In half precision the square of "
-        "its own eps is added to (D + 32) times that of float32.",
+        "Squared distances of the riesz kernel are floored, with zero gradient below the floor: the kernel is infinite for "
+        "equal rows, and rounding cannot distinguish closer rows from equal rows. The floor is (D + 32) eps times the mean "
+        "of the squared lengths of the two rows: 1.9e-5 for unit rows of 128 features in float32, 3.6e-14 in float64. In half "
+        "precision the factor is the square of the half-precision eps plus (D + 32) times the float32 eps.",
     ),
 )
 def kcl(batch: Batch, *, kernel: str = "gaussian", t: float = 2.0, gamma: float = 16.0) -> Tensor:
@@ -59,10 +59,10 @@ def kcl(batch: Batch, *, kernel: str = "gaussian", t: float = 2.0, gamma: float 
         batch: Rows of both views, a and b.
         kernel: "gaussian" $e^{-t d^2}$, "log" $-\log(1 + t d^2)$, "imq" $t/\sqrt{t^2 + d^2}$, "riesz" $\pm d^{-t}$, or
             "gaussian_riesz": riesz for the spread and the gaussian with t = 2 for the alignment.
-        t: Parameter of the kernel; positive, for riesz any but 0.
+        t: Parameter of the kernel; positive, or for riesz any number except 0.
         gamma: Weight of the spread.
 
-    Rows that coincide are, for riesz, at the distance that rounding could put between them, and do not repel each other.
+    For riesz, the distance of equal rows counts as their rounding error, and equal rows do not repel each other.
 
     Raises:
         ValueError: Unknown kernel, or t outside its range.

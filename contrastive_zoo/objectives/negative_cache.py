@@ -1,9 +1,9 @@
-r"""Negative cache: the contrastive loss over the whole data set, with negatives drawn from a cache of stale embeddings.
+r"""Negative cache: the contrastive loss over the whole dataset, with negatives drawn from a cache of stale embeddings.
 
     grad l_a = -grad s_ap/t + 1/K sum_j [ sum_{l<j} p_l grad s_{a n_l}/t + (1 - C_j) grad s_{a n_j}/t ],    C_j = sum_{l<j} p_l
 
-n_1, ..., n_K are draws without replacement from p = softmax(s_a/t) over the cache, by Gumbel noise. The mean over draws is
-exact for every K.
+n_1, ..., n_K are draws without replacement from p = softmax(s_a/t) over the cache, by Gumbel noise. The expectation over the
+draws is exact for every K.
 
 Lindgren et al., "Efficient Training of Retrieval Models using Negative Cache", NeurIPS 2021, sections 3 and 4.
 """
@@ -19,7 +19,7 @@ from contrastive_zoo.samplers.base import Encode
 @losses.register(
     "negative_cache",
     title="Negative cache, Gumbel-max sampling over stale embeddings",
-    summary="Contrasts with the last embeddings of the whole data set through draws from their softmax.",
+    summary="Contrasts with the whole dataset through negatives drawn from the softmax over a cache of last embeddings.",
     paper="Lindgren et al., NeurIPS 2021, sections 3 and 4; compared with in arXiv:2404.10575",
     equation=r"-\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},\quad"
     r"\text{gradient with } n_1, \ldots, n_K \sim \mathrm{softmax}(s_{a\cdot}/\tau)",
@@ -27,14 +27,15 @@ from contrastive_zoo.samplers.base import Encode
     stateful=True,
     draws=True,
     ranges={"num_negatives": Range(1)},
-    scale="That of sogclr and emc2; EMC2's authors, whose code has this baseline, weigh the positive by 1 - C_1 besides.",
+    scale="Same scale as sogclr and emc2; the code of EMC2's authors, which has this baseline, also weighs the positive by "
+    "1 - C_1.",
     differences=(
-        "The target leaves the positive out, as all the global objectives here do; theirs has the query's similarity to itself"
-        " in its place, and weighs draw j by 1 - C_j alone.",
-        "Negatives outside of the batch stay as they were last seen and pull on the anchor only, unless encode is given; theirs"
-        " are always encoded anew.",
-        "The cache is filled by training batches, an embedding per sample and view; theirs is refreshed by a pass of its own.",
-        "The value is exact over the cache; theirs is a surrogate for the gradient alone.",
+        "The target leaves the positive out, as in all global objectives here; the authors' code has the query's similarity to "
+        "itself in its place, and weighs draw j by 1 - C_j only.",
+        "Without encode, negatives outside the batch are constants from the cache, and only the anchor gets a gradient; the "
+        "authors' code always encodes them again.",
+        "Training batches fill the cache, an embedding per sample and view; the authors refresh the cache in a separate pass.",
+        "The value is exact over the cache; the authors return a surrogate that is only useful for its gradient.",
     ),
 )
 class NegativeCache(GlobalObjective):
@@ -44,24 +45,24 @@ class NegativeCache(GlobalObjective):
       + \frac{1}{K} \sum_{j=1}^{K} \Big[\sum_{l<j} p_{n_l} \nabla s_{an_l} + (1 - C_j) \nabla s_{an_j}\Big] \Big/ \tau,
       \qquad C_j = \sum_{l<j} p_{n_l}$$
 
-    with draws n without replacement from the softmax p over the cache, rows of the own sample and rows that no batch has
-    brought yet left out. The value is $-s_{ap}/\tau$ plus the exact logarithm of the mean of $e^{s/\tau}$ over the cache.
+    with draws n without replacement from the softmax p over the cache, without rows of the anchor's own sample and rows that no
+    batch has filled yet. The value is $-s_{ap}/\tau$ plus the exact logarithm of the mean of $e^{s/\tau}$ over the cache.
 
-    Without `encode`, negatives outside of the batch are constants, and the gradient lacks the push on them: its mean over
-    batches is then not the exact one, however many draws there are. With `encode` and a fresh cache it is.
+    Without `encode`, negatives outside the batch are constants and get no gradient, so the expected gradient over batches is
+    not exact, regardless of the number of draws. With `encode` and an up-to-date cache the expected gradient is exact.
 
-    Each step costs the product of the batch with the whole cache, which is visited in tiles. In `eval()` the batch takes the
-    place of the cache; nothing is read, written or drawn.
+    Each step multiplies the batch with the whole cache, tile by tile. In `eval()` the batch replaces the cache; the cache is
+    neither read nor written, and no random numbers are drawn.
 
     Args:
-        num_samples: Size of the data set; the cache holds two embeddings of each.
+        num_samples: Size of the dataset; the cache holds two embeddings of each.
         temperature: Divides the similarities.
-        num_negatives: K.
-        encode: A callable ``encode(index, view)`` from (n,) positions in the data set and (n,) views, 0 or 1, to features
-            (n, D), differentiable: called once per step for all draws outside of the batch, each once, in the autocast state of
-            the caller. They then get gradient, as the anchors do; without it they are constants.
-        embedding_dim: Features of an embedding in the cache; by default those of the first batch, or of a checkpoint.
-        seed: Seed of the draws.
+        num_negatives: Number of draws per anchor, K.
+        encode: A differentiable callable ``encode(index, view)`` that maps (n,) positions in the dataset and (n,) views, 0 or
+            1, to features (n, D). It is called once per step for all draws outside the batch, each once, under the caller's
+            autocast. These draws then get a gradient, like the anchors; without `encode` they are constants.
+        embedding_dim: Features per embedding in the cache; by default taken from the first batch, or from a checkpoint.
+        seed: Random seed.
 
     Raises:
         ValueError: A parameter is out of range.

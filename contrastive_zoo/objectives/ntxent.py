@@ -1,4 +1,4 @@
-r"""NT-Xent: each row must pick out its other view among all other rows of the batch.
+r"""NT-Xent: each row must identify its other view among all other rows of the batch.
 
     l_a = -s_ap/t + log( exp(s_ap/t) + sum_{b : id_b != id_a} exp(s_ab/t) )        a, b over both views
 
@@ -17,7 +17,7 @@ from contrastive_zoo.registry import losses
     "ntxent",
     aliases=("simclr",),
     title="NT-Xent, the loss of SimCLR",
-    summary="Softmax cross-entropy of the other view against all other rows of the batch.",
+    summary="Softmax cross-entropy: find the other view among all other rows of the batch.",
     paper="Chen et al., ICML 2020, eq. 1. arXiv:2002.05709",
     equation=r"-\frac{s_{ap}}{\tau} + "
     r"\log\Big(e^{s_{ap}/\tau} + \sum_{b:\,\mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\Big)",
@@ -30,12 +30,12 @@ def ntxent(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
     $$\ell_a = -s_{ap}/\tau + \log\Big(e^{s_{ap}/\tau} + \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\Big)$$
 
     Args:
-        batch: Rows of all views. With more than two, the loss of an anchor is the mean over its positives p, each against the
-            negatives and itself alone.
-        temperature: Divides the similarities; smaller weighs near negatives more.
+        batch: Rows of all views. With more than two views, the loss of an anchor is the mean over its positives p; the
+            denominator for p holds p and the negatives, but no other positives.
+        temperature: Divides the similarities; smaller values put more weight on similar negatives.
 
     Examples:
-        All rows equal, so that the 2B - 1 keys are alike:
+        All rows are equal, so all 2B - 1 keys have the same similarity:
 
         >>> import math, torch
         >>> import contrastive_zoo as zoo

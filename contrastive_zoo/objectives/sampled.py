@@ -1,9 +1,9 @@
-r"""Sampled: the contrastive loss over the whole data set, with negatives from any sampler.
+r"""Sampled: the contrastive loss over the whole dataset, with negatives from any sampler.
 
     l_a = -s_ap/t + log 1/|N_a| sum_{n in N_a} exp(s_an/t),    gradient -grad s_ap/t + sum_k w_k grad s_{a n_k}/t
 
-N_a are the rows of other samples in the data set. The sampler finds the negatives n_k and their weights w_k, and estimates the
-logarithm. EMC2 is this loss with the sampler "mcmc", the negative cache with "gumbel".
+N_a are the rows of other samples in the dataset. The sampler finds the negatives n_k and their weights w_k, and estimates the
+logarithm. EMC2 is this loss with the sampler "mcmc"; the negative cache is this loss with the sampler "gumbel".
 
 Yau et al., "EMC2: Efficient MCMC Negative Sampling for Contrastive Learning with Global Convergence", ICML 2024,
 eq. 2. arXiv:2404.10575
@@ -23,12 +23,12 @@ from contrastive_zoo.samplers import NegativeSampler, get_sampler
 
 
 class GlobalObjective(Objective):
-    """Value and gradient of the global contrastive loss as a sampler estimates them, joined.
+    """The global contrastive loss, whose value and gradient a sampler estimates separately.
 
-    In `eval()` it is the in-batch form, -s_ap/t + log of the mean of exp(s/t) over the batch: the sampler is left alone.
+    In `eval()` the loss is the in-batch form, -s_ap/t + log of the mean of exp(s/t) over the batch, without the sampler.
 
     Args:
-        sampler: Where negatives come from.
+        sampler: Finds the negatives.
         temperature: Divides the similarities.
     """
 
@@ -49,7 +49,7 @@ class GlobalObjective(Objective):
 
     @property
     def seed(self) -> int:
-        """Seed of the sampler's draws."""
+        """Random seed of the sampler."""
         return self.sampler.seed
 
     @seed.setter
@@ -62,51 +62,51 @@ class GlobalObjective(Objective):
         return tables
 
     def load_table(self, **tables: Tensor) -> None:
-        """Take over what `table` returned."""
+        """Load the result of `table`."""
         self._of_sampler("load_table")(**tables)
 
     def _of_sampler(self, name: str) -> Callable[..., Any]:
         method: Callable[..., Any] | None = getattr(self.sampler, name, None)
         if method is None:
-            raise TypeError(f"{type(self.sampler).__name__} has no table. What it keeps is in state_dict().")
+            raise TypeError(f"{type(self.sampler).__name__} has no table. Its state is in state_dict().")
         return method
 
 
 @losses.register(
     "sampled",
     title="Global contrastive loss with sampled negatives",
-    summary="Contrasts with the whole data set through negatives from any sampler, each with its weight.",
+    summary="Contrasts with the whole dataset through weighted negatives from any sampler.",
     paper="Yau et al., ICML 2024, eq. 2. arXiv:2404.10575",
     equation=r"-\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},\quad"
     r"\text{gradient with } \sum_k w_k \nabla s_{an_k}/\tau",
     needs={"index"},
     stateful=True,
     draws=True,
-    scale="That of sogclr, emc2 and negative_cache: the values can be compared.",
+    scale="Same scale as sogclr, emc2 and negative_cache: the values can be compared.",
 )
 class Sampled(GlobalObjective):
     r"""Loss of each anchor, (B, 2); value and gradient are different estimates, joined.
 
     $$\nabla \ell_a = -\frac{\nabla s_{ap}}{\tau} + \sum_k w_k \frac{\nabla s_{an_k}}{\tau}$$
 
-    with negatives n and weights w from the sampler, whose card says which law they follow. The value is
+    with negatives n and weights w from the sampler; the sampler's documentation states their law. The value is
     $-s_{ap}/\tau$ plus the sampler's estimate of $\log \frac{1}{|\mathcal{N}_a|} \sum_n e^{s_{an}/\tau}$.
 
-    In `eval()` it is the in-batch form: no sampler is asked, no table is read or written and nothing is drawn.
+    In `eval()` the loss is the in-batch form: the sampler is not called, no table is read or written, and no random numbers
+    are drawn.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         temperature: Divides the similarities.
-        sampler: One of `list_samplers()`; or a sampler that was made before, which has its own settings, seed included.
-        num_negatives: Negatives of each anchor, for a sampler named here; by default what the sampler takes by itself.
-        embedding_dim: Features of an embedding, for a sampler named here that keeps some; by default those of the first batch,
-            or of a checkpoint.
-        seed: Seed of the draws, for a sampler named here.
+        sampler: One of `list_samplers()`; or a sampler object, which has its own settings, including its seed.
+        num_negatives: Negatives per anchor, for a sampler given by name; by default the sampler's own default.
+        embedding_dim: Features per embedding, for a sampler given by name that keeps embeddings; by default taken from the
+            first batch, or from a checkpoint.
+        seed: Random seed, for a sampler given by name.
 
     Raises:
-        ValueError: The sampler is unknown or for another number of samples, or ``num_negatives`` is set beside a sampler that
-            was made before.
-        TypeError: ``sampler`` is neither a name nor a sampler, or the one named takes no ``num_negatives``.
+        ValueError: The sampler is unknown or for another number of samples, or ``num_negatives`` is set for a sampler object.
+        TypeError: ``sampler`` is neither a name nor a sampler, or the named sampler takes no ``num_negatives``.
 
     Examples:
         >>> import torch

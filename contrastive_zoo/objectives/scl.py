@@ -1,4 +1,4 @@
-r"""SCL: the generalised supervised loss, each row of the anchor's class against the mean over the rows of other classes.
+r"""SCL: the generalised supervised loss. Each row of the anchor's class against the mean over the rows of other classes.
 
     loss = mean over pairs (i, j), j in P(i), of log(1 + mean_n exp(s_in - s_ij))        P(i): rows of the class of i; n: others
 
@@ -24,18 +24,18 @@ from contrastive_zoo.registry import losses
     differences=(DRAWS, OTHERS, ONE_LABEL),
 )
 class SCL(Generalised):
-    r"""Loss of each anchor, (B, V), weighted so that the mean is over pairs of an anchor and a positive.
+    r"""Loss of each anchor, (B, V), weighted so the mean is over pairs of an anchor and a positive.
 
-    The formula is that of `UCL`; P(i) are the rows with the anchor's label, itself included, and N(i) those with another. The
-    positives cost as much as the sum of the squares of the sizes of the classes.
+    SCL uses the formula of `UCL`: P(i) are the rows with the anchor's label, including the anchor, and N(i) the rows with other
+    labels. The cost of the positives is the sum of the squared class sizes.
 
-    Takes two views, or one: ``loss_fn(z, labels=labels)`` with z of shape (B, D), as the authors train. An anchor that is alone
-    in its class then has itself as its only positive, and with ``self_positive=False`` drops out.
+    Takes two views, or one: ``loss_fn(z, labels=labels)`` with z of shape (B, D), as the authors train. With one view, an
+    anchor that is alone in its class is its own only positive; with ``self_positive=False`` the anchor is left out.
 
     Args:
         num_negatives: As for `UCL`.
         self_positive: Whether an anchor is a positive of itself, as in the authors' code.
-        seed: Seed of the draws.
+        seed: Random seed.
 
     Raises:
         ValueError: ``num_negatives`` is below 1.
@@ -50,7 +50,7 @@ class SCL(Generalised):
         >>> torch.allclose(zoo.get_loss("scl")(z, z, labels=labels), torch.tensor(math.log1p(math.exp(-2))))
         True
 
-        One view of each sample gives the same here:
+        One view of each sample gives the same value here:
 
         >>> torch.allclose(zoo.get_loss("scl")(z, labels=labels), torch.tensor(math.log1p(math.exp(-2))))
         True

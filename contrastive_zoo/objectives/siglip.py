@@ -1,4 +1,4 @@
-r"""SigLIP: each pair of rows across the views is classified by itself, as one sample or as two.
+r"""SigLIP: independent binary classification of every cross-view pair of rows: same sample or not.
 
     l_i = softplus(-(t s_ii + b)) + sum_{j : id_j != id_i} softplus(t s_ij + b)        i in view 1, j in view 2
 
@@ -26,31 +26,31 @@ def _check(*, init_scale: float, init_bias: float, max_scale: float) -> None:
 @losses.register(
     "siglip",
     title="SigLIP, the pairwise sigmoid loss",
-    summary="Every pair across the views is one sample or two, by logistic regression with learned scale and bias.",
+    summary="Logistic regression on every cross-view pair: same sample or not; scale and bias are learned.",
     paper="Zhai et al., ICCV 2023, eq. 2. arXiv:2303.15343",
     equation=r"\log\big(1 + e^{-(t s_{ii} + b)}\big) + "
     r"\sum_{j:\,\mathrm{id}_j \ne \mathrm{id}_i} \log\big(1 + e^{t s_{ij} + b}\big)",
     ranges={"init_scale": POSITIVE, "init_bias": Range(), "max_scale": POSITIVE},
     check=_check,
-    scale="Equal to open_clip's SigLipLoss: the sum over all B x B pairs, over B.",
+    scale="Equal to open_clip's SigLipLoss: the sum over all B x B pairs, divided by B.",
     differences=(
         "The scale never exceeds max_scale; open_clip's training loop clamps the parameter after each step instead.",
-        "Pairs of two rows of one sample, by index, do not count.",
+        "Pairs of different rows with the same index are ignored.",
     ),
 )
 class SigLIP(Objective):
-    r"""Loss of each row of view 1 against all of view 2, (B, 1).
+    r"""Loss of each row of view 1 against all rows of view 2, (B, 1).
 
     $$\ell_i = \log\big(1 + e^{-(t s_{ii} + b)}\big)
       + \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} \log\big(1 + e^{t s_{ij} + b}\big)$$
 
-    The scale t is the exponential of the parameter ``logit_scale``, the bias b the parameter ``logit_bias``. They belong into
-    the optimiser, without weight decay (`contrastive_zoo.parameter_groups`); each is ``loss_fn.logit_scale`` or
-    ``loss_fn.logit_bias``. Above ``max_scale`` the scale stays there, and the parameter gets only gradients that lead it back.
+    The scale t is the exponential of the parameter ``loss_fn.logit_scale``; the bias b is the parameter ``loss_fn.logit_bias``.
+    Add both parameters to the optimiser, without weight decay (`contrastive_zoo.parameter_groups`). The scale is clamped to
+    ``max_scale``; at the maximum, only gradients that reduce the parameter are kept.
 
     Args:
-        init_scale: First value of t.
-        init_bias: First value of b: strongly negative, since nearly all pairs are two samples.
+        init_scale: Initial value of t.
+        init_bias: Initial value of b; strongly negative, since nearly all pairs are pairs of different samples.
         max_scale: Largest t.
 
     Raises:
@@ -72,7 +72,7 @@ class SigLIP(Objective):
         self.init_scale, self.init_bias = init_scale, float(init_bias)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
         self.logit_bias = nn.Parameter(torch.tensor(self.init_bias))
-        self.largest = torch.tensor(math.log(max_scale), device="cpu").item()  # as the parameter would hold it
+        self.largest = torch.tensor(math.log(max_scale), device="cpu").item()  # rounded like the parameter
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -1,9 +1,9 @@
-r"""SogCLR: the contrastive loss over the whole data set, from batches of any size.
+r"""SogCLR: the contrastive loss over the whole dataset, from batches of any size.
 
     l_a = -s_ap/t + log u_a,    u_a = (1 - gamma) u[i] + gamma mean_{b : id_b != id_a} exp(s_ab/t)
 
-u[i] is a moving average per sample i. The gradient is that of -s_ap/t + exp(lse_a - log n - log u_a) with u_a constant: the
-batch's softmax, its normaliser replaced by the long-run one.
+u[i] is a moving average per sample i. The gradient is the gradient of -s_ap/t + exp(lse_a - log n - log u_a) with u_a constant:
+the batch's softmax, with its normaliser replaced by the moving average.
 
 Yuan et al., "Provable Stochastic Optimization for Global Contrastive Learning: Small Batch Does Not Harm Performance",
 ICML 2022, algorithm 1. arXiv:2202.12387
@@ -22,7 +22,7 @@ from contrastive_zoo.state.tables import LogAverage
 @losses.register(
     "sogclr",
     title="SogCLR, stochastic optimisation of the global contrastive loss",
-    summary="Contrasts with the whole data set through a moving average per sample; small batches do no harm.",
+    summary="Contrasts with the whole dataset through a moving average per sample; works with small batches.",
     paper="Yuan et al., ICML 2022, algorithm 1. arXiv:2202.12387",
     equation=r"-\frac{s_{ap}}{\tau} + \log u_a,\quad "
     r"u_a = (1-\gamma)\,u[i] + \gamma\,\frac{1}{n}\sum_{b:\,\mathrm{id}_b\ne\mathrm{id}_a} e^{s_{ab}/\tau}",
@@ -32,9 +32,10 @@ from contrastive_zoo.state.tables import LogAverage
     ranges={"gamma": Range(0, 1, open_low=True, schedule=True)},
     scale="Authors' gradient (LibAUC) = 2 tau times ours; with two modalities (B - 1) tau times ours.",
     differences=(
-        "A sample visited for the first time takes its batch average as u, whatever gamma and whoever else is in the batch.",
+        "A sample visited for the first time takes its batch average as u, regardless of gamma and of the rest of the batch.",
         "u is kept in log space, without the authors' floors.",
-        "The value is log u, an estimate of the global objective; the authors return a surrogate for the gradient alone.",
+        "The value uses log u, an estimate of the global objective; the authors return a surrogate that is only useful for its "
+        "gradient.",
         "With two modalities u averages exp(s/tau); the authors average exp((s_ij - s_ii)/tau).",
     ),
 )
@@ -45,18 +46,18 @@ class SogCLR(Objective):
       \nabla \ell_a = -\frac{\nabla s_{ap}}{\tau}
       + \frac{1}{n u_a} \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\, \frac{\nabla s_{ab}}{\tau}$$
 
-    In `eval()` the batch's own mean takes the place of u; no table is read or written.
+    In `eval()` the batch's own mean replaces u; no table is read or written.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         temperature: Divides the similarities.
-        gamma: Weight of the new value in the moving average, in (0, 1]; or a schedule, a callable from the number of steps so
-            far (0-dim tensor) to the weight, such as `CosineSchedule(1.0, 0.2, steps)`.
-        intra_view: Whether all views are of one modality, so that each row contrasts with the other samples' rows of all
-            views and a sample has one average; if not, each row contrasts with the other modality only, and has its own.
+        gamma: Weight of the new value in the moving average, in (0, 1]; or a schedule, a callable that maps the number of steps
+            so far (0-dim tensor) to the weight, such as `CosineSchedule(1.0, 0.2, steps)`.
+        intra_view: Whether all views are of one modality: each row contrasts with the other samples' rows of all views, and a
+            sample has one average. If not, each row contrasts with the other modality only, and each row has its own average.
 
     Raises:
-        ValueError: A parameter is out of range; at a call, what the schedule returned is.
+        ValueError: A parameter is out of range; at a call, the value of the schedule is.
 
     Examples:
         >>> import torch
@@ -94,26 +95,26 @@ class SogCLR(Objective):
         return negatives - batch.positive_similarity() * scale
 
     def _against_averages(self, batch: Batch, log_new: Tensor) -> Tensor:
-        """The value log u, with the gradient of the batch mean over u; moves the averages on."""
+        """The value log u, with the gradient of the batch mean divided by u; updates the averages."""
         log_u = moved(self.averages, batch, log_new, self._weight.take(self.gamma, self.step))
         self.step.advance()
         ratio = estimator(log_new, log_u)
-        return log_u + (ratio - ratio.detach())  # the estimator subtracted from itself leaves the value to log u
+        return log_u + (ratio - ratio.detach())  # ratio - ratio.detach() is 0 and adds only the gradient
 
     def agreement(self) -> dict[str, object]:
         """See `Objective.agreement`."""
         return self._weight.agreement(self.gamma, self.step)
 
     def table(self) -> dict[str, Tensor]:
-        """``u`` (num_samples,) in natural scale and ``visited``; with two modalities ``u1``, ``u2`` and ``visited``."""
+        """``u`` (num_samples,) in natural (not log) scale and ``visited``; with two modalities ``u1``, ``u2``, ``visited``."""
         averages = zip(table_names("u", self.intra_view), self.averages.natural(), strict=True)
         return dict(averages) | {"visited": self.averages.visited.cpu().clone()}
 
     def load_table(self, *, visited: Tensor, **tables: Tensor) -> None:
-        """Take over what `table` returned.
+        """Load the result of `table`.
 
         Raises:
-            TypeError: The tables of the other form (one or two modalities) were given.
+            TypeError: The tables are for a different number of modalities.
             ValueError: A size does not fit, or an average is not positive.
         """
         (averages,) = chosen_tables(tables, ("u",), self.intra_view)

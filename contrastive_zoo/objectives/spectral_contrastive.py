@@ -1,8 +1,8 @@
-r"""Spectral contrastive loss: views similar, the rows of other samples orthogonal.
+r"""Spectral contrastive loss: makes views similar and rows of different samples orthogonal.
 
     loss = -2 mean_i s_ii + r^2 mean_{i, j : id_i != id_j} s_ij^2        i in view 1, j in view 2
 
-It is linear in the squares, which need no pairs: sum_ij s_ij^2 = <A^T A, B^T B>, in O(B D^2).
+The sum of squares needs no pass over pairs: sum_ij s_ij^2 = <A^T A, B^T B>, in O(B D^2).
 
 HaoChen et al., "Provable Guarantees for Self-Supervised Deep Learning with Spectral Contrastive Loss", NeurIPS 2021, eq. 6.
 arXiv:2106.04156
@@ -18,14 +18,14 @@ from contrastive_zoo.registry import POSITIVE, losses
 @losses.register(
     "spectral_contrastive",
     title="Spectral contrastive loss",
-    summary="Similar views and orthogonal samples; costs no pairs.",
+    summary="Makes views similar and different samples orthogonal; cost is linear in the batch size.",
     paper="HaoChen et al., NeurIPS 2021, eq. 6. arXiv:2106.04156",
     equation=r"-2\,\mathrm{mean}_i\,s_{ii} + r^2\,\mathrm{mean}_{i,j:\,\mathrm{id}_i\ne\mathrm{id}_j}\,s_{ij}^2",
     ranges={"radius": POSITIVE},
-    scale="Equal to the authors' code at mu = radius^2, where rows are no shorter than the radius.",
+    scale="Equal to the authors' code at mu = radius^2, if rows are no shorter than the radius.",
     differences=(
-        "The authors shorten rows that are longer than the radius and keep the others; here all rows have this length, and "
-        "normalize='ball' is theirs at radius 1.",
+        "The authors shorten only rows that are longer than the radius; here all rows have length radius. "
+        "normalize='ball' matches the authors' code at radius 1.",
     ),
 )
 def spectral_contrastive(batch: Batch, *, radius: float = 1.0) -> Tensor:
@@ -33,13 +33,13 @@ def spectral_contrastive(batch: Batch, *, radius: float = 1.0) -> Tensor:
 
     $$\ell_i = -2 s_{ii} + r^2 \frac{B}{P} \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} s_{ij}^2$$
 
-    with P the number of pairs that are summed, B (B - 1) where all samples differ. For features f of length r these are the
-    paper's $-2 f_i^\top f_i^+ + \mathrm{mean}_j\,(f_i^\top f_j^+)^2$ over $r^2$, as in the authors' code: the pull of the
-    positives does not depend on the radius, and r weighs the push of the negatives.
+    with P the number of pairs in the sum, B (B - 1) if all samples differ. For features f of length r the loss is the
+    paper's $-2 f_i^\top f_i^+ + \mathrm{mean}_j\,(f_i^\top f_j^+)^2$ divided by $r^2$, as in the authors' code: r does not
+    affect the attraction of the positives, and weighs the repulsion of the negatives.
 
     Args:
         batch: Rows of both views.
-        radius: Length r that unit rows are stretched to; the authors' mu is its square.
+        radius: Length r that unit rows are scaled to; the authors' mu is $r^2$.
 
     Examples:
         >>> import torch

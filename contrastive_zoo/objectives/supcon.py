@@ -2,7 +2,7 @@ r"""SupCon: every row of the anchor's class is a positive, and all other rows ar
 
     l_a = -mean_{p in P(a)} s_ap/t + log sum_{b != a} exp(s_ab/t)        P(a): other rows with the label of a, of all views
 
-The mean over the positives comes from sums of rows by class, so that no pair of them is ever looked at.
+The mean over the positives is computed from sums of rows per class, without a pass over pairs of positives.
 
 Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, eq. 2. arXiv:2004.11362
 """
@@ -24,7 +24,7 @@ from contrastive_zoo.registry import losses
     uses={"index", "views", "one_view"},
     scale="Equal to pytorch-metric-learning's SupConLoss; the authors' code multiplies by temperature / 0.07.",
     differences=(
-        "Rows of one sample, by index, are positives of each other whatever their labels: that of the first counts.",
+        "Rows with the same index are positives of each other regardless of their labels: the first row's label is used.",
         "pytorch-metric-learning returns 0 for a batch of one class, and leaves anchors whose loss is 0 out of the mean.",
     ),
 )
@@ -33,18 +33,18 @@ def supcon(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
 
     $$\ell_a = -\frac{1}{|P(a)|}\sum_{p \in P(a)} \frac{s_{ap}}{\tau} + \log \sum_{b \ne a} e^{s_{ab}/\tau}$$
 
-    P(a) are all other rows with the label of a, of any view. They stay in the denominator: with n positives the loss is never
-    below log n. With two views each anchor has a positive, its other view, and one that is alone in its class is treated as in
-    NT-Xent. With one view, ``loss_fn(z, labels=labels)`` and z of shape (B, D), the positives are the other samples of the
-    class, and an anchor that is alone in its class drops out of the mean. Where all labels are equal the loss only evens out
-    the similarities.
+    P(a) are all other rows with the label of a, of any view. Positives stay in the denominator: with n positives the loss is
+    never below log n. With two views each anchor has a positive, its other view; an anchor that is alone in its class is
+    treated as in NT-Xent. With one view, ``loss_fn(z, labels=labels)`` and z of shape (B, D), the positives are the other
+    samples of the class, and an anchor that is alone in its class is left out of the mean. If all labels are equal the loss
+    only makes the similarities uniform.
 
     Args:
         batch: Rows of all views, one or more, and labels.
         temperature: Divides the similarities.
 
     Examples:
-        All rows equal, so that the 2B - 1 keys are alike:
+        All rows are equal, so all 2B - 1 keys have the same similarity:
 
         >>> import math, torch
         >>> import contrastive_zoo as zoo

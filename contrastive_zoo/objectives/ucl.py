@@ -1,4 +1,4 @@
-r"""UCL: the generalised unsupervised loss, each positive against the mean over all rows.
+r"""UCL: the generalised unsupervised loss. Each positive against the mean over all rows.
 
     loss = mean over pairs (i, j), j in P(i), of log(1 + mean_n exp(s_in - s_ij))       P(i): rows of the sample of i; n: all
 
@@ -22,25 +22,25 @@ from contrastive_zoo.registry import losses
     differences=(DRAWS, OTHER_SAMPLES),
 )
 class UCL(Generalised):
-    r"""Loss of each anchor, (B, 2), weighted so that the mean is over pairs of an anchor and a positive.
+    r"""Loss of each anchor, (B, 2), weighted so the mean is over pairs of an anchor and a positive.
 
     $$\frac{1}{\sum_i |P(i)|} \sum_i \sum_{j \in P(i)}
       \log\Big(1 + \frac{1}{|N(i)|} \sum_{n \in N(i)} e^{s_{in} - s_{ij}}\Big)$$
 
-    P(i) are the rows of the anchor's sample, itself included, and N(i) all rows.
+    P(i) are the rows of the anchor's sample, including the anchor, and N(i) all rows.
 
     Args:
-        num_negatives: None for the mean over all negatives; a number K for the mean over K draws of each anchor, with
-            replacement. `eval()` takes the mean over all.
+        num_negatives: None for the mean over all negatives; a number K for the mean over K draws per anchor, with
+            replacement. `eval()` uses the mean over all negatives.
         self_positive: Whether an anchor is a positive of itself, as in the authors' code. If not, N(i) are the rows of other
             samples.
-        seed: Seed of the draws.
+        seed: Random seed.
 
     Raises:
         ValueError: ``num_negatives`` is below 1.
 
     Examples:
-        All rows equal, so that the mean is the positive:
+        All rows are equal, so the mean equals the positive:
 
         >>> import math, torch
         >>> import contrastive_zoo as zoo

@@ -1,4 +1,4 @@
-"""Which backend computes a sweep: a record for each, and the choice at the call."""
+"""Records of the backends that compute sweeps, and the choice of a backend for a call."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,13 +20,14 @@ class Backend:
     """A way to compute sweeps.
 
     Attributes:
-        name: Its name.
-        refuses: Why it cannot compute a term over a sweep, a sentence for users; empty if it can.
-        parts: Whether it can compute a part of a sweep; processes share the work only if it can.
-        plain: Sums by plain autograd, differentiable any number of times; or None, and then the rest is there.
-        residual: Entries that the forward pass keeps for the backward pass, given what will need a gradient.
-        forward: From the sweep, the term and what will need a gradient to the sums and the entries kept.
-        backward: From those, the sums and their upstream gradients, and what needs a gradient, to gradients.
+        name: Name of the backend.
+        refuses: Returns the reason, for users, why the backend cannot compute a term over a sweep; empty if it can.
+        parts: Whether the backend can compute a part of a sweep; only then do processes share the work.
+        plain: Computes sums by plain autograd, differentiable any number of times. If None, the remaining fields are set.
+        residual: Number of entries that the forward pass keeps for the backward pass, given which inputs need a gradient.
+        forward: Maps the sweep, the term and the inputs that need a gradient to the sums and the kept entries.
+        backward: Maps the sweep, the term, the sums, their upstream gradients, the kept entries and the inputs that need a
+            gradient to gradients.
     """
 
     name: str
@@ -41,20 +42,20 @@ class Backend:
 TILED = Backend("tiled", residual=loop.residual, forward=loop.forward, backward=loop.backward)
 DENSE = Backend("dense", parts=False, plain=dense.forward)
 BACKENDS = {backend.name: backend for backend in (TILED, DENSE)}
-# The first that does not refuse.
+# "auto" uses the first of these that does not refuse.
 AUTO = (TILED,)
 
 
 def check_backend(name: object) -> None:
-    """Raise unless a backend, or "auto", has that name."""
+    """Raise unless the name is "auto" or the name of a backend."""
     check_choice("backend", name, ("auto", *sorted(BACKENDS)))
 
 
 def choose(sweep: Sweep, term: Term, name: str) -> Backend:
-    """The backend for a sweep. One that was asked for by name is never replaced.
+    """The backend for a sweep. An explicitly named backend is never replaced.
 
     Raises:
-        ValueError: There is none of that name, or it refuses.
+        ValueError: The backend is unknown, or cannot compute the sweep.
     """
     for backend in named(name):
         reason = backend.refuses(sweep, term)

@@ -1,6 +1,6 @@
-"""The readable reference: builds the whole matrix, plain autograd, any number of derivatives.
+"""The readable reference: builds the whole matrix with plain autograd; differentiable any number of times.
 
-Shapes: N rows `x`, or G sets of them, M rows `keys`, D features, K scales.
+Shapes: N rows `x`, or G sets of N rows, M rows `keys`, D features, K scales.
 """
 
 import torch
@@ -34,7 +34,7 @@ def _values(similarity: Tensor, x: Tensor, term: Term) -> Tensor:
 
 
 def _excluded(sweep: Sweep) -> Tensor:
-    """(N, M) mask of the pairs that do not count."""
+    """(N, M) mask of the excluded pairs."""
     device, rows = sweep.x.device, sweep.x.shape[-2]
     own = torch.eye(rows, dtype=torch.bool, device=device)
     if sweep.ids is None:

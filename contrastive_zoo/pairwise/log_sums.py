@@ -25,24 +25,24 @@ def logsumexp(
     $$\text{out}_i = \log \sum_{j : \text{id}_j \ne \text{id}_i} \exp(\text{scale}_i \langle x_i, k_j \rangle)$$
 
     Args:
-        x: (N, D) rows, float32 or float64; half precision is computed in float32. Or (G, N, D), without keys: G sets of rows,
-            each by itself, with the same ids and scale.
-        keys: (M, D) keys; the rows themselves if None, and then each pair of rows is visited once.
+        x: (N, D) rows, float32 or float64; half precision is computed in float32. Or (G, N, D), without keys: G independent
+            sets of rows, with the same ids and scale.
+        keys: (M, D) keys; if None, the rows are the keys, and each pair of rows is visited once.
         scale: One number, a 0-dim tensor or a (N,) tensor with a scale per row; or a tuple of K numbers or 0-dim tensors,
-            all served by one sweep. Tensors get a gradient.
-        ids: (N,) integers; without ``keys`` the default is one id per row, with ``keys`` no pair is left out.
-        key_ids: (M,) integers, given together with ``ids`` where there are keys.
-        norm_bound: A known bound on the length of all rows and keys, 1 for unit rows. If given, norms are not computed.
+            all computed in one pass over the pairs. Tensors get a gradient.
+        ids: (N,) integers; the default without ``keys`` is one id per row, the default with ``keys`` excludes no pair.
+        key_ids: (M,) integers; required if both ``keys`` and ``ids`` are given.
+        norm_bound: A known upper bound on the length of all rows and keys, 1 for unit rows. If given, norms are not computed.
         backend: "auto", "dense" (builds the matrix; any number of derivatives) or "tiled".
-        part: (p, P) sums over part p of P, from 0, of the pairs, in about 1/P of the time; the log-sum-exp over all parts is
-            the whole. Of "tiled" only.
+        part: (p, P) sums over part p of P of the pairs, counted from 0, in about 1/P of the time; the log-sum-exp over the
+            results of all parts is the total. Only "tiled" supports parts.
 
     Returns:
         (N,), or (K, N) for K scales; (G, N) or (K, G, N) for G sets. A row without keys gives -inf and gets no gradient.
 
     Raises:
-        ValueError: Shapes, devices, an unknown backend or one that has no parts.
-        TypeError: Dtypes.
+        ValueError: Shapes or devices do not fit, or the backend is unknown or does not support parts.
+        TypeError: A dtype is wrong.
 
     Examples:
         >>> import torch
@@ -66,13 +66,13 @@ def logsumexp_both(
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
 ) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp of rows over keys and of keys over rows, from one sweep; arguments as for `logsumexp`.
+    """Log-sum-exps of rows over keys and of keys over rows, in one pass over the pairs; arguments as for `logsumexp`.
 
     Returns:
-        (N,) over the keys for every row, and (M,) over the rows for every key.
+        (N,) log-sum-exp over the keys for every row, and (M,) log-sum-exp over the rows for every key.
 
     Raises:
-        ValueError: As `logsumexp`; a scale per row is refused.
+        ValueError: As `logsumexp`, or for a scale per row.
 
     Examples:
         >>> import torch
@@ -105,14 +105,14 @@ def logsumexp_with_mean(
     $$\text{mean}_i = \frac{\sum_{j : \text{id}_j \ne \text{id}_i} \exp(\text{scale}_i \langle x_i, k_j \rangle)
       \langle x_i, k_j \rangle}{\sum_{j : \text{id}_j \ne \text{id}_i} \exp(\text{scale}_i \langle x_i, k_j \rangle)}$$
 
-    Arguments are those of `logsumexp`, but that ``scale`` is a tensor (N,). Means are over the part.
+    Arguments are as for `logsumexp`, except that ``scale`` is a tensor (N,). With ``part``, means are over the part's pairs.
 
     Returns:
         (N,) log-sum-exps as from `logsumexp`, and (N,) means without gradient, 0 for a row without keys.
 
     Raises:
-        ValueError: As `logsumexp`; a scale that is not one per row is refused.
-        TypeError: Dtypes.
+        ValueError: As `logsumexp`, or for a scale that is not one per row.
+        TypeError: A dtype is wrong.
 
     Examples:
         >>> import torch

@@ -1,6 +1,6 @@
 """All sweeps as one pair of operators: opaque to `torch.compile`, differentiable once, unaffected by autocast.
 
-A sweep and a term go through an operator as tensors, a name and numbers; only `_packed` and `_unpacked` know how.
+An operator takes a sweep and a term as tensors, a name and numbers; `_packed` and `_unpacked` convert between the two forms.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def _unpacked(packed: Sequence[Any]) -> tuple[Sweep, Term]:
 
 @operator("contrastive_zoo::sweep", f"({TAKEN}, str backend, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)")
 def sweep_operator(*taken: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums of rows, of columns, means, and what is kept for the backward pass."""
+    """Sums of rows, sums of columns, means, and the entries kept for the backward pass."""
     *packed, name, needs = taken
     forward = BACKENDS[name].forward
     assert forward is not None
@@ -63,7 +63,7 @@ def _(*taken: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     " bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def sweep_operator_backward(*taken: Any) -> Gradients:
-    """Gradients of x, keys, scale and offset, empty where none is needed."""
+    """Gradients of x, keys, scale and offset; empty for an input that needs no gradient."""
     *packed, backend, rows, columns, means, kept, grad_rows, grad_columns, needs = taken
     backward = BACKENDS[backend].backward
     assert backward is not None
@@ -108,10 +108,10 @@ sweep_operator.differentiate(sweep_operator_backward, _setup, _gradient)
 
 
 def compute(sweep: Sweep, term: Term, name: str) -> Sums:
-    """The sums of a sweep by the backend of that name.
+    """The sums of a sweep, computed by the named backend.
 
     Raises:
-        ValueError: There is no such backend, or it refuses.
+        ValueError: The backend is unknown, or cannot compute the sweep.
     """
     backend = choose(sweep, term, name)
     if backend.plain is not None:

@@ -21,33 +21,34 @@ def kernel_sum(
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
 ) -> Tensor:
-    r"""Sum of a kernel of the squared distance over the rows with another id, for every row.
+    r"""Sum of a kernel of the squared distance over the rows with a different id, for every row.
 
     $$\text{out}_i = \sum_{j : \text{id}_j \ne \text{id}_i} k_t(\lVert x_i - x_j \rVert^2)$$
 
     with $k_t(d^2)$ = $e^{-t d^2}$ (gaussian), $-\log(1 + t d^2)$ (log), $t / \sqrt{t^2 + d^2}$ (imq), $d^{-t}$ for $t > 0$ and
-    $-d^{-t}$ for $t < 0$ (riesz). For riesz, which is infinite or infinitely steep at 0, squared distances are floored above
-    their rounding, without gradient below: at $(D + 32)\,\varepsilon$ times the mean of the two squared norms, with
-    $\varepsilon$ the resolution of the dtype (2^-23 in float32); for the other kernels at 0.
+    $-d^{-t}$ for $t < 0$ (riesz). The riesz kernel is infinite or infinitely steep at 0, so its squared distances are floored
+    above their rounding error, without gradient below the floor: the floor is $(D + 32)\,\varepsilon$ times the mean of the two
+    squared norms, with $\varepsilon$ the resolution of the dtype (2^-23 in float32). For the other kernels the floor is 0.
 
     Args:
-        x: (N, D) rows, float32 or float64; half precision is computed in float32. Or (G, N, D): G sets of rows, each by itself,
-            with the same ids.
+        x: (N, D) rows, float32 or float64; half precision is computed in float32. Or (G, N, D): G independent sets of rows with
+            the same ids.
         kernel: "gaussian", "log", "imq" or "riesz".
         parameter: The t of the kernel.
         ids: As for `logsumexp`.
         unit_rows: Whether all rows are known to have length 1, which is faster.
-        rounding: ``torch.finfo(dtype).eps`` of rows that were rounded to half precision, whose length is not quite 1 then; its
-            square adds to the floor. Known of rows that come in half precision.
+        rounding: ``torch.finfo(dtype).eps`` of rows that were rounded to half precision, whose length is not exactly 1; its
+            square is added to the floor. Set automatically for rows in half precision.
         backend: As for `logsumexp`.
-        part: As for `logsumexp`; the sum over all parts is the whole.
+        part: As for `logsumexp`; the sum of the results of all parts is the total.
 
     Returns:
-        (N,), or (G, N) for G sets; 0 for a row without others.
+        (N,), or (G, N) for G sets; 0 for a row without other rows.
 
     Raises:
-        ValueError: Shapes, an unknown kernel or backend, one that has no parts, or a parameter outside the kernel's range.
-        TypeError: Dtypes.
+        ValueError: Shapes do not fit, the kernel or backend is unknown, the backend does not support parts, or the parameter is
+            outside the kernel's range.
+        TypeError: A dtype is wrong.
 
     Examples:
         >>> import torch
@@ -63,33 +64,33 @@ def kernel_sum(
     half = x.dtype in (torch.float16, torch.bfloat16)
     rounding = max(float(rounding), torch.finfo(x.dtype).eps if half else 0.0)
     if kernel == "gaussian" and unit_rows:
-        # exp(-t d2) of unit rows is exp(2 t s) over exp(2 t), and that sum can keep its tiles.
+        # For unit rows exp(-t d2) = exp(2 t s) / exp(2 t), and a log-sum-exp can keep its tiles for the backward pass.
         logarithms = compute(sweep, LogSumExp.of(2.0 * parameter, x), backend).rows.squeeze(0)
         return (logarithms - 2 * parameter).exp()
-    # Equal rows of length 1.001 would be at a squared distance of -0.004 if their length were taken for 1.
+    # Without squared norms, two equal rows of length 1.001 would have squared distance -0.004.
     squared_norms = None if unit_rows and not rounding else sweep.x.square().sum(-1)
     return compute(sweep, KernelSum(kernel, parameter, squared_norms, rounding), backend).rows.squeeze(0)
 
 
 def square_sum(x: Tensor, keys: Tensor, *, ids: Tensor | Ids | None = None, backend: str = "auto") -> Tensor:
-    r"""Sum of the squared similarity to the keys with another id, for every row; row i of both is of one sample.
+    r"""Sum of the squared similarity to the keys with a different id, for every row; row i and key i belong to one sample.
 
     $$\text{out}_i = \sum_{j : \text{id}_j \ne \text{id}_i} \langle x_i, k_j \rangle^2$$
 
-    Costs O(N D min(N, D)) where each id comes once, as far as the host knows, and else O(N^2 D).
+    Costs O(N D min(N, D)) if the host knows that all ids differ, else O(N^2 D).
 
     Args:
         x: (N, D) rows of one view, float32 or float64; half precision is computed in float32.
-        keys: (N, D) rows of the other.
-        ids: (N,) integers, of the rows of both views; one id per row by default.
-        backend: "auto", "dense" (builds the matrix; any number of derivatives) or "tiled" (takes the smaller Gram matrix).
+        keys: (N, D) rows of the other view.
+        ids: (N,) integers, for the rows of both views; one id per row by default.
+        backend: "auto", "dense" (builds the matrix; any number of derivatives) or "tiled" (uses the smaller Gram matrix).
 
     Returns:
-        (N,); 0 for a row without keys, to rounding.
+        (N,); 0, up to rounding, for a row without keys.
 
     Raises:
-        ValueError: Shapes, devices or an unknown backend.
-        TypeError: Dtypes.
+        ValueError: Shapes or devices do not fit, or the backend is unknown.
+        TypeError: A dtype is wrong.
 
     Examples:
         >>> import torch
@@ -119,31 +120,31 @@ def softplus_sum(
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
 ) -> Tensor:
-    r"""Sum of a softplus over the keys with another id, for every row.
+    r"""Sum of a softplus over the keys with a different id, for every row.
 
     $$\text{out}_i = \sum_{j : \text{id}_j \ne \text{id}_i}
       \log\big(1 + \exp(\text{scale} \langle x_i, k_j \rangle + \text{bias}_i)\big)$$
 
     Args:
         x: (N, D) rows, float32 or float64; half precision is computed in float32.
-        keys: (M, D) keys; the rows themselves if None.
+        keys: (M, D) keys; if None, the rows are the keys.
         scale: A number or 0-dim tensor. Tensors get a gradient.
-        bias: A number, a 0-dim tensor or one per row, (N,). Tensors get a gradient.
+        bias: A number, a 0-dim tensor or one bias per row, (N,). Tensors get a gradient.
         ids: As for `logsumexp`.
         key_ids: As for `logsumexp`.
-        uniform: A promise that the upstream gradient will be the same for all rows, as that of a mean is. One sweep then does
-            for both passes.
+        uniform: A promise that the upstream gradient will be the same for all rows, as for a mean over rows. Value and gradient
+            then need only one pass over the pairs.
         norm_bound: As for `logsumexp`.
         backend: As for `logsumexp`.
-        part: As for `logsumexp`; the sum over all parts is the whole.
+        part: As for `logsumexp`; the sum of the results of all parts is the total.
 
     Returns:
         (N,); 0, without gradient, for a row without keys.
 
     Raises:
-        ValueError: Shapes, devices or an unknown backend.
-        TypeError: Dtypes.
-        RuntimeError: In the backward pass, that ``uniform`` was not true (seen on CPUs; elsewhere the gradient is NaN).
+        ValueError: Shapes or devices do not fit, or the backend is unknown.
+        TypeError: A dtype is wrong.
+        RuntimeError: In the backward pass, if ``uniform`` was not true (checked on CPUs; elsewhere the gradient is NaN).
 
     Examples:
         >>> import torch
@@ -171,15 +172,15 @@ def softplus_sum_within(
     $$\text{out}_i = \sum_{j \ne i : \text{id}_j = \text{id}_i}
       \log\big(1 + \exp(\text{scale} \langle x_i, x_j \rangle + \text{bias}_i)\big)$$
 
-    With ids on the host only tiles that hold such pairs are visited, so that the work grows with the sum of the squares of the
-    numbers of rows with one id.
+    With ids on the host only tiles that contain such pairs are visited, so the work grows with the sum of the squared group
+    sizes (rows per id).
 
     Returns:
-        (N,); 0, without gradient, for a row whose id no other has.
+        (N,); 0, without gradient, for a row whose id is unique.
 
     Raises:
         ValueError: As `softplus_sum`.
-        TypeError: Dtypes.
+        TypeError: A dtype is wrong.
 
     Examples:
         >>> import torch
@@ -192,7 +193,7 @@ def softplus_sum_within(
     term = Softplus.of(scale, bias, sweep.x)
     if backend == "dense":
         return compute(sweep, term, backend).rows.squeeze(0)
-    # Side by side, the rows of an id are visited in blocks.
+    # Sorted by id, so the rows of an id are visited in blocks.
     order = ids.argsort(stable=True)
     there = order.to(x.device)
     ordered = Sweep.of(x[there], ids=ids[order], counts="equal", norm_bound=norm_bound, part=part)

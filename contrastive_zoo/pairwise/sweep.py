@@ -1,4 +1,4 @@
-"""Which pairs of rows are summed over.
+"""The pairs of rows that are summed over.
 
 Shapes: G sets of N rows `x`, M rows `keys`, D features.
 """
@@ -13,11 +13,11 @@ from contrastive_zoo.checks import check_device, check_features, check_integers,
 
 
 class Ids(NamedTuple):
-    """Ids of rows, and what is known about them.
+    """Ids of rows, with the number of repetitions of each id.
 
     Attributes:
         values: (N,) integers.
-        group: How often each id comes if they are known to be 0, 0, ..., 1, 1, ...; 0 if nobody knows.
+        group: Number of repetitions of each id if the ids are known to be 0, 0, ..., 1, 1, ...; 0 if unknown.
     """
 
     values: Tensor
@@ -26,18 +26,18 @@ class Ids(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """Which pairs are summed over, and what is known about them.
+    """The pairs that are summed over, and known properties of the rows.
 
     Attributes:
         x: (N, D) rows, or (G, N, D) sets of rows, in float32 or float64.
-        keys: (M, D) keys of the one set of rows. None: each set is its own keys, and every pair is visited once.
-        ids: (N,) integers. Without keys the default is one id per row, with keys no pair is left out.
-        key_ids: (M,) integers, given together with ``ids`` where there are keys.
-        counts: Whether pairs of "different" ids count, or those of different rows with "equal" ids.
-        both: Whether there are sums for the keys as well.
-        norm_bound: A known bound on the length of all rows and keys.
-        part: (p, P): only part p of P, from 0, is summed over. The parts are strips of rows, whatever the backend.
-        group: How often each id comes if those of rows and keys are known to be 0, 0, ..., 1, 1, ...; 0 if nobody knows.
+        keys: (M, D) keys, for a single set of rows. None: each set is its own keys, and every pair is visited once.
+        ids: (N,) integers. The default without keys is one id per row, the default with keys excludes no pair.
+        key_ids: (M,) integers; required if both ``keys`` and ``ids`` are given.
+        counts: Whether to include pairs with "different" ids, or pairs of different rows with "equal" ids.
+        both: Whether to compute sums for the keys too.
+        norm_bound: A known upper bound on the length of all rows and keys.
+        part: (p, P): only part p of P, counted from 0, is summed over. Parts are strips of rows, the same for all backends.
+        group: Number of repetitions of each id if the ids of rows and keys are known to be 0, 0, ..., 1, 1, ...; 0 if unknown.
     """
 
     x: Tensor
@@ -90,7 +90,7 @@ class Sweep:
 
 
 def in_working_precision(x: Tensor) -> Tensor:
-    """The tensor itself, or in float32 if it is in half precision."""
+    """The tensor, converted to float32 if it is in half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

@@ -1,7 +1,7 @@
-"""What is summed over pairs of rows with similarities $s_{ij}$, and what comes of it.
+"""Terms, which are summed over pairs of rows with similarities $s_{ij}$, and the results of a sweep.
 
-A term has at most two tensors that get gradients, a scale and an offset, and numbers; `packed` and `unpacked` take it through
-an operator.
+A term has at most two tensors that get gradients, a scale and an offset, and numbers; `packed` and `unpacked` convert a term to
+the arguments of an operator and back.
 
 Shapes: G sets of N rows, M keys, K scales.
 """
@@ -19,11 +19,11 @@ Scales = float | Tensor | tuple[float | Tensor, ...]
 
 
 class Packed(NamedTuple):
-    """A term as an operator takes it.
+    """A term as arguments of an operator.
 
     Attributes:
         scale: The tensor that multiplies similarities, if there is one.
-        offset: The other tensor, if there is one.
+        offset: The second tensor, if there is one.
         numbers: Everything else.
         sums: Number of sums per row, K.
         means: Whether there are means beside the sums.
@@ -42,7 +42,7 @@ class LogSumExp:
 
     Attributes:
         scale: (K, 1) K scales c for all rows, or (1, N) one scale per row.
-        mean: Whether the mean of $s_{ij}$ under the softmax of the logits is wanted as well.
+        mean: Whether to compute the mean of $s_{ij}$ under the softmax of the logits too.
     """
 
     scale: Tensor
@@ -50,7 +50,7 @@ class LogSumExp:
 
     @staticmethod
     def of(scale: Scales, x: Tensor) -> "LogSumExp":
-        """From a number, a tensor of one scale or of one per row of ``x``, or a tuple of scales for all rows.
+        """From a number, a tensor with one scale or one scale per row of ``x``, or a tuple of scales for all rows.
 
         Raises:
             TypeError: A scale is neither a number nor a tensor.
@@ -89,7 +89,7 @@ class Softplus:
 
     @staticmethod
     def of(scale: float | Tensor, bias: float | Tensor, x: Tensor, uniform: bool = False) -> "Softplus":
-        """From a scale, and a bias for all rows of ``x`` or one per row.
+        """From a scale, and one bias for all rows of ``x`` or one bias per row.
 
         Raises:
             TypeError: An argument is neither a number nor a tensor.
@@ -119,7 +119,7 @@ class KernelSum:
         kernel: Name of the kernel.
         parameter: t.
         squared_norms: (N,) or (G, N) squared lengths of the rows; None for rows of length 1.
-        rounding: Relative rounding of the entries of half-precision rows; 0 for others.
+        rounding: Relative rounding error of half-precision rows; 0 for other rows.
     """
 
     kernel: str
@@ -153,7 +153,7 @@ class Squares:
 
 
 def _as_scalar(argument: str, value: float | Tensor, rows: int | None = None) -> Tensor:
-    """A number or a 0-dim tensor as a tensor; numbers in float64. ``rows``, for errors: one per row would do as well."""
+    """A number or a 0-dim tensor as a tensor; numbers in float64. With ``rows``, errors say that one per row is allowed too."""
     tensor = value if isinstance(value, Tensor) else as_tensor(check_number(argument, value))
     if tensor.dim():
         wanted = "a number or a 0-dim tensor" if rows is None else f"a number or hold one per row, ({rows},)"
@@ -165,17 +165,17 @@ Term = LogSumExp | Softplus | KernelSum | Squares
 TERMS: dict[str, type[Term]] = {term.__name__: term for term in (LogSumExp, Softplus, KernelSum, Squares)}
 
 
-# Whether a gradient is needed of rows, keys, scale and offset.
+# Whether rows, keys, scale and offset need a gradient.
 Needs = tuple[bool, bool, bool, bool]
 
 
 class Sums(NamedTuple):
-    """What a sweep gives.
+    """Result of a sweep.
 
     Attributes:
         rows: (K, N) or (K, G, N) sums of the rows; K is 1 unless the term has several scales.
-        columns: (K, M) sums of the keys, if both are wanted, else empty.
-        means: As the rows, means of the term that has them, else empty; they carry no gradient.
+        columns: (K, M) sums of the keys, if ``both``, else empty.
+        means: Means, of the shape of ``rows``, for a term with means, else empty; without gradient.
     """
 
     rows: Tensor
@@ -184,13 +184,13 @@ class Sums(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of what a sweep was given; empty where none is needed.
+    """Gradients of the inputs of a sweep; empty for an input that needs no gradient.
 
     Attributes:
-        x: As the rows.
-        keys: (M, D).
-        scale: As the scale of the term.
-        offset: As the bias or the squared norms of the term.
+        x: Gradient of the rows.
+        keys: (M, D) gradient of the keys.
+        scale: Gradient of the scale of the term.
+        offset: Gradient of the bias or the squared norms of the term.
     """
 
     x: Tensor

@@ -1,1 +1,1 @@
-"""Batches that several processes hold together: gathering them, and sharing the work on them."""
+"""Multi-process batches: gathering features, and sharing the pairwise work among processes."""

@@ -1,4 +1,4 @@
-"""One batch from the batches of all processes, or one error on all of them."""
+"""Gathers the batches of all processes into one batch, or raises an error on all processes."""
 
 import weakref
 import zlib
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 def group_size(gather: str | bool, group: dist.ProcessGroup | None) -> int:
-    """Number of processes whose batches are put together; 1 without an initialised group."""
+    """Number of processes whose batches are gathered; 1 without an initialised group."""
     if gather is False or not dist.is_available() or not dist.is_initialized():
         return 1
     return dist.get_world_size(group)
 
 
 def device_of_group(group: dist.ProcessGroup) -> torch.device:
-    """A device that a group sends from: the host if it can."""
+    """The device for messages of a group: the CPU if the group supports it."""
     backends = dict(pair.split(":") for pair in dist.get_backend_config(group).split(","))
     return torch.device("cpu" if "cpu" in backends else next(iter(backends)))
 
@@ -29,10 +29,10 @@ _HOST_GROUPS: "weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup]" 
 
 
 def host_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
-    """A group of the same processes that sends from the host, so that accelerators need not be waited for.
+    """A group of the same processes that sends from the CPU, which avoids a synchronisation.
 
-    It is the group itself if that can, else one that is made at the first call, which all processes must make; without Gloo
-    the group itself.
+    Returns the group itself if it supports the CPU, or if Gloo is not available. Else the first call creates a new group; all
+    processes must make this first call.
     """
     if device_of_group(group).type == "cpu" or not dist.is_gloo_available():
         return group
@@ -45,7 +45,7 @@ def host_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
 
 
 def exchange(numbers: Sequence[int], group: dist.ProcessGroup | None) -> list[list[int]]:
-    """Each of the whole numbers by process, without waiting for an accelerator."""
+    """Gather integers from all processes, without a synchronisation; a list by process for each integer."""
     whole = dist.group.WORLD if group is None else group
     assert whole is not None
     host = host_group(whole)
@@ -59,17 +59,17 @@ FAILED = -1
 
 
 class Handshake:
-    """What processes exchange before features: either all of them have batches that fit, or all of them raise.
+    """The exchange between processes before features are gathered: either all batches fit, or all processes raise.
 
-    Nothing here waits for an accelerator.
+    A handshake never synchronises with an accelerator.
 
     Args:
         group: The processes.
 
     Attributes:
         group: The processes.
-        done: Whether the processes have exchanged anything.
-        same: Ranks that brought the same checksum.
+        done: Whether the exchange has taken place.
+        same: Ranks that share a checksum with another rank.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -81,12 +81,12 @@ class Handshake:
         """Number of samples of each process; the last batch of an epoch may differ.
 
         Args:
-            size: Of the own batch.
-            call: What must be the same for all processes.
-            checksum: Of the own samples; -1 if it is not known.
+            size: Size of this process's batch.
+            call: Values that must be equal on all processes.
+            checksum: Checksum of this process's samples; -1 if unknown.
 
         Raises:
-            ValueError: On all processes, that one of them cannot take part or differs from others.
+            ValueError: On all processes, if one process raised an error or the values differ.
         """
         sizes, prints, checksums = self._exchange(size, zlib.crc32(repr(call).encode()), checksum)
         if FAILED in sizes or len(set(prints)) > 1:
@@ -96,18 +96,18 @@ class Handshake:
         return sizes
 
     def miss(self, error: Exception) -> None:
-        """Tell the others, unless the handshake is over, that this process raises an error."""
+        """Report an error of this process to the other processes, unless the handshake is over."""
         if not self.done:
             self._exchange(FAILED, 0, -1)
             self._said(f"{type(error).__name__}: {error}")
 
     def _exchange(self, *numbers: int) -> list[list[int]]:
-        """Each of the numbers by process."""
+        """Gather integers from all processes."""
         self.done = True
         return exchange(numbers, self.group)
 
     def _said(self, words: object) -> dict[int, Any]:
-        """What each process says, by rank."""
+        """Gather an object from each process, by rank."""
         ranks = dist.get_process_group_ranks(self.group)
         said: list[Any] = [None] * len(ranks)
         dist.all_gather_object(said, words, group=host_group(self.group))
@@ -127,7 +127,7 @@ class Handshake:
 
 
 def shake_hands(group: dist.ProcessGroup | None, make: Callable[[Handshake], T]) -> T:
-    """What ``make(handshake)`` returns, in all processes of the group; if it raises before the handshake, in all of them."""
+    """Call ``make(handshake)`` on all processes of the group; an error before the handshake is raised on all processes."""
     whole = dist.group.WORLD if group is None else group
     assert whole is not None
     handshake = Handshake(whole)
@@ -139,9 +139,9 @@ def shake_hands(group: dist.ProcessGroup | None, make: Callable[[Handshake], T])
 
 
 def gather(values: Sequence[Tensor], sizes: Sequence[int], group: dist.ProcessGroup) -> list[Tensor]:
-    """Tensors of one dtype and device, each with some rows per sample, of all processes in the order of their ranks.
+    """Gather tensors of one dtype and device, each with a fixed number of rows per sample, in the order of ranks.
 
-    They travel in one message, padded where sizes differ.
+    All tensors are sent in one message, padded if sizes differ.
     """
     own = sizes[dist.get_rank(group)]
     rows_per_sample = [len(value) // own if own else 1 for value in values]
@@ -164,7 +164,7 @@ def gather(values: Sequence[Tensor], sizes: Sequence[int], group: dist.ProcessGr
 def gather_integers(
     values: list[Tensor | None], sizes: Sequence[int], device: torch.device, group: dist.ProcessGroup
 ) -> list[Tensor | None]:
-    """Integers of all processes, (B,) each, sent from ``device``; what was not given stays so."""
+    """Gather integers, (B,) per tensor, from all processes, via ``device``; None stays None."""
     given = [value for value in values if value is not None]
     if not given:
         return values
@@ -173,7 +173,7 @@ def gather_integers(
 
 
 def own_rows(gathered: Tensor, sizes: Sequence[int], rank: int) -> Tensor:
-    """Those of one process, of a tensor with some rows per sample."""
+    """The rows of one process in a gathered tensor with a fixed number of rows per sample."""
     per_sample = gathered.shape[0] // sum(sizes)
     return gathered.narrow(0, sum(sizes[:rank]) * per_sample, sizes[rank] * per_sample)
 
@@ -190,17 +190,17 @@ class _GatherFeatures(torch.autograd.Function):
 
 
 def gather_features(values: Sequence[Tensor], sizes: Sequence[int], group: dist.ProcessGroup) -> tuple[Tensor, ...]:
-    """The same as `gather`, with a gradient: that of the own part, times the number of processes.
+    """`gather` with a gradient: the gradient of this process's part, times the number of processes.
 
-    Every process computes the loss of the whole batch, so the gradient needs no communication; the factor makes the average
-    that DistributedDataParallel takes equal to the gradient in one process.
+    Every process computes the loss of the whole batch, so the gradient needs no communication. With this factor, the average of
+    DistributedDataParallel equals the gradient on a single process.
     """
     gathered: tuple[Tensor, ...] = _GatherFeatures.apply(sizes, group, *values)  # type: ignore[no-untyped-call]
     return gathered
 
 
 def decided_by_first(decide: Callable[[list[Any]], T], given: Any) -> T:
-    """What the first process of the initialised group makes of what all were given; an error of it is raised on all."""
+    """Call ``decide`` on the first process with the ``given`` of all processes; its result or error reaches all processes."""
     if not dist.is_available() or not dist.is_initialized():
         return decide([given])
     sent = tuple(value.cpu() if isinstance(value, Tensor) else value for value in given)
@@ -211,7 +211,7 @@ def decided_by_first(decide: Callable[[list[Any]], T], given: Any) -> T:
     if first:
         try:
             outcome[0] = decide(parts)
-        except Exception as error:  # whatever it is, the others must not wait for a decision that never comes
+        except Exception as error:  # whatever the error, the other processes must not wait forever
             outcome[0] = error
     dist.broadcast_object_list(outcome)
     if isinstance(outcome[0], Exception):

@@ -1,10 +1,10 @@
-"""The sums over pairs of a batch as joint work of several processes.
+"""Shares the sums over pairs of a batch among processes.
 
-All processes hold all rows, and want the whole sums and the whole gradient. So each visits a part of the tiles, forward and
-backward, and the parts are put together: sums of rows after the forward pass, gradients of rows after the backward pass. Every
-process gets what one process would have got, whatever the rows are made of; nobody needs to know whose they are.
+All processes hold all rows, and need the total sums and the total gradient. Each process visits a part of the tiles, forward
+and backward, and the parts are reduced: sums of rows after the forward pass, gradients of rows after the backward pass. Every
+process gets the result of a single process, regardless of which process contributed which rows.
 
-All processes must ask for the same sums in the same order.
+All processes must compute the same sums in the same order.
 """
 
 from collections.abc import Callable
@@ -27,14 +27,14 @@ F = TypeVar("F")
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What a process has to do with the work of all; by default there is no other.
+    """The part of the work that a process does; the default is a single process that does all work.
 
     Attributes:
-        sizes: Samples that each process brought; empty if there is one process.
+        sizes: Number of samples of each process; empty for a single process.
         rank: Number of this process.
         group: Name of the group of processes.
-        x: (B * V, D) rows of the samples that this process brought.
-        divided: Whether sums over pairs are shared; if not, each process computes them whole.
+        x: (B * V, D) rows of this process's samples.
+        divided: Whether sums over pairs are shared; if not, each process computes the total sums.
     """
 
     sizes: tuple[int, ...] = ()
@@ -49,26 +49,26 @@ class Share:
         return (self.rank, len(self.sizes)) if self.divided else (0, 1)
 
     def enter(self, x: Tensor, keys: K, scale: S, offset: F = None) -> tuple[Tensor, K, S, F]:  # type: ignore[assignment]
-        """What a shared sum depends on: its gradient is the sum of those that the processes find for their parts."""
+        """The inputs of a shared sum; their gradients are summed over processes."""
         return _joined(x, keys, scale, offset, self.group, 0) if self.divided else (x, keys, scale, offset)
 
     def leave(self, *sums: Tensor, log: bool) -> tuple[Tensor, ...]:
-        """Sums over all pairs, or log-sum-exps if ``log``, from those over the part of each process."""
+        """Total sums over all pairs, or log-sum-exps if ``log``, from the sums over the part of each process."""
         if not self.divided:
             return sums
         return merged(torch.cat(sums, -1), log, self.group).split([each.shape[-1] for each in sums], -1)
 
     def mean(self, means: Tensor, sums: Tensor, whole: Tensor) -> Tensor:
-        """Means over all pairs from those over the part of each process, which weigh exp(sums); without gradient."""
+        """Means over all pairs, from the means over the part of each process, weighted by exp(sums); without gradient."""
         if not self.divided:
             return means
         weight = (sums.detach() - torch.where(whole == -torch.inf, torch.inf, whole.detach())).exp()
         return merged(means * weight, False, self.group)
 
     def on_rows(self, function: Callable[[Tensor, slice], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
-        """``function(x, rows)``, tensors with an entry for each of ``rows``, for all rows: each process does a part of them.
+        """``function(x, rows)``, which returns tensors with an entry for each of ``rows``, for all rows, shared by processes.
 
-        Gradients of x may come from all its rows, whichever part they are needed for.
+        The results of any part may depend on all rows of x, and so may the gradients.
         """
         number, parts = self.part
         if parts == 1:
@@ -78,13 +78,13 @@ class Share:
         return tuple(self._of_all_parts(values, rows.start, len(x)) for values in function(x, rows))
 
     def _of_all_parts(self, values: Tensor, start: int, count: int) -> Tensor:
-        """All ``count`` rows from those that each process has; its own begin at ``start``."""
+        """All ``count`` rows, from the rows of each process; the rows of this process begin at ``start``."""
         after = values.new_zeros(count - start - len(values), *values.shape[1:])
         padded = torch.cat([values.new_zeros(start, *values.shape[1:]), values, after])
         return self.leave(padded, log=False)[0]
 
     def on_own_samples(self, function: Callable[[Tensor, Tensor, S], Tensor], x: Tensor, ids: Tensor, scale: S) -> Tensor:
-        """``function(x, ids, scale)``, one row per sample, of the samples of each process by that process, put together."""
+        """``function(x, ids, scale)``, one row per sample: each process computes its own samples, and results are gathered."""
         if self.x is None:
             return function(x, ids, scale)
         x, _, scale, _ = _joined(self.x, None, scale, None, self.group, len(self.sizes))
@@ -98,7 +98,7 @@ ALONE = Share()
 
 
 def _joined(x: Tensor, keys: Any, scale: Any, offset: Any, group: str, own: int) -> Any:
-    """`joint` of those that want a gradient; the others as they are."""
+    """Apply `joint` to the tensors that require a gradient; return the others unchanged."""
     if isinstance(scale, tuple) and any(map(_wants_gradient, scale)):
         scales = torch.stack([as_tensor(each) for each in scale])
         x, keys, scale, offset = _joined(x, keys, scales, offset, group, own)
@@ -120,7 +120,7 @@ def _group(name: str) -> dist.ProcessGroup:
 
 
 def _reduced(values: Tensor, group: str, operation: Any) -> Tensor:
-    """Sum or maximum over processes, a new tensor."""
+    """Sum or maximum over processes, as a new tensor."""
     members = _group(group)
     device = device_of_group(members) if values.is_cpu else values.device
     total = values.to(device, copy=True, memory_format=torch.contiguous_format)
@@ -128,16 +128,16 @@ def _reduced(values: Tensor, group: str, operation: Any) -> Tensor:
     return total.to(values.device)
 
 
-# One operator for all: autograd runs a thread per device, so each rank could issue separate collectives in another order.
+# One operator for all: autograd runs a thread per device, so ranks could issue separate collectives in different orders.
 @operator(
     "contrastive_zoo::joint",
     "(Tensor? x, Tensor? keys, Tensor? scale, Tensor? offset, str group, int own) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def joint(*given: Any) -> tuple[Tensor, ...]:
-    """Copies, whose gradients are the sums of those that the processes find.
+    """Copies of the inputs whose gradients are summed over processes.
 
-    With ``own``, the number of processes, rows and keys are those of one process, and gradients carry that number: then those
-    of rows and keys stay as they are, and those of scale and offset are the mean.
+    A nonzero ``own`` is the number of processes: rows and keys then belong to this process, and upstream gradients carry a
+    factor ``own``. In this case gradients of rows and keys are not reduced, and gradients of scale and offset are averaged.
     """
     return tuple(map(_copied, given[:4]))
 
@@ -157,7 +157,7 @@ def _(*given: Any) -> tuple[Tensor, ...]:
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def joint_backward(*given: Any) -> tuple[Tensor, ...]:
-    """Gradients of what one process was given, from those of all."""
+    """Gradients of the inputs, reduced over processes; see `joint`."""
     *grads, group, own = given
     of_rows = (_copied(g) if g is None or own else _reduced(g, group, dist.ReduceOp.SUM) for g in grads[:2])
     of_others = (_copied(g) if g is None else _reduced(g, group, dist.ReduceOp.SUM).div_(own or 1) for g in grads[2:])
@@ -185,7 +185,7 @@ joint.differentiate(joint_backward, _joint_setup, _joint_gradient)
 
 @operator("contrastive_zoo::merged", "(Tensor part, bool log, str group) -> Tensor")
 def merged(part: Tensor, log: bool, group: str) -> Tensor:
-    """Sum over processes, or log-sum-exp if ``log``: -inf where all are."""
+    """Sum over processes, or log-sum-exp over processes if ``log``; -inf if all parts are -inf."""
     if not log:
         return _reduced(part, group, dist.ReduceOp.SUM)
     largest = _reduced(part, group, dist.ReduceOp.MAX)
@@ -200,7 +200,7 @@ def _(part: Tensor, log: bool, group: str) -> Tensor:
 
 @operator("contrastive_zoo::merged_backward", "(Tensor grad, Tensor part, Tensor whole, bool log) -> Tensor")
 def merged_backward(grad: Tensor, part: Tensor, whole: Tensor, log: bool) -> Tensor:
-    """Gradient of the own part, which every process knows by itself."""
+    """Gradient of this process's part, which needs no communication."""
     if not log:
         return grad.clone()
     return (part - torch.where(whole == -torch.inf, torch.inf, whole)).exp_().mul_(grad)

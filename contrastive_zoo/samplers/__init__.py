@@ -1,4 +1,4 @@
-"""Which negatives: samplers and what they are made of."""
+"""Negative samplers and their components."""
 
 from typing import Any
 
@@ -35,15 +35,15 @@ __all__ = [
 def get_sampler(
     name: str, *, num_samples: int | None = None, embedding_dim: int | None = None, seed: int = 0, **params: Any
 ) -> Any:
-    """Make the negative sampler behind a name.
+    """Make a negative sampler by name.
 
     Args:
         name: One of `list_samplers()`.
-        num_samples: Size of the data set; ignored by samplers that keep nothing for each sample.
-        embedding_dim: Features of an embedding, for samplers that keep some; by default those of the first batch, or of a
-            checkpoint.
-        seed: Seed of its draws; ignored by samplers that draw nothing.
-        **params: Its parameters, see `describe_sampler(name)`.
+        num_samples: Size of the dataset; ignored by samplers without state per sample.
+        embedding_dim: Features per embedding, for samplers that keep embeddings; by default taken from the first batch, or
+            from a checkpoint.
+        seed: Random seed; ignored by samplers that use no randomness.
+        **params: Parameters of the sampler, see `describe_sampler(name)`.
 
     Raises:
         ValueError: Unknown name, or a value out of range.
@@ -74,7 +74,7 @@ def list_samplers() -> list[str]:
 
 
 def describe_sampler(name: str) -> Card:
-    """What there is to know about a negative sampler.
+    """Summary of a negative sampler.
 
     Raises:
         ValueError: Unknown name.

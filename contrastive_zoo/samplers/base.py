@@ -1,4 +1,4 @@
-"""What every negative sampler takes and returns."""
+"""Arguments and results of every negative sampler."""
 
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
@@ -16,17 +16,17 @@ from contrastive_zoo.checks import check_features, check_integers, check_same
 from contrastive_zoo.state.modules import PreciseModule
 from contrastive_zoo.state.temperature import Temperature
 
-# From (n,) positions in the data set and (n,) views to features (n, D).
+# Maps (n,) positions in the dataset and (n,) views to features (n, D).
 Encode = Callable[[Tensor, Tensor], Tensor]
 
 
 class WeightedNegatives(NamedTuple):
-    """Negatives of each of N anchors, one by one.
+    """A list of the negatives of N anchors.
 
     Attributes:
-        rows: (N, K) int64 rows of the data set, 2 * sample + view; -1 where there is no negative.
-        weights: (N, K) weights, 0 where there is no negative; those of an anchor add up to 1.
-        in_batch: (N, K) whether the features are a row of the batch, which gets gradient; if not they are the sampler's own.
+        rows: (N, K) int64 rows of the dataset, 2 * sample + view; -1 for no negative.
+        weights: (N, K) weights, 0 for no negative; the weights of an anchor sum to 1.
+        in_batch: (N, K) whether the negative is a row of the batch, which gets a gradient; if not, the sampler stores it.
     """
 
     rows: Tensor
@@ -35,15 +35,15 @@ class WeightedNegatives(NamedTuple):
 
 
 class Negatives(NamedTuple):
-    r"""What a sampler finds for each of N anchors.
+    r"""Result of a sampler for N anchors.
 
     Attributes:
-        surrogate: (N,) its gradient is $\sum_k w_k \nabla (s_{ak} / \tau)$ over the negatives k of anchor a, in the anchor and
-            in those negatives that are rows of the batch; its value means nothing.
-        log_mean: (N,) logarithm of the mean of $e^{s/\tau}$ over the negatives in the data set, as far as the sampler can tell;
+        surrogate: (N,) a tensor whose gradient is $\sum_k w_k \nabla (s_{ak} / \tau)$ over the negatives k of anchor a, with
+            respect to the anchor and to negatives that are rows of the batch; its value is meaningless.
+        log_mean: (N,) the sampler's estimate of the logarithm of the mean of $e^{s/\tau}$ over the negatives in the dataset;
             -inf for an anchor without a negative in the batch.
-        listing: Makes the list of the negatives and their weights, which a step does not need.
-        diagnostics: Detached figures for `loss_fn.diagnostics`.
+        listing: Makes the list of the negatives and their weights; a training step does not need this list.
+        diagnostics: Detached statistics for `loss_fn.diagnostics`.
     """
 
     surrogate: Tensor
@@ -53,16 +53,17 @@ class Negatives(NamedTuple):
 
 
 class NegativeSampler(PreciseModule):
-    """Base of negative samplers: finds negatives for the rows of a batch, and remembers what it needs between batches.
+    """Base class of negative samplers, which find negatives for the rows of a batch and may keep state between batches.
 
-    Call it with the features of two views to get the negatives and their weights, for a loop of your own; `sampled` and its
-    relatives call `sample`. Subclasses implement `sample`, keep state in buffers (`register_table`), and draw as a
-    function of a seed, a step and the place in the batch (`contrastive_zoo.samplers.randomness`). ``table()`` and
-    ``load_table(**tables)``, where they have them, serve the methods of these names of the loss.
+    Call a sampler with the features of two views to get negatives and weights for a custom training loop; the objective
+    `sampled` and other global objectives call `sample`. Subclasses implement `sample`, keep state in buffers
+    (`register_table`), and compute random draws from a seed, a step and the position in the batch
+    (`contrastive_zoo.samplers.randomness`). The methods ``table()`` and ``load_table(**tables)`` of the loss call the
+    sampler's methods of the same names, which are optional.
 
     Attributes:
-        law: The distribution over rows of other samples that the weighted negatives stand for.
-        num_samples: Size of the data set that it keeps something for, if it does.
+        law: The distribution over rows of other samples that the weighted negatives represent.
+        num_samples: Size of the dataset, for samplers with state per sample; else None.
     """
 
     law: ClassVar[str] = ""
@@ -70,16 +71,16 @@ class NegativeSampler(PreciseModule):
 
     @torch.no_grad()
     def forward(self, z1: Tensor, z2: Tensor, *, index: Tensor, temperature: float | Tensor = 0.1) -> WeightedNegatives:
-        """Find weighted negatives for each row of two views; moves the state on, as a step of a loss does.
+        """Find weighted negatives for each row of two views; advances the state, like a step of a loss.
 
         Anchor 2 i + v of the N = 2B anchors is sample i in view v. A negative is the row 2 * sample + view of the dataset; its
-        features are in the batch, or the sampler's own.
+        features come from the batch or from the sampler's state.
 
         Args:
             z1: (B, D) features of the first view, any float dtype, not normalised.
             z2: (B, D) features of the second.
             index: (B,) integers, positions in the dataset.
-            temperature: Positive; the law of most samplers is a softmax of similarities over it.
+            temperature: Positive; the law of most samplers is a softmax of similarities / temperature.
 
         Returns:
             Rows of the dataset, their weights, and whether they are in the batch, (N, K) each.
@@ -103,10 +104,10 @@ class NegativeSampler(PreciseModule):
         return self.sample(batch, 1 / held.bounded()).listing()
 
     def sample(self, batch: Batch, scale: Tensor) -> Negatives:
-        """Negatives for the rows of a training batch of two views; moves the state on.
+        """Negatives for the rows of a training batch of two views; advances the state.
 
         Args:
-            batch: Rows, who is who, and positions in the dataset.
+            batch: Rows, their ids, and positions in the dataset.
             scale: 0-dim, 1 / temperature.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement sample(batch, scale).")
@@ -130,9 +131,9 @@ def _batch_of(z1: Tensor, z2: Tensor, index: Tensor, num_samples: int) -> Batch:
 
 
 def check_encode(encode: Encode | None) -> Encode | None:
-    """What to call for features of samples outside of the batch.
+    """Check and return the callable that encodes samples outside the batch.
 
-    The parameters of an encoder are not the sampler's, so of a module only its call is returned.
+    For a module, return only its bound ``__call__``, so that the module's parameters do not become the sampler's parameters.
 
     Raises:
         TypeError: ``encode`` cannot be called.
@@ -143,19 +144,19 @@ def check_encode(encode: Encode | None) -> Encode | None:
 
 
 def encode_rows(batch: Batch, encode: Encode, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the data set, encoded anew, each once.
+    """Encode rows of the dataset, each once.
 
     Args:
-        batch: The batch, as whose rows they are normalised.
+        batch: The batch; features are normalised in the same way as its rows.
         encode: The encoder.
         rows: 2 * sample + view, or -1 for none; any shape.
 
     Returns:
-        (n, D) features of the different rows, and the place among them of each of ``rows``, any place for -1.
+        (n, D) features of the distinct rows, and the position of each of ``rows`` among them; any position for -1.
 
     Raises:
         ValueError: The encoder returned another shape.
-        TypeError: It returned no floating-point tensor.
+        TypeError: The encoder returned no floating-point tensor.
     """
     assert batch.index is not None
     assert batch.encode is not None
@@ -167,12 +168,12 @@ def encode_rows(batch: Batch, encode: Encode, rows: Tensor) -> tuple[Tensor, Ten
 
 
 def data_rows(batch: Batch) -> Tensor:
-    """(N,) row of the data set, 2 * sample + view, of each row of a batch."""
+    """(N,) row of the dataset, 2 * sample + view, of each row of a batch."""
     assert batch.index is not None
     index = batch.index.to(batch.x.device)
     return (2 * index[:, None] + torch.arange(2, device=index.device)).flatten()
 
 
 def has_negatives(batch: Batch) -> Tensor:
-    """(N,) whether the batch holds another sample than the row's own."""
+    """(N,) whether the batch holds a sample other than the row's own."""
     return (batch.negatives_count() > 0).expand(-1, batch.views).flatten()

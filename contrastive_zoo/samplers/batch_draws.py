@@ -2,7 +2,7 @@ r"""Negatives drawn from the rows of the batch: K for each anchor, independently
 
     m_i = log 1/K sum_k exp(s_{i, n_ik}),    n_ik ~ q_i, proportional to exp(beta s_in)
 
-The gradient goes through the similarities, not through q. Anchors are taken in blocks, so that no (N, N) matrix exists.
+Gradients flow through the similarities, not through q. Anchors are processed in blocks, so no (N, N) matrix is stored.
 
 Shapes: N rows, D features, A anchors, R anchors of a block, K draws for each.
 """
@@ -17,22 +17,22 @@ from torch import Tensor
 from contrastive_zoo.operators import operator
 from contrastive_zoo.samplers.randomness import DrawTable
 
-# Entries of the similarities of a block of anchors; with what is made of them 16 MiB.
+# Similarities per block of anchors; about 16 MiB including temporaries.
 BLOCK_NUMEL = 2**20
 
 
 def drawn_log_mean(
     x: Tensor, anchors: slice, excluded: Tensor | None, *, beta: float, num_negatives: int, seed: Tensor
 ) -> Tensor:
-    """(A,) log of the mean of exp(s) over the draws of each anchor; 0, without gradient, for one without negatives.
+    """(A,) log of the mean of exp(s) over the draws of each anchor; 0, without gradient, for an anchor without negatives.
 
     Differentiable once.
 
     Args:
         x: (N, D) rows.
-        anchors: Which of them are the anchors.
-        excluded: (N,) ids; rows with the anchor's id are none of its negatives. None: all rows are, itself included.
-        beta: How much harder negatives are preferred.
+        anchors: Which rows are the anchors.
+        excluded: (N,) ids; rows with the anchor's id are not its negatives. None: all rows are, including the anchor.
+        beta: Strength of the preference for hard negatives.
         num_negatives: K.
         seed: What `step_seed` returned.
     """
@@ -41,7 +41,7 @@ def drawn_log_mean(
 
 
 def _blocks(first: int, count: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    """Rows of each block of the anchors from ``first`` on, and their places among the anchors."""
+    """Rows of each block of anchors, starting at row ``first``, and the block's positions among the anchors."""
     size = max(1, BLOCK_NUMEL // columns)
     for start in range(0, count, size):
         stop = min(start + size, count)
@@ -57,7 +57,7 @@ def draw(weights: Tensor, uniform: Tensor) -> Tensor:
     """
     sums = weights.cumsum(1, dtype=torch.float64)
     total = sums[:, -1:]
-    # The first sum above the draw ends a positive weight. A product that is rounded up to the total would be above none.
+    # The first cumulative sum above the draw belongs to a positive weight. Rounding up to the total would exceed all sums.
     sought = (uniform * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(sums, sought, right=True).clamp_max_(weights.shape[1] - 1)
 
@@ -70,7 +70,7 @@ def draw(weights: Tensor, uniform: Tensor) -> Tensor:
 def draw_negatives(
     x: Tensor, first: int, count: int, excluded: Tensor | None, beta: float, num_negatives: int, seed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `drawn_log_mean`; the draws (A, K) and the softmax of their similarities, zeros without negatives, beside it."""
+    """See `drawn_log_mean`; also returns the draws (A, K) and the softmax of their similarities, zeros without negatives."""
     log_mean, shares = x.new_empty(count), x.new_empty(count, num_negatives)
     drawn = torch.empty(count, num_negatives, dtype=torch.int64, device=x.device)
     ids, draws = None if excluded is None else excluded.to(x.device), DrawTable(seed, x.device)
@@ -102,7 +102,7 @@ def _(
     "(Tensor grad, Tensor x, SymInt first, Tensor drawn, Tensor shares) -> Tensor",
 )
 def draw_negatives_backward(grad: Tensor, x: Tensor, first: int, drawn: Tensor, shares: Tensor) -> Tensor:
-    """Gradient of x, from the anchors from ``first`` on."""
+    """Gradient of x from all anchors, which start at row ``first``."""
     gradient = torch.zeros_like(x)
     for rows, place in _blocks(first, len(grad), len(x)):
         weight = x.new_zeros(rows.stop - rows.start, len(x))

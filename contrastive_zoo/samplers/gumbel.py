@@ -13,7 +13,7 @@ from contrastive_zoo.samplers.table import Draws, TableSampler, log_count
 @samplers.register(
     "gumbel",
     title="Gumbel-max draws from the table",
-    summary="Draws without replacement from softmax(s / temperature) over the whole data set, weighed to be unbiased.",
+    summary="Draws without replacement from softmax(s / temperature) over the whole dataset, weighed to be unbiased.",
     paper="Lindgren et al., NeurIPS 2021, sections 3 and 4; Des Raj, JASA 1956 (weights). arXiv:2110.15738",
     equation=r"n_1, \ldots, n_K = \operatorname{arg\,top}_K \left(s_{an}/\tau + g_{an}\right), \quad"
     r"w_l = \frac{1 - \sum_{m<l} p_{n_m} + (K - l)\,p_{n_l}}{K}",
@@ -23,20 +23,20 @@ from contrastive_zoo.samplers.table import Draws, TableSampler, log_count
     ranges={"num_negatives": Range(1)},
 )
 class GumbelSampler(TableSampler):
-    r"""K draws without replacement from softmax(s / temperature) over the table of last embeddings, in an unbiased mean.
+    r"""K draws without replacement from softmax(s / temperature) over the table of last embeddings, with unbiased weights.
 
     $$n_1, \ldots, n_K = \operatorname{arg\,top}_K \left(s_{an}/\tau + g_{an}\right), \qquad
       w_l = \frac{1 - \sum_{m<l} p_{n_m} + (K - l)\,p_{n_l}}{K}$$
 
-    with independent Gumbel noise g and p the exact softmax over the table; see `des_raj_weights`. Over the draws, the weighted
-    mean of anything is exactly its mean under p, for every K. `log_mean` is exact over the table.
+    with independent Gumbel noise g and p the exact softmax over the table; see `des_raj_weights`. For every K, the weighted
+    mean of any function is an unbiased estimate of its mean under p. `log_mean` is exact over the table.
 
     Args:
-        num_samples: Size of the data set.
-        num_negatives: K.
+        num_samples: Size of the dataset.
+        num_negatives: Number of draws per anchor, K.
         encode: See `TableSampler`.
         embedding_dim: See `TableSampler`.
-        seed: Seed of the draws.
+        seed: Random seed.
 
     Examples:
         >>> import contrastive_zoo as zoo
@@ -71,18 +71,18 @@ class GumbelSampler(TableSampler):
 def des_raj_weights(log_probabilities: Tensor) -> Tensor:
     r"""Weights of draws without replacement that make their weighted mean unbiased.
 
-    Term j of Des Raj's estimator takes the draws before it as they are, and draw j for all the rest,
-    $t_j = \sum_{l<j} p_l f_l + (1 - C_j) f_j$ with $C_j = \sum_{l<j} p_l$; its expectation given those before is the exact
-    mean. The average of K such terms weighs draw l by
+    Term j of Des Raj's estimator is $t_j = \sum_{l<j} p_l f_l + (1 - C_j) f_j$ with $C_j = \sum_{l<j} p_l$: earlier draws
+    count with their own probability, and draw j represents all remaining rows. The conditional expectation of term j, given the
+    earlier draws, is the exact mean. The average of K such terms weighs draw l by
 
     $$w_l = \frac{1 - C_l + (K - l)\,p_l}{K}.$$
 
     Args:
-        log_probabilities: (N, K) log probability of each draw before any was made, in the order drawn; -inf where nothing was
+        log_probabilities: (N, K) log probability of each drawn row under p, in the order of the draws; -inf if no row was
             left to draw.
 
     Returns:
-        (N, K) weights, adding up to 1; 0 where nothing was left to draw.
+        (N, K) weights that sum to 1; 0 if no row was left to draw.
 
     Examples:
         >>> import torch

@@ -1,9 +1,9 @@
-r"""The sampler "mcmc": a Metropolis-Hastings chain per sample and view, which rests at its state between visits.
+r"""The sampler "mcmc": a Metropolis-Hastings chain per sample and view, which keeps its state between visits.
 
     accept row j if log u_j < (s_aj - s_a,state) / t
 
-The target of the chain of anchor (i, v) is softmax(s_a / t) over all rows (j, v') of other samples in the data set. At each
-visit it is offered every row of the batch once, in an order that is drawn anew.
+The target of the chain of anchor (i, v) is softmax(s_a / t) over all rows (j, v') of other samples in the dataset. At each
+visit every row of the batch is proposed to the chain once, in a new random order.
 
 Yau et al., "EMC2: Efficient MCMC Negative Sampling for Contrastive Learning with Global Convergence", ICML 2024,
 algorithm 1. arXiv:2404.10575
@@ -33,15 +33,15 @@ from contrastive_zoo.samplers.walk import KeptStates, kept_shares, walk_batch
 from contrastive_zoo.state.modules import StepCounter
 from contrastive_zoo.state.tables import EmbeddingTable, LogAverage, check_natural, rows_of_table
 
-# Weight of the newest value in the running mean that is reported, as in SogCLR.
+# Weight of the newest value in the running mean of the reported value, as in SogCLR.
 VALUE_WEIGHT = 0.9
 
 
 def check_out_of_batch(*, out_of_batch: str, encode: Encode | None, **_: object) -> None:
-    """Raise unless `out_of_batch` and `encode` go together.
+    """Raise unless `out_of_batch` and `encode` are consistent.
 
     Raises:
-        ValueError: One asks for the other and does not get it, or `out_of_batch` is unknown.
+        ValueError: `encode` is missing or never called, or `out_of_batch` is unknown.
         TypeError: `encode` cannot be called.
     """
     check_choice("out_of_batch", out_of_batch, ("cache", "encode", "skip"))
@@ -55,7 +55,7 @@ def check_out_of_batch(*, out_of_batch: str, encode: Encode | None, **_: object)
 @samplers.register(
     "mcmc",
     title="Metropolis-Hastings chains",
-    summary="A chain per sample and view whose law tends to softmax(s / temperature) over the data set.",
+    summary="A chain per sample and view whose law tends to softmax(s / temperature) over the dataset.",
     paper="Yau et al., ICML 2024, algorithm 1. arXiv:2404.10575",
     equation=r"\text{accept row } j \text{ if } \log u_j < (s_{aj} - s_{a,\mathrm{state}})/\tau",
     needs={"index"},
@@ -67,27 +67,27 @@ def check_out_of_batch(*, out_of_batch: str, encode: Encode | None, **_: object)
 class ChainSampler(NegativeSampler):
     r"""A Metropolis-Hastings chain per sample and view, with target softmax(s / temperature) over the rows of other samples.
 
-    A chain goes on from the state that it had at its last visit, scored anew for the present anchor. Of the nb rows of other
-    samples in the batch the first k = int(burn_in nb) are burn-in; the states after each of the other nb - k weigh
+    A chain continues from its state at the last visit, scored again for the current anchor. Of the nb rows of other samples in
+    the batch the first k = int(burn_in nb) are burn-in; the states after each of the other nb - k rows have weight
     1 / (nb - k) each. `log_mean` is the logarithm of a running mean per sample of the batch's mean of $e^{s/\tau}$.
 
-    The order in which rows are offered is drawn at every step, the same for all anchors. One row drawn at random leaves
-    softmax as it is; rows drawn without replacement do so nearly, as long as the batch is a small part of the data.
+    Rows are proposed in a new random order at every step, the same for all anchors. A single random proposal leaves the softmax
+    invariant; proposals without replacement do so approximately, if the batch is a small part of the dataset.
 
     Args:
-        num_samples: Size of the data set.
-        burn_in: Share of each batch's rows whose states are not kept, in [0, 1).
-        out_of_batch: What becomes of a state carried from an earlier batch. "cache": it is scored by the embedding it had when
-            last seen, a constant, and pulls on the anchor as long as it is kept; this holds an embedding per sample and view.
-            "encode": it is encoded anew, and both it and the anchor get gradient. "skip": it keeps the score that it was
-            accepted with, and pulls on nothing.
-        encode: For "encode": (n,) positions in the data set and (n,) views, 0 or 1, both int64, to features (n, D) that are
-            normalised as those of the batch are. Called once per step with all carried states, each once.
-        embedding_dim: For "cache": features of an embedding; by default those of the first batch, or of a checkpoint.
-        seed: Seed of the draws.
+        num_samples: Size of the dataset.
+        burn_in: Fraction of each batch's rows whose states are not kept, in [0, 1).
+        out_of_batch: How to treat a state carried from an earlier batch. "cache": the state is scored by its last embedding, a
+            constant, and contributes to the gradient of the anchor while it is kept; the cache holds an embedding per sample
+            and view. "encode": the state is encoded again, and both the state and the anchor get a gradient. "skip": the state
+            keeps the score that it was accepted with, and contributes no gradient.
+        encode: For "encode": maps (n,) positions in the dataset and (n,) views, 0 or 1, both int64, to features (n, D), which
+            are normalised like the batch. Called once per step with all carried states, each once.
+        embedding_dim: For "cache": features per embedding; by default taken from the first batch, or from a checkpoint.
+        seed: Random seed.
 
     Raises:
-        ValueError: A parameter is out of range or unknown, or `encode` is missing or has no use.
+        ValueError: A parameter is out of range or unknown, or `encode` is missing or never called.
         TypeError: `encode` cannot be called.
 
     Examples:
@@ -142,7 +142,7 @@ class ChainSampler(NegativeSampler):
         return Negatives(surrogate, log_u.flatten(), listing, diagnostics)
 
     def _carried(self, batch: Batch, state: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """(2B,) similarity of each anchor to its carried state, as far as it pulls on it, and the state's log score."""
+        """(2B,) similarity of each anchor to its carried state, 0 if the state gives no gradient, and the state's log score."""
         x = batch.x
         if self.out_of_batch == "skip":
             return torch.zeros_like(x[:, 0]), self.log_score.flatten()[data_rows(batch)].to(x.dtype)
@@ -157,7 +157,7 @@ class ChainSampler(NegativeSampler):
         return similarity, similarity.detach() * scale
 
     def _walk(self, batch: Batch, scale: Tensor, carried: Tensor, order: Tensor) -> KeptStates:
-        """The walk over the rows in the order drawn, in terms of the rows as they stand."""
+        """The walk over the rows in random order; results refer to the rows in batch order."""
         there = order.to(carried.device)
         back = there.argsort()
         ids, seed = batch.ids[order.to(batch.ids.device)], step_seed(self.seed, self.step.value)
@@ -200,7 +200,7 @@ class ChainSampler(NegativeSampler):
 
     @torch.no_grad()
     def _remember(self, batch: Batch, index: Tensor, kept: KeptStates) -> Tensor:
-        """Moves chains, their scores or embeddings, running means and the step on; returns log u, (B, 2)."""
+        """Update chains, their scores or embeddings, running means and the step; return log u, (B, 2)."""
         first = batch.sample_ids.to(index.device)
         state = torch.where(kept.state >= 0, data_rows(batch)[kept.state.clamp_min(0)], self.chain[index].flatten())
         self.chain[index] = state.view(-1, 2)[first]
@@ -220,7 +220,7 @@ class ChainSampler(NegativeSampler):
         """State of the chains and of the running means, as CPU tensors.
 
         ``chain`` (num_samples, 2) holds the state of each chain as 2 * sample + view, or -1; ``u`` and ``visited`` are
-        (num_samples,). With "cache" there are ``embeddings`` (num_samples, 2, D) too, with "skip" ``log_score``
+        (num_samples,). With "cache" the table also has ``embeddings`` (num_samples, 2, D), with "skip" ``log_score``
         (num_samples, 2).
         """
         (u,) = self.averages.natural()
@@ -236,12 +236,12 @@ class ChainSampler(NegativeSampler):
         embeddings: Tensor | None = None,
         log_score: Tensor | None = None,
     ) -> None:
-        """Take over what `table` returned.
+        """Load the result of `table`.
 
         Raises:
-            TypeError: What the states are scored by is missing, or a table of this name is not held.
-            ValueError: A size does not fit, a state is no row of the data set or, with "cache", of a sample that was not
-                visited; an average is not positive, or an embedding or a score is not finite.
+            TypeError: ``embeddings`` or ``log_score`` is missing, or given to a sampler that has no such table.
+            ValueError: A size does not fit; a state is no row of the dataset or, with "cache", belongs to a sample that was not
+                visited; an average is not positive; or an embedding or a score is not finite.
         """
         if chain.shape != self.chain.shape or not bool(((chain >= -1) & (chain < self.chain.numel())).all()):
             raise ValueError(f"chain must be {tuple(self.chain.shape)} with entries from -1 to {self.chain.numel() - 1}.")
@@ -256,7 +256,7 @@ class ChainSampler(NegativeSampler):
             self.log_score.copy_(log_score)
 
     def _scores(self) -> dict[str, Tensor]:
-        """The tables that carried states are scored by."""
+        """The tables that hold the scores or embeddings of carried states."""
         if self.out_of_batch == "cache":
             return {"embeddings": self.embeddings.rows}
         return {"log_score": self.log_score} if self.out_of_batch == "skip" else {}

@@ -1,6 +1,6 @@
-r"""Sums, largest scores and draws over remembered embeddings, in tiles: no anchors x embeddings matrix exists.
+r"""Sums, largest scores and draws over stored embeddings, in tiles: the anchors x embeddings matrix is never stored.
 
-Embeddings are constants here. A pair does not count where the embedding is of the anchor's own sample or of nobody's.
+Embeddings are constants here. A pair is excluded if the embedding belongs to the anchor's own sample or to no sample.
 
 Shapes: N anchors, M embeddings, D features, K negatives of an anchor, A anchors and W embeddings of a tile.
 """
@@ -13,9 +13,9 @@ from torch import Tensor
 from contrastive_zoo.operators import operator
 from contrastive_zoo.samplers.randomness import DrawTable
 
-# Anchors and embeddings of a tile: its scores, and as many draws beside them, take 4 MiB each in float32.
+# Anchors and embeddings per tile: its scores take 4 MiB in float32, and so does its noise.
 TILE = 1024
-# Columns of noise that are drawn together, which decides what is drawn; a tile is best off with as many.
+# Columns of noise per panel. The draws depend on this number; tiles of the same width waste no draws.
 NOISE_WIDTH = 1024
 # Entries of the embeddings gathered at once for draws.
 GATHER_NUMEL = 2**20
@@ -24,7 +24,7 @@ GATHER_NUMEL = 2**20
 def _tiles(
     x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Anchors, embeddings, and the log scores (A, W) of each tile, -inf for pairs that do not count."""
+    """Anchors, embeddings, and the log scores (A, W) of each tile, -inf for excluded pairs."""
     for start in range(0, len(x), TILE):
         anchors = slice(start, min(start + TILE, len(x)))
         queries = x[anchors] * scale.to(x)
@@ -40,14 +40,14 @@ def _tiles(
     "(Tensor x, Tensor scale, Tensor samples, Tensor keys, Tensor key_samples) -> (Tensor, Tensor)",
 )
 def memory_softmax(x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp of scale * s over the embeddings that count, (N,), and their mean by the softmax of it, (N, D).
+    """Log-sum-exp of scale * s over the included embeddings, (N,), and their mean under the softmax of scale * s, (N, D).
 
     Args:
         x: (N, D) anchors.
         scale: 0-dim.
         samples: (N,) sample of each anchor.
         keys: (M, D) embeddings.
-        key_samples: (M,) their samples; negative for nobody.
+        key_samples: (M,) sample of each embedding; negative for none.
     """
     log_sum, mean = x.new_full((len(x),), -torch.inf), torch.zeros_like(x)
     for anchors, columns, scores in _tiles(x, scale, samples, keys, key_samples):
@@ -87,14 +87,14 @@ def memory_largest(
         scale: 0-dim.
         samples: (N,) sample of each anchor.
         keys: (M, D) embeddings.
-        key_samples: (M,) their samples; negative for nobody.
-        k: How many.
-        seed: What `step_seed` returned, for noise. The embeddings are then k draws without replacement from softmax(scale * s).
-        first: Place of the first anchor among those of all processes.
+        key_samples: (M,) sample of each embedding; negative for none.
+        k: Number of embeddings per anchor.
+        seed: Result of `step_seed`, to add noise. The embeddings are then k draws without replacement from softmax(scale * s).
+        first: Position of the first anchor among the anchors of all processes.
 
     Returns:
-        (N, k) numbers of embeddings, -1 where there are fewer that count; (N, k) their log scores, -inf there; and (N,) the
-        log-sum-exp over all embeddings that count.
+        (N, k) numbers of embeddings, -1 if fewer are included; (N, k) log scores of these embeddings, then -inf; and (N,) the
+        log-sum-exp over all included embeddings.
     """
     noise = None if seed is None else DrawTable(seed, x.device, width=NOISE_WIDTH)
     log_sum = x.new_full((len(x),), -torch.inf)
@@ -139,26 +139,26 @@ def _(
 def memory_uniform(
     x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, k: int, seed: Tensor, first: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws of k embeddings for each anchor, uniform and with replacement, from those that count.
+    """Draws of k embeddings for each anchor, uniform and with replacement, from the included embeddings.
 
     Args:
         x: (N, D) anchors.
         scale: 0-dim.
         samples: (N,) sample of each anchor.
-        keys: (M, D) embeddings, two of each sample: those of sample i are 2 i and 2 i + 1.
-        key_samples: (M,) their samples; negative where an embedding is nobody's.
-        k: How many.
-        seed: What `step_seed` returned.
-        first: Place of the first anchor among those of all processes.
+        keys: (M, D) embeddings, two per sample: sample i has the embeddings 2 i and 2 i + 1.
+        key_samples: (M,) sample of each embedding; negative for none.
+        k: Number of draws per anchor.
+        seed: Result of `step_seed`.
+        first: Position of the first anchor among the anchors of all processes.
 
     Returns:
-        (N, k) numbers of embeddings, -1 if none counts; and (N, k) their log scores, -inf then.
+        (N, k) numbers of embeddings, -1 if none is included; and (N, k) log scores of these embeddings, then -inf.
     """
     counts = (key_samples >= 0).cumsum(0)
     mine = counts[2 * samples + 1] - counts[2 * samples] + (key_samples[2 * samples] >= 0)
     others = (counts[-1] - mine)[:, None]
     rank = DrawTable(seed, x.device).integers(slice(first, first + len(x)), slice(0, k), others)
-    # Embeddings that count have ranks, and those of the own sample are stepped over.
+    # Ranks number the included embeddings; the ranks of the anchor's own sample are skipped.
     rank += torch.where(rank >= (counts[2 * samples + 1] - mine)[:, None], mine[:, None], 0)
     numbers = torch.searchsorted(counts, rank + 1).clamp_max(len(keys) - 1)
     scores = x.new_empty(len(x), k)

@@ -1,10 +1,10 @@
 r"""Metropolis-Hastings over columns of scores, without a step per column.
 
 A chain at log score c moves to column j, with log score x_j, if log(uniform_j) < x_j - c, that is, if c < t_j for the threshold
-t_j = x_j - log(uniform_j) >= x_j. So a column is the map "below t_j becomes x_j", and columns in a row make another such map:
-below the largest of their t becomes wherever the *free* chain ends, the one that starts at -inf. From the first t_j > c on, the
-chain from c and the free chain are one. So columns are cut into blocks, the free chains of all blocks walk at once, the chain
-hops from block to block, and where it is inside a block follows from the running maximum of t.
+t_j = x_j - log(uniform_j) >= x_j. A column therefore maps every score below t_j to x_j, and consecutive columns compose to
+a map of this kind: every score below the largest t maps to the end of the *free* chain, which starts at -inf. From the first
+t_j > c on, the chain from c coincides with the free chain. So columns are split into blocks, the free chains of all blocks are
+computed in parallel, the chain itself is computed once per block, and the running maximum of t gives its state inside a block.
 
 Shapes: A anchors (chains), M columns, W columns per block.
 """
@@ -22,16 +22,16 @@ from contrastive_zoo.checks import shape
 def metropolis_hastings(
     log_scores: Tensor, log_current: Tensor, uniforms: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""Walks a chain for every row over all columns in order, accepting column j if $\log u_j < x_j - c$.
+    r"""Walk a chain for every row over all columns in order, accepting column j if $\log u_j < x_j - c$.
 
     Args:
         log_scores: (B, M) log scores x; -inf columns are never accepted.
         log_current: (B,) log score c of the carried state; -inf if there is none.
         uniforms: (B, M) draws from [0, 1).
-        state: (B,) int64 states to go on from when a scan is continued over further columns; -1, the carried state, by default.
+        state: (B,) int64 initial states, to continue a scan over more columns; by default -1, the carried state.
 
     Returns:
-        (B, M) int64 state after each column, the number of a column or what ``state`` said; and (B,) its log score at the end.
+        (B, M) int64 state after each column, the number of a column or the initial state; and (B,) the log score at the end.
 
     Raises:
         ValueError: Shapes do not fit.
@@ -68,29 +68,29 @@ def _columns_first(values: Tensor) -> Tensor:
 
 
 def blocks_of_anchors(anchors: slice, columns: int, device: torch.device) -> list[slice]:
-    """Anchors that walk together: few enough on a CPU for what a walk needs to stay in its cache."""
+    """Blocks of anchors that walk together; on a CPU small enough for the walk to stay in the cache."""
     size = max(1, BLOCK_NUMEL[device.type == "cpu"] // max(columns, 1))
     return [slice(start, min(start + size, anchors.stop)) for start in range(anchors.start, anchors.stop, size)]
 
 
 def log_thresholds(log_scores: Tensor, log_uniforms: Tensor) -> Tensor:
-    """What a chain's log score must be below to move to a column; overwrites the logarithms of the draws."""
-    # A draw of 0 accepts every finite score, and no other: its logarithm must be finite for -inf to stay what it is.
+    """Thresholds of the columns: a chain moves if its log score is below the threshold; overwrites the logs of the draws."""
+    # A draw of 0 must accept every finite score but not -inf, so its logarithm must be finite.
     return torch.sub(log_scores, log_uniforms.clamp_(min=torch.finfo(log_uniforms.dtype).min), out=log_uniforms)
 
 
-# Scores of the anchors that walk together, on accelerators and on CPUs.
+# Scores per block of anchors, on accelerators and on CPUs.
 BLOCK_NUMEL = 2**20, 2**18
 
 
 class Walk(NamedTuple):
-    """Where chains went on (M, A) columns, padded to whole blocks.
+    """Paths of A chains over M columns, padded to whole blocks.
 
     Attributes:
         accepted: (blocks, W, A) 1.0 where the chain moved to the column, else 0.0.
         moved: (blocks, W, A) 1.0 where the chain has moved in this block, by this column.
-        log_score: (A,) at the end.
-        columns: M.
+        log_score: (A,) log score at the end.
+        columns: Number of columns, M.
     """
 
     accepted: Tensor
@@ -135,7 +135,7 @@ class Walk(NamedTuple):
         return self.accepted * number.view(blocks, width, 1)
 
     def numbers(self) -> Tensor:
-        """(M, A) number of the column, from 1 on, that each chain is at after each column; 0 before its first move."""
+        """(M, A) state of each chain after each column, as a column number from 1 on; 0 before the first move."""
         at = self._numbered()
         for before, now in pairwise(at.unbind(1)):
             torch.maximum(now, before, out=now)
@@ -144,7 +144,7 @@ class Walk(NamedTuple):
         return at.flatten(0, 1)[: self.columns]
 
     def end(self) -> Tensor:
-        """(A,) int64 column that each chain is at in the end, -1 if it never moved."""
+        """(A,) int64 final column of each chain, -1 for a chain that never moved."""
         return self._numbered().amax((0, 1)).long() - 1
 
     def moves(self) -> Tensor:
@@ -158,13 +158,13 @@ class Walk(NamedTuple):
             weight: (M, A) weight of each column.
 
         Returns:
-            (M, A) for the columns as states; (A,) for the state that the chain came with.
+            (M, A) weight of each column as a state; (A,) weight of the carried state.
         """
         blocks, width, anchors = self.accepted.shape
         padding = blocks * width - self.columns
         weight = torch.nn.functional.pad(weight, (0, 0, 0, padding)) if padding else weight
         weight = weight.view(blocks, width, anchors)
-        # What a block spends before its first move counts for an earlier block's last state.
+        # The weight before a block's first move belongs to the last state of an earlier block.
         waiting = (weight.sum(1) - (weight * self.moved).sum(1)).unbind(0)
         never = (1 - self.moved[:, -1]).unbind(0)
         stay = torch.empty_like(weight[:, 0])

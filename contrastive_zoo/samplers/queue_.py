@@ -1,4 +1,4 @@
-"""The sampler "queue": the rows of past batches, first in, first out."""
+"""The sampler "queue": a first-in, first-out queue of the rows of past batches."""
 
 from collections.abc import Callable
 
@@ -16,11 +16,11 @@ from contrastive_zoo.state.tables import EmbeddingTable
 
 
 class FeatureQueue(PreciseModule):
-    """The last embeddings that were pushed, with the sample of each; for any loss that takes `negatives`.
+    """A queue of embeddings, with the sample of each embedding; for any loss that takes `negatives`.
 
     Args:
-        length: How many are held; the oldest leave first.
-        embedding_dim: Features of an embedding; by default those of the first that are pushed, or of a checkpoint.
+        length: Capacity; the oldest embeddings are replaced first.
+        embedding_dim: Features per embedding; by default taken from the first push, or from a checkpoint.
 
     Raises:
         ValueError: A number is below 1.
@@ -48,7 +48,7 @@ class FeatureQueue(PreciseModule):
         super().__init__()
         length = check_count("length", length)
         self.embeddings = EmbeddingTable(length, width=embedding_dim)
-        # Sample of each slot, -1 for nobody, and its view.
+        # Sample of each slot, -1 for an empty slot, and its view.
         self.register_table("owner", length, fill=-1)
         self.register_table("view", length, fill=0)
         self.register_table("next_slot", fill=0)
@@ -58,22 +58,22 @@ class FeatureQueue(PreciseModule):
 
     @property
     def negatives(self) -> Tensor:
-        """(M, D) embeddings held at the moment."""
+        """(M, D) embeddings in the queue."""
         return self.embeddings.rows[self.owner >= 0]
 
     @property
     def negatives_index(self) -> Tensor:
-        """(M,) their samples."""
+        """(M,) sample of each embedding in the queue."""
         return self.owner[self.owner >= 0]
 
     @torch.no_grad()
     def push(self, features: Tensor, index: Tensor, view: int | Tensor = 0) -> None:
-        """Take in embeddings in place of the oldest; those that are not finite leave a slot as it was.
+        """Replace the oldest embeddings; an embedding that is not finite leaves its slot unchanged.
 
         Args:
-            features: (M, D), detached here.
-            index: (M,) position in the data set of each.
-            view: View of each, or of all.
+            features: (M, D) embeddings, detached here.
+            index: (M,) position of each embedding in the dataset.
+            view: View of each embedding, or one view for all.
 
         Raises:
             ValueError: Shapes do not fit, or earlier features had another width.
@@ -97,22 +97,23 @@ class FeatureQueue(PreciseModule):
 @samplers.register(
     "queue",
     title="A queue of past batches",
-    summary="The rows of the batch and of the last ones before it, all of them, weighed by the softmax of their scores.",
+    summary="All rows of the batch and of a queue of past batches, weighted by the softmax of their scores.",
     paper="He et al., CVPR 2020, section 3.2. arXiv:1911.05722",
     equation=r"w_n = \frac{e^{s_{an}/\tau}}{\sum_{m \in \mathrm{batch} \cup \mathrm{queue}} e^{s_{am}/\tau}}",
     needs={"index"},
     stateful=True,
     ranges={"num_negatives": Range(1)},
-    differences=("The batch itself counts too, so that the first step has negatives.", "The encoder is not averaged here."),
+    differences=("The batch itself is included, so the first step has negatives.", "No momentum encoder is included."),
 )
 class QueueSampler(NegativeSampler):
-    r"""All rows of other samples in the batch and in a queue of the rows before it, with the softmax of their scores.
+    r"""All rows of other samples in the batch and in a queue of past batches, weighted by the softmax of their scores.
 
     $$w_n = \frac{e^{s_{an}/\tau}}{\sum_{m \in \mathrm{batch} \cup \mathrm{queue}} e^{s_{am}/\tau}}$$
 
-    Nothing is drawn: the queue is a uniform sample of the data set as far as batches are, and stale by its length. Rows of the
-    batch get gradient, those of the queue are constants; both views of a batch enter after it was contrasted. `log_mean` is the
-    logarithm of the mean of $e^{s/\tau}$ over both, whose gradient is exactly the weighted one.
+    No random numbers are drawn: the queue is a uniform sample of the dataset if the batches are, and its length bounds the age
+    of its rows. Rows of the batch get a gradient, rows of the queue are constants; both views of a batch enter the queue after
+    the batch is contrasted. `log_mean` is the logarithm of the mean of $e^{s/\tau}$ over batch and queue; its gradient equals
+    the weighted gradient.
 
     Args:
         num_negatives: Length of the queue.
@@ -146,14 +147,14 @@ class QueueSampler(NegativeSampler):
         return Negatives(total, log_mean, listing, {"in_batch_share": 1 - share})
 
     def _softmax(self, batch: Batch, scale: Tensor, samples: Tensor) -> tuple[Tensor, ...]:
-        """`memory_softmax` over the queue for all anchors, of which each process takes a part."""
+        """`memory_softmax` over the queue for all anchors; each process computes a part of the anchors."""
         keys, owner = self.queue.embeddings.rows, self.queue.owner
         return batch.pairs.on_rows(
             lambda x, anchors: tuple(memory_softmax(x[anchors], scale, samples[anchors], keys, owner)), batch.x.detach()
         )
 
     def _in_queue(self, samples: Tensor) -> Tensor:
-        """(N,) slots of the queue that hold another sample than the anchor's own."""
+        """(N,) number of queue slots that hold a sample other than the anchor's own."""
         ordered = self.queue.owner.sort().values
         mine = torch.searchsorted(ordered, samples, right=True) - torch.searchsorted(ordered, samples)
         return (ordered >= 0).sum() - mine
@@ -178,7 +179,7 @@ class QueueSampler(NegativeSampler):
         return {name: tensor[order].cpu() for name, tensor in held.items()}
 
     def load_table(self, *, embeddings: Tensor, index: Tensor, view: Tensor) -> None:
-        """Take over what `table` returned.
+        """Load the result of `table`.
 
         Raises:
             ValueError: A size does not fit, or an embedding is not finite.
@@ -198,5 +199,5 @@ class QueueSampler(NegativeSampler):
 
 
 def _rows(queue: FeatureQueue) -> Tensor:
-    """(M,) row of the data set, 2 * sample + view, in each slot; -1 for nobody's."""
+    """(M,) row of the dataset, 2 * sample + view, in each slot; -1 for an empty slot."""
     return torch.where(queue.owner >= 0, 2 * queue.owner + queue.view, -1)

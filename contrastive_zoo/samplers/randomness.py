@@ -1,7 +1,7 @@
-"""Random draws that are a function of a seed, a step and a place, so that nothing else has to be saved.
+"""Random draws that are a function of a seed, a step and a position, so only seed and step need to be saved.
 
-The draws of a step form a table. Any block of it can be computed by itself: a counter-based generator (Philox) starts at the
-block's place. So neither blocks of work nor processes change what is drawn.
+The draws of a step form a table. Any block of the table can be computed independently: a counter-based generator (Philox)
+starts at the block's position. So the draws depend neither on the block size nor on the number of processes.
 """
 
 from typing import Any
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Columns that are drawn together, a row of them at a time; on accelerators together with as many rows as stand below. Both
-# are part of what the draws are: other numbers are other draws.
+# Columns that are drawn together, row by row; on accelerators in groups of PANEL_ROWS rows. Changing either number changes the
+# draws.
 PANEL = 64
 PANEL_ROWS = 1024
-# Seeds of neighbouring panels differ by it: an odd number whose lower half is large too, which is all some generators take.
+# Difference between the seeds of neighbouring panels: odd, with a large lower half, since some generators use only that half.
 SEED_STRIDE = 0x9E3779B97F4A7C15
 
 
@@ -29,16 +29,16 @@ def step_seed(seed: int, step: Tensor) -> Tensor:
 
 
 class DrawTable:
-    """Independent draws by row and column, as many as are asked for; the same whatever else is asked for.
+    """An unbounded table of independent draws, each determined by its row and column.
 
-    On the CPU the draws come from NumPy. On an accelerator they come from the generator that PyTorch has for it, so they are
-    other draws, and a function of the seed and the place all the same.
+    On the CPU the draws come from NumPy. On an accelerator they come from PyTorch's generator for the device, so they differ
+    from the draws on the CPU, but are a function of the seed and the position too.
 
     Args:
-        seed: What `step_seed` returned.
-        device: Where the draws are needed.
-        width: Columns that are drawn together, a multiple of 8; a table of another width holds other draws.
-        stream: Tables of other streams are independent of this one.
+        seed: Result of `step_seed`.
+        device: Device of the draws.
+        width: Columns that are drawn together, a multiple of 8; tables of different widths hold different draws.
+        stream: Tables of different streams are independent.
     """
 
     def __init__(self, seed: Tensor, device: torch.device, *, width: int = PANEL, stream: int = 0) -> None:
@@ -46,9 +46,9 @@ class DrawTable:
         entropy = np.array([*seed.tolist(), stream], np.uint64).view(np.uint32)
         words = np.random.SeedSequence(entropy).generate_state(2, np.uint64)
         self._words, self._device, self._width = words, device, width
-        self._precise = torch.float32 if device.type == "mps" else torch.float64  # which has no other
+        self._precise = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self._generator = None if device.type == "cpu" else torch.Generator(device)
-        # Blocks side by side share a panel: the last one is kept.
+        # Adjacent blocks share a panel, so the last panel is cached.
         self._last: tuple[object, Tensor] = (None, torch.empty(0))
 
     def uniform(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
@@ -79,10 +79,10 @@ class DrawTable:
         return self._last[1]
 
     def _panel(self, left: int, rows: slice, dtype: torch.dtype) -> Tensor:
-        """The columns from ``left`` on, a whole panel of them."""
+        """A whole panel of columns, starting at ``left``."""
         if self._generator is not None:
             return self._accelerator_panel(self._generator, left, rows, dtype)
-        # A step of Philox makes 256 bits, for 8 draws in float32 or 4 in float64.
+        # A step of Philox gives 256 bits: 8 draws in float32 or 4 in float64.
         bits = 32 if dtype == torch.float32 else 64
         counter = np.array([rows.start * self._width * bits // 256, left, 0, 0], np.uint64)
         source = np.random.Generator(np.random.Philox(key=self._words, counter=counter))
@@ -90,7 +90,7 @@ class DrawTable:
         return torch.from_numpy(source.random((rows.stop - rows.start, self._width), dtype=as_numpy))
 
     def _accelerator_panel(self, generator: torch.Generator, left: int, rows: slice, dtype: torch.dtype) -> Tensor:
-        """The same from parts of a fixed number of rows, each with a seed of its own."""
+        """A panel on an accelerator, from parts of a fixed number of rows, each with its own seed."""
         top = rows.start // PANEL_ROWS
         parts = []
         for number in range(top, -(-rows.stop // PANEL_ROWS)):

@@ -1,4 +1,4 @@
-"""What the samplers over a table of the last embeddings of all samples share."""
+"""Base of the samplers over a table of the last embeddings of all samples."""
 
 from typing import NamedTuple
 
@@ -23,12 +23,12 @@ from contrastive_zoo.state.tables import EmbeddingTable
 
 
 class Draws(NamedTuple):
-    """Rows of the table for each of N anchors.
+    """Rows of the table drawn for N anchors.
 
     Attributes:
-        rows: (N, K) int64, -1 where there are fewer that count.
-        weights: (N, K), 0 there.
-        log_mean: (N,) logarithm of the mean of exp(s / temperature); anything where no row counts.
+        rows: (N, K) int64 rows; -1 if an anchor has fewer than K.
+        weights: (N, K) weights; 0 for row -1.
+        log_mean: (N,) logarithm of the mean of exp(s / temperature); arbitrary for an anchor without rows.
     """
 
     rows: Tensor
@@ -37,19 +37,20 @@ class Draws(NamedTuple):
 
 
 class TableSampler(NegativeSampler):
-    """Base of samplers over a table that holds the last embedding of each sample and view.
+    """Base class of samplers over a table that holds the last embedding of each sample and view.
 
-    A batch enters the table before anything is drawn. Rows of the anchor's own sample and samples that no batch has brought
-    yet do not count. A negative that is in the batch is taken from there, and gets gradient; all others are constants, unless
-    there is an `encode` for them.
+    A batch enters the table before negatives are drawn. Rows of the anchor's own sample and samples that no batch has
+    contained yet are excluded. A negative in the batch gets a gradient; all other negatives are constants, unless `encode` is
+    given.
 
     Args:
-        num_samples: Size of the data set.
-        num_negatives: Negatives of each anchor.
-        encode: (n,) positions in the data set and (n,) views, 0 or 1, both int64, to features (n, D). Called once per step with
-            all negatives outside of the batch, each once; they then get gradient. Scores and weights are those of the table.
-        embedding_dim: Features of an embedding; by default those of the first batch, or of a checkpoint.
-        seed: Seed of the draws.
+        num_samples: Size of the dataset.
+        num_negatives: Negatives per anchor.
+        encode: Maps (n,) positions in the dataset and (n,) views, 0 or 1, both int64, to features (n, D). Called once per step
+            with all negatives outside the batch, each once, which then get a gradient. Scores and weights still come from the
+            table.
+        embedding_dim: Features per embedding; by default taken from the first batch, or from a checkpoint.
+        seed: Random seed.
 
     Raises:
         ValueError: A number is below 1.
@@ -82,8 +83,8 @@ class TableSampler(NegativeSampler):
             scale: 0-dim, 1 / temperature.
             samples: (N,) sample of each anchor.
             keys: (2 num_samples, D) the table.
-            key_samples: (2 num_samples,) sample of each row, -1 where none has been brought yet.
-            first: Place of the first anchor in the batch of all processes.
+            key_samples: (2 num_samples,) sample of each row, -1 for a sample that no batch has contained yet.
+            first: Position of the first anchor in the batch of all processes.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement draw(x, scale, samples, keys, key_samples, first).")
 
@@ -96,7 +97,7 @@ class TableSampler(NegativeSampler):
         mean = embedding_bag(position, batch.x, per_sample_weights=weights, mode="sum")
         try:
             mean = mean + self._remembered(batch, drawn.rows, drawn.weights - weights)
-        except BaseException:  # whatever the encoder raised: a call that fails changes nothing
+        except BaseException:  # whatever the encoder raises, a failed call must not change the state
             self._put(batch, *before)
             raise
         self.step.advance()
@@ -106,7 +107,7 @@ class TableSampler(NegativeSampler):
         return Negatives(surrogate, log_mean, lambda: WeightedNegatives(drawn.rows, drawn.weights, in_batch), diagnostics)
 
     def _drawn(self, batch: Batch, scale: Tensor) -> Draws:
-        """Rows for all anchors, of which each process draws for a part."""
+        """Rows for all anchors; each process draws for a part of the anchors."""
         samples, keys, key_samples = data_rows(batch) // 2, self.embeddings.rows.flatten(0, 1), self._samples()
 
         def draw(x: Tensor, anchors: slice) -> Draws:
@@ -115,7 +116,7 @@ class TableSampler(NegativeSampler):
         return Draws(*batch.pairs.on_rows(draw, batch.x.detach()))
 
     def _remembered(self, batch: Batch, rows: Tensor, weights: Tensor) -> Tensor:
-        """(N, D) weighted sum of the negatives that are not in the batch; the others have weight 0."""
+        """(N, D) weighted sum of the negatives outside the batch; negatives in the batch have weight 0."""
         features, place = self.embeddings.rows.flatten(0, 1), rows.clamp_min(0)
         if self.encode is not None:
             features, place = encode_rows(batch, self.encode, torch.where(weights > 0, rows, -1))
@@ -127,7 +128,7 @@ class TableSampler(NegativeSampler):
 
     @torch.no_grad()
     def _write(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Put the rows of a batch into the table, unless they are not finite or nobody's negatives; what was there before."""
+        """Write the rows of a batch to the table, except rows that are not finite or have no negatives; return the old rows."""
         assert batch.index is not None
         self.embeddings.fit(batch.x.shape[1])
         index = batch.index.to(batch.x.device)
@@ -149,7 +150,7 @@ class TableSampler(NegativeSampler):
 
     @torch.no_grad()
     def load_table(self, *, embeddings: Tensor, visited: Tensor) -> None:
-        """Take over what `table` returned.
+        """Load the result of `table`.
 
         Raises:
             ValueError: A size does not fit, or an embedding of a visited sample is not finite.
@@ -165,7 +166,7 @@ class TableSampler(NegativeSampler):
 
 
 def _places(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Where rows of the table stand in the batch, (N, K), any place if they do not; and whether they do."""
+    """Positions of table rows in the batch, (N, K), arbitrary for rows outside the batch; and whether each is in the batch."""
     assert batch.index is not None
     ordered, order = batch.index.to(rows.device).sort(stable=True)
     sample = rows // 2
@@ -174,13 +175,13 @@ def _places(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_count(x: Tensor, samples: Tensor, key_samples: Tensor) -> Tensor:
-    """(N,) logarithm of the number of rows that count for each anchor, of 1 if none does."""
+    """(N,) logarithm of the number of included rows of each anchor; 0 if there are none."""
     counted = (key_samples >= 0).view(-1, 2).sum(1)
     return (counted.sum() - counted[samples]).clamp_min(1).to(x).log()
 
 
 def softmax(log_scores: Tensor) -> Tensor:
-    """Softmax over the last axis; zeros where all is -inf."""
+    """Softmax over the last axis; zeros if all scores are -inf."""
     largest = log_scores.amax(1, keepdim=True)
     terms = (log_scores - torch.where(largest == -torch.inf, 0, largest)).exp()
     return terms / terms.sum(1, keepdim=True).clamp_min(1)

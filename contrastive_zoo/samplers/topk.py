@@ -11,7 +11,7 @@ from contrastive_zoo.samplers.table import Draws, TableSampler, log_count, softm
 @samplers.register(
     "topk",
     title="The k hardest of the table",
-    summary="The k nearest rows of other samples in the whole data set, weighed by the softmax of their scores.",
+    summary="The k nearest rows of other samples in the whole dataset, weighted by the softmax of their scores.",
     paper="Xiong et al., ICLR 2021, section 4 (negatives from an index of stale embeddings). arXiv:2007.00808",
     equation=r"\{n_1, \ldots, n_k\} = \operatorname{arg\,top}_k s_{an}, \quad "
     r"w_j = \frac{e^{s_{an_j}/\tau}}{\sum_l e^{s_{an_l}/\tau}}",
@@ -20,16 +20,17 @@ from contrastive_zoo.samplers.table import Draws, TableSampler, log_count, softm
     ranges={"num_negatives": Range(1)},
 )
 class TopKSampler(TableSampler):
-    r"""The k rows of largest similarity in the table of last embeddings; softmax weights among them.
+    r"""The k most similar rows in the table of last embeddings, weighted by a softmax.
 
     $$\{n_1, \ldots, n_k\} = \operatorname{arg\,top}_k s_{an}, \qquad w_j = \frac{e^{s_{an_j}/\tau}}{\sum_l e^{s_{an_l}/\tau}}$$
 
-    Nothing is drawn. The law is softmax(s / temperature) cut off after the k hardest rows; the mass cut off is the bias, which
-    falls with the temperature. `log_mean` counts the k rows only, over the number of all: a lower bound of the exact one.
+    No random numbers are drawn. The law is softmax(s / temperature) truncated to the k hardest rows; the truncated mass is the
+    bias, which is smaller at lower temperatures. `log_mean` sums over the k rows only and divides by the number of all rows: a
+    lower bound of the exact value.
 
     Args:
-        num_samples: Size of the data set.
-        num_negatives: k.
+        num_samples: Size of the dataset.
+        num_negatives: Number of rows per anchor, k.
         encode: See `TableSampler`.
         embedding_dim: See `TableSampler`.
 

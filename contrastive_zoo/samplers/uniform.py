@@ -1,4 +1,4 @@
-"""The sampler "uniform": draws from a table of last embeddings, all rows alike."""
+"""The sampler "uniform": uniform draws from a table of last embeddings."""
 
 import math
 
@@ -14,7 +14,7 @@ from contrastive_zoo.samplers.table import Draws, TableSampler, softmax
 @samplers.register(
     "uniform",
     title="Uniform draws from the table",
-    summary="Negatives drawn uniformly from all samples, weighed by the softmax of their scores.",
+    summary="Negatives drawn uniformly from all samples, weighted by the softmax of their scores.",
     paper="Bengio and Senecal, IEEE Transactions on Neural Networks 2008 (self-normalised importance sampling)",
     equation=r"n_k \sim U(\mathcal{N}_a), \quad w_k = \frac{e^{s_{an_k}/\tau}}{\sum_l e^{s_{an_l}/\tau}}",
     needs={"index"},
@@ -23,19 +23,19 @@ from contrastive_zoo.samplers.table import Draws, TableSampler, softmax
     ranges={"num_negatives": Range(1)},
 )
 class UniformSampler(TableSampler):
-    r"""K rows drawn uniformly, with replacement, from the table of last embeddings; softmax weights among them.
+    r"""K rows drawn uniformly, with replacement, from the table of last embeddings, weighted by a softmax.
 
     $$n_k \sim U(\mathcal{N}_a), \qquad w_k = \frac{e^{s_{an_k}/\tau}}{\sum_l e^{s_{an_l}/\tau}}$$
 
-    The draws are uniform; with these weights they stand for softmax(s / temperature) as K grows, with a bias of order 1 / K.
-    `log_mean` is the logarithm of the mean of $e^{s/\tau}$ over the draws, whose gradient is exactly the weighted one.
+    The draws are uniform; with these weights they represent softmax(s / temperature) with a bias of order 1 / K.
+    `log_mean` is the logarithm of the mean of $e^{s/\tau}$ over the draws; its gradient equals the weighted gradient.
 
     Args:
-        num_samples: Size of the data set.
-        num_negatives: K.
+        num_samples: Size of the dataset.
+        num_negatives: Number of draws per anchor, K.
         encode: See `TableSampler`.
         embedding_dim: See `TableSampler`.
-        seed: Seed of the draws.
+        seed: Random seed.
 
     Examples:
         >>> import contrastive_zoo as zoo

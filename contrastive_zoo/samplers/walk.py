@@ -1,8 +1,8 @@
-r"""Metropolis-Hastings chains over the rows of one batch: what the sampler "mcmc" needs of it, in O(B D) memory.
+r"""Metropolis-Hastings chains over the rows of one batch, for the sampler "mcmc", in O(B D) memory.
 
-Each row is an anchor with a chain over the rows of other samples, whose target is softmax(scale * s). The chain meets every
-row once, in their order; the first k of its nb valid columns are burn-in, and its state after each later one is kept with
-weight 1 / (nb - k). Anchors are taken in blocks, so that no (2B, 2B) matrix exists.
+Each row is an anchor with a chain over the rows of other samples, whose target is softmax(scale * s). Every row is proposed to
+the chain once, in order; the first k of its nb valid columns are burn-in, and the state after each later column is kept with
+weight 1 / (nb - k). Anchors are processed in blocks, so no (2B, 2B) matrix is stored.
 
 Yau et al., "EMC2: Efficient MCMC Negative Sampling for Contrastive Learning with Global Convergence", ICML 2024,
 algorithm 1. arXiv:2404.10575
@@ -21,13 +21,13 @@ from contrastive_zoo.samplers.randomness import DrawTable
 
 
 class KeptStates(NamedTuple):
-    """What the chains of a batch leave, for each of A anchors.
+    """Result of the chains of A anchors.
 
     Attributes:
-        similarity: (A,) mean similarity to the kept states in the batch, differentiable in both members of each pair.
-        carried_share: (A,) share of the kept states that is still the carried one.
-        state: (A,) int64 row that the chain ends at; -1 for the carried one.
-        log_score: (A,) log score of that state.
+        similarity: (A,) mean similarity to the kept states in the batch, differentiable in both rows of each pair.
+        carried_share: (A,) fraction of the kept states that equal the carried state.
+        state: (A,) int64 final row of the chain; -1 for the carried state.
+        log_score: (A,) log score of the final state.
         log_mean: (A,) log of the mean of exp(scale * s) over the valid columns; -inf without any.
         acceptance: (A,) moves per valid column.
     """
@@ -57,12 +57,12 @@ def walk_batch(
         x: (N, D) rows.
         scale: 0-dim, 1 / temperature.
         ids: (N,) sample of each row.
-        seed: What `step_seed` returned.
-        carried: (A,) log score of the state that the chain of each anchor comes with; by default all rows are anchors, and
-            come with none, -inf.
-        burn_in: Share of the valid columns whose states are not kept, in [0, 1).
-        uniform: Whether the upstream gradient will be the same for all anchors; if not, the backward pass walks again.
-        first: The anchors are the A rows from this one on.
+        seed: Result of `step_seed`.
+        carried: (A,) log score of the carried state of each anchor; by default all rows are anchors without a carried state,
+            -inf.
+        burn_in: Fraction of the valid columns whose states are not kept, in [0, 1).
+        uniform: Whether the upstream gradient will be the same for all anchors; if not, the backward pass repeats the walk.
+        first: First of the A rows that are anchors.
 
     Examples:
         >>> import torch
@@ -81,9 +81,9 @@ def walk_batch(
 def kept_shares(
     x: Tensor, *, scale: Tensor, ids: Tensor, seed: Tensor, carried: Tensor, burn_in: float
 ) -> tuple[Tensor, Tensor]:
-    """Shares of the kept states in a walk of `walk_batch`: (N, N) of each row for each anchor, and (N,) of the carried state.
+    """Fractions of the kept states in a walk of `walk_batch`: (N, N) per anchor and row, and (N,) for the carried state.
 
-    It walks again, with the same draws, and holds the matrix.
+    Repeats the walk with the same draws, and stores the (N, N) matrix.
     """
     scale, columns = scale.to(x), _Columns.of(ids, burn_in, x.device)
     draws = DrawTable(seed, x.device)
@@ -97,14 +97,14 @@ def kept_shares(
 
 
 class _Columns(NamedTuple):
-    """Which columns count for which row: none of its own sample, and none in burn-in.
+    """Valid and kept columns of each row: columns of the row's own sample are invalid, and burn-in columns are not kept.
 
     Attributes:
-        first_kept: (N,) column from which states are kept.
-        kept: (N,) valid columns from there on.
-        valid: (N,) valid columns.
-        same_columns: Columns of pairs that are one sample, sorted by row; where the ids are.
-        same_rows: Rows of these pairs; where the ids are, so that ids on the host cost no wait for an accelerator.
+        first_kept: (N,) first column whose state is kept.
+        kept: (N,) number of kept columns.
+        valid: (N,) number of valid columns.
+        same_columns: Columns of pairs of the same sample, sorted by row; on the device of the ids.
+        same_rows: Rows of these pairs; on the device of the ids, so ids on the host need no synchronisation.
     """
 
     first_kept: Tensor
@@ -120,12 +120,12 @@ class _Columns(NamedTuple):
         same = torch.searchsorted(ordered, ids, right=True) - group
         valid = ids.shape[0] - same
         burnt = (burn_in * valid.double()).long()
-        # Rows with as many others of their sample as any: the pairs that are one sample are a table with holes.
+        # Own columns of each row, padded to the largest group.
         rank = torch.arange(int(same.max()), device=ids.device)
         present = rank < same[:, None]
         same_rows, rank_among_same = present.nonzero(as_tuple=True)
         same_columns = order[group[same_rows] + rank_among_same]
-        # The r-th own column, at position p, has p - r valid columns before it; if these are burnt it is passed over as well.
+        # The r-th own column, at position p, has p - r valid columns before it; if these are burn-in it is skipped as well.
         passed = (same_columns - rank_among_same < burnt[same_rows]).long()
         first_kept = burnt.index_add(0, same_rows, passed)
         return _Columns(first_kept.to(device), (valid - burnt).to(device), valid.to(device), same_columns, same_rows)
@@ -134,7 +134,7 @@ class _Columns(NamedTuple):
 def _walk(
     x: Tensor, rows: slice, scale: Tensor, carried: Tensor, columns: _Columns, draws: DrawTable
 ) -> tuple[Walk, Tensor, tuple[Tensor, Tensor]]:
-    """The walk of a block of anchors, the log of their sums of exponentials, and the pairs that do not count."""
+    """The walk of a block of anchors, their log-sum-exps, and the excluded pairs."""
     scores = x @ (x[rows] * scale).T
     ends = torch.tensor([rows.start, rows.stop], device=columns.same_rows.device)
     low, high = torch.searchsorted(columns.same_rows, ends).tolist()
@@ -146,7 +146,7 @@ def _walk(
 
 
 def _stays(walk: Walk, rows: slice, columns: _Columns, excluded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """How many kept columns each anchor spent at each state, (N, R), and at its carried state, (R,)."""
+    """Number of kept columns that each anchor spent at each state, (N, R), and at its carried state, (R,)."""
     first_kept = columns.first_kept[rows]
     weight = torch.arange(walk.columns, dtype=walk.accepted.dtype, device=first_kept.device)[:, None].repeat(1, len(first_kept))
     weight.ge_(first_kept.to(weight.dtype))
@@ -215,7 +215,7 @@ def _(
 def batch_walk_backward(
     grad: Tensor, x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: Tensor, first: int
 ) -> Tensor:
-    """Gradient of x for any upstream gradient of the anchors from ``first`` on, from a second walk with the same draws."""
+    """Gradient of x for any upstream gradient of the anchors, which start at ``first``, by repeating the walk."""
     scale, columns = scale.to(x), _Columns.of(ids, burn_in, x.device)
     draws = DrawTable(seed, x.device)
     gradient = torch.zeros_like(x)
@@ -249,7 +249,7 @@ def _gradient(ctx: Any, compute: Any, grad: Tensor, *_: Any) -> Any:
         x, scale, ids, carried, seed = ctx.saved_tensors
         grad_x = compute(grad, x, scale, ids, carried, ctx.burn_in, seed, ctx.first)
     else:
-        # Anchors without a kept state have no share in the gradient, whatever their weight: any other anchor's will do.
+        # Anchors without a kept state contribute no gradient, so their upstream gradient may differ: use the largest.
         (gradient,) = ctx.saved_tensors
         grad_x = gradient * grad.gather(0, grad.abs().argmax()[None]) if grad.shape[0] else gradient
     return grad_x, None, None, None, None, None, None, None

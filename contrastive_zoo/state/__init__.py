@@ -1,1 +1,1 @@
-"""What a loss remembers between steps: buffers in full precision, tables per sample, counters, seeds and temperatures."""
+"""State of a loss between steps: buffers in full precision, tables per sample, counters, seeds and temperatures."""

@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def within(parameter: Tensor, low: float, high: float) -> Tensor:
-    """A parameter of one entry, or the nearer end of the interval, as a 0-dim tensor.
+    """A parameter of one entry, clamped to the interval, as a 0-dim tensor.
 
-    At an end the parameter gets only gradients whose descent leads back into the interval.
+    At an end of the interval, only gradients that move the parameter back into the interval are kept.
     """
     return _Within.apply(parameter.reshape(()), low, high)  # type: ignore[no-any-return,no-untyped-call]
 
@@ -29,6 +29,6 @@ class _Within(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         at_low, at_high = ctx.saved_tensors
-        # Descent goes against the gradient: a negative one would raise the parameter.
+        # Descent moves against the gradient: a negative gradient raises the parameter.
         outwards = (at_low & (grads[0] > 0)) | (at_high & (grads[0] < 0))
         return torch.where(outwards, 0, grads[0]), None, None

@@ -1,4 +1,4 @@
-"""What a module remembers: precise buffers, a count of steps and a seed."""
+"""Modules with state: precise buffers, a step counter and a seed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,14 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype itself, or float32 in place of a half-precision one."""
+    """The dtype, or float32 if the dtype is half precision."""
     return torch.float32 if dtype in HALF else dtype
 
 
 class PreciseModule(nn.Module):
-    """A module whose floating-point buffers are in float32 or better.
+    """A module whose floating-point buffers stay in float32 or better.
 
-    Neither ``.half()`` and ``.bfloat16()`` nor the default dtype nor the dtype of a checkpoint change that.
+    ``.half()``, ``.bfloat16()``, the default dtype and the dtype of a checkpoint do not change the dtype of buffers.
     """
 
     def __init__(self) -> None:
@@ -32,19 +32,19 @@ class PreciseModule(nn.Module):
 
         Args:
             name: Name of the buffer.
-            *shape: Its shape.
-            fill: Its value. A bool makes a buffer of bools, an int one of int64, a float one of the default dtype, in float32
-                at least.
+            *shape: Shape of the buffer.
+            fill: Initial value. A bool gives a buffer of dtype bool, an int one of dtype int64, and a float one of the default
+                dtype, float32 at least.
         """
         integral = torch.bool if isinstance(fill, bool) else torch.int64
         dtype = at_least_float32(torch.get_default_dtype()) if isinstance(fill, float) else integral
-        with torch.inference_mode(False):  # a tensor made in inference mode could never be written to outside it
+        with torch.inference_mode(False):  # inference tensors are read-only outside that mode
             self.register_buffer(name, torch.full(shape, fill, dtype=dtype))
         self._fills[name] = fill
 
     @property
     def seed(self) -> int:
-        """Seed of the draws; assigned in a constructor, it becomes part of the state."""
+        """Random seed; a seed that is assigned in the constructor becomes part of the state."""
         if self._seed is None:
             raise AttributeError(f"{type(self).__name__} draws nothing, so it has no seed.")
         return self._seed.value
@@ -58,7 +58,7 @@ class PreciseModule(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Restore what the constructor made of this module's own state, for example after ``to_empty``."""
+        """Restore the initial values of this module's own buffers, for example after ``to_empty``."""
         for name, fill in self._fills.items():
             self.get_buffer(name).fill_(fill)
 
@@ -80,14 +80,14 @@ class PreciseModule(nn.Module):
 
 
 class StepCounter(nn.Module):
-    """Counts training steps on the host, wherever the rest of the module lives, and is saved with the state.
+    """Counts training steps on the host, regardless of the module's device, and is saved with the state.
 
-    It is no buffer, so wrappers neither broadcast nor average it, and it can be read without waiting for an accelerator.
+    The counter is no buffer, so wrappers neither broadcast nor average it, and reading it needs no synchronisation.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        with torch.inference_mode(False):  # a tensor made in inference mode could never be changed outside it
+        with torch.inference_mode(False):  # inference tensors are read-only outside that mode
             self.value = torch.zeros((), dtype=torch.int64, device="cpu")
 
     def advance(self) -> None:
@@ -103,7 +103,7 @@ class StepCounter(nn.Module):
         return self.value.clone()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over a saved count."""
+        """Load a saved count."""
         self.value.fill_(check_count("the saved count of steps", state, low=0))
 
 
@@ -115,7 +115,7 @@ class Seed(nn.Module):
 
     Raises:
         TypeError: ``value`` is not whole.
-        ValueError: It is out of range.
+        ValueError: ``value`` is out of range.
     """
 
     def __init__(self, value: int) -> None:
@@ -136,9 +136,9 @@ class Seed(nn.Module):
         return torch.tensor(self.value, dtype=torch.int64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over a saved seed."""
+        """Load a saved seed."""
         self.set(check_count("the saved seed", state, low=0))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.setdefault(f"{prefix}_extra_state", self.value)  # checkpoints of version 0.1 do not hold it
+        state_dict.setdefault(f"{prefix}_extra_state", self.value)  # checkpoints of version 0.1 have no seed
         super()._load_from_state_dict(state_dict, prefix, *args)

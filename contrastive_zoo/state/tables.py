@@ -13,7 +13,7 @@ from contrastive_zoo.state.modules import PreciseModule
 
 @operator("contrastive_zoo::rows_of_table", "(Tensor table, Tensor index) -> Tensor")
 def rows_of_table(table: Tensor, index: Tensor) -> Tensor:
-    """``table[index]``, opaque: else a compiled backward pass may read the table once more, which has moved on since."""
+    """``table[index]`` as an opaque operator: else a compiled backward pass could read the table again, after its update."""
     return table[index]
 
 
@@ -25,10 +25,10 @@ def _(table: Tensor, index: Tensor) -> Tensor:
 class LogAverage(PreciseModule):
     """Moving averages of a positive quantity per sample, kept as logarithms.
 
-    Unvisited samples have no average: their first value replaces it whatever its weight.
+    An unvisited sample has no average: its first value becomes the average, regardless of the weight.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         sides: Averages per sample.
     """
 
@@ -41,11 +41,11 @@ class LogAverage(PreciseModule):
         self.register_table("visited", num_samples, fill=False)
 
     def blend(self, index: Tensor, log_new: Tensor, weight: float | Tensor) -> Tensor:
-        """Logarithm of (1 - weight) old + weight new, (B, anchors); -inf where new is.
+        """Logarithm of (1 - weight) old + weight new, (B, anchors); -inf if the logarithm of new is -inf.
 
         Args:
             index: (B,) samples.
-            log_new: (B, anchors) logarithms of new values; one average serves all anchors, or there is one for each.
+            log_new: (B, anchors) logarithms of new values; all anchors share one average, or each has its own.
             weight: Weight of the new value, in (0, 1].
         """
         weight = as_tensor(weight).double()
@@ -55,7 +55,7 @@ class LogAverage(PreciseModule):
 
     @torch.no_grad()
     def write(self, index: Tensor, log_value: Tensor, first: Tensor) -> None:
-        """Store new averages; non-finite ones are not written, and of a sample twice in the batch the first row counts.
+        """Store new averages, except non-finite ones; if a sample appears twice in the batch, its first row is used.
 
         Args:
             index: (B,) samples.
@@ -68,7 +68,7 @@ class LogAverage(PreciseModule):
         self.visited[index] = self.visited[index] | sound
 
     def move(self, index: Tensor, log_new: Tensor, weight: float | Tensor, first: Tensor) -> Tensor:
-        """Blend new values in and store the averages; one average of several anchors becomes their mean.
+        """Blend new values in and store the averages; an average shared by several anchors is the mean over the anchors.
 
         Args:
             index: (B,) samples.
@@ -86,15 +86,15 @@ class LogAverage(PreciseModule):
         return log_value
 
     def natural(self) -> list[Tensor]:
-        """The averages of each side, (num_samples,) float64 on the CPU; 0 where unvisited."""
+        """The averages of each side, (num_samples,) float64 on the CPU; 0 for unvisited samples."""
         return _sides(torch.where(self.visited[:, None], self.log_value.double().exp(), 0))
 
     @torch.no_grad()
     def load_natural(self, visited: Tensor, **sides: Tensor) -> None:
-        """Take over averages in natural scale, one named tensor for each side.
+        """Load averages in natural (not log) scale, one named tensor for each side.
 
         Raises:
-            ValueError: A size is not that of the table, or a visited sample has an average that is not positive.
+            ValueError: A size does not match the table, or a visited sample has an average that is not positive.
         """
         check_natural(visited, sides, len(self.visited), positive=True)
         self.log_value.copy_(_stacked(visited, sides, self.log_value, 1.0).log())
@@ -102,15 +102,15 @@ class LogAverage(PreciseModule):
 
 
 class Temperatures(PreciseModule):
-    """Temperatures per sample that descend along a moving average of their gradient.
+    """Temperatures per sample, updated by gradient descent with momentum.
 
     Args:
-        num_samples: Size of the data set.
+        num_samples: Size of the dataset.
         sides: Temperatures per sample.
         rate: Step size.
-        momentum: Share of the old gradient that is kept.
-        lowest: Where temperatures end below.
-        highest: Where temperatures end above.
+        momentum: Fraction of the old gradient that is kept.
+        lowest: Lower bound.
+        highest: Upper bound.
     """
 
     value: Tensor
@@ -123,19 +123,19 @@ class Temperatures(PreciseModule):
         self.register_table("gradient", num_samples, sides, fill=0.0)
 
     def of(self, index: Tensor, visited: Tensor, start: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, sides) temperatures of the samples ``index``; ``start``, a 0-dim tensor, where a sample is not visited."""
+        """(B, sides) temperatures of the samples ``index``; ``start``, a 0-dim tensor, for unvisited samples."""
         own = rows_of_table(self.value, index).to(dtype)
-        # A product brings a number from the host to an accelerator without waiting.
+        # Multiplication moves a number from the host to an accelerator without a synchronisation.
         return torch.where(rows_of_table(visited, index)[:, None], own, torch.ones_like(own) * start)
 
     @torch.no_grad()
     def descend(self, index: Tensor, temperature: Tensor, gradient: Tensor, first: Tensor) -> None:
-        """Move the temperatures of a batch; a gradient that is not finite moves nothing, and first rows count as in `write`.
+        """Update the temperatures of a batch, except for non-finite gradients; first rows are used as in `write`.
 
         Args:
             index: (B,) samples.
-            temperature: (B, sides) temperatures up to now.
-            gradient: (B, sides) gradients in them.
+            temperature: (B, sides) current temperatures.
+            gradient: (B, sides) gradients with respect to the temperatures.
             first: (B,) position of the first row of each row's sample.
         """
         temperature, gradient = temperature.to(self.value)[first], gradient.to(self.value)[first]
@@ -146,15 +146,15 @@ class Temperatures(PreciseModule):
         self.gradient[index] = torch.where(sound, averaged, self.gradient[index])
 
     def natural(self, visited: Tensor, start: float) -> tuple[list[Tensor], list[Tensor]]:
-        """Temperatures and gradients of each side, (num_samples,) float64 on the CPU; ``start`` and 0 where unvisited."""
+        """Temperatures and gradients of each side, (num_samples,) float64 on the CPU; ``start`` and 0 if unvisited."""
         return _sides(torch.where(visited[:, None], self.value.double(), start)), _sides(self.gradient)
 
     @torch.no_grad()
     def load_natural(self, visited: Tensor, temperatures: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
-        """Take over what `natural` returned, by name.
+        """Load the result of `natural`, by name.
 
         Raises:
-            ValueError: A size is not that of the table, or a visited sample has a temperature that is not positive or a
+            ValueError: A size does not match the table, or a visited sample has a temperature that is not positive or a
                 gradient that is not finite.
         """
         check_natural(visited, temperatures, len(self.value), positive=True)
@@ -164,7 +164,7 @@ class Temperatures(PreciseModule):
 
 
 def check_natural(visited: Tensor, sides: dict[str, Tensor], size: int, *, positive: bool) -> None:
-    """Raise unless all tables have an entry per sample, finite and if so wanted positive where a sample is visited.
+    """Raise unless all tables have an entry per sample, finite, and positive if ``positive``, for every visited sample.
 
     Raises:
         ValueError: A size or an entry is wrong.
@@ -178,7 +178,7 @@ def check_natural(visited: Tensor, sides: dict[str, Tensor], size: int, *, posit
 
 
 def _stacked(visited: Tensor, sides: dict[str, Tensor], table: Tensor, unvisited: float) -> Tensor:
-    """The sides as one table (num_samples, sides) in float64."""
+    """The tensors of all sides as one table (num_samples, sides) in float64."""
     values = torch.stack([tensor.to(table.device, torch.float64) for tensor in sides.values()], 1)
     return torch.where(visited.to(table.device, torch.bool)[:, None], values, unvisited)
 
@@ -189,11 +189,11 @@ def _sides(table: Tensor) -> list[Tensor]:
 
 
 class EmbeddingTable(PreciseModule):
-    """Embeddings of one width: the one given, or else that of the first batch or checkpoint; until then it is 0.
+    """A table of embeddings. Without ``width``, the first batch or checkpoint sets the width, which is 0 until then.
 
     Args:
-        *shape: What is held besides the width: (num_samples, 2), or the length of a queue.
-        width: Features of an embedding.
+        *shape: Shape of the table without the width: (num_samples, 2), or the length of a queue.
+        width: Features per embedding.
 
     Raises:
         TypeError: ``width`` is not whole.
@@ -207,7 +207,7 @@ class EmbeddingTable(PreciseModule):
         self.register_table("rows", *shape, 0 if width is None else check_count("embedding_dim", width), fill=0.0)
 
     def fit(self, width: int) -> None:
-        """Make room for embeddings of a width.
+        """Allocate the table for embeddings of a width, if the table has no width yet.
 
         Raises:
             ValueError: The table holds embeddings of another width.
@@ -221,12 +221,12 @@ class EmbeddingTable(PreciseModule):
             )
 
     def _allocate(self, width: int) -> None:
-        with torch.inference_mode(False):  # a tensor made in inference mode could never be written to outside of it
+        with torch.inference_mode(False):  # inference tensors are read-only outside that mode
             self.rows = torch.zeros(*self.rows.shape[:-1], width, dtype=self.rows.dtype, device=self.rows.device)
 
     @torch.no_grad()
     def load(self, rows: Tensor) -> None:
-        """Take over embeddings of any width."""
+        """Load embeddings of any width."""
         if rows.shape[-1] != self.rows.shape[-1]:
             self._allocate(rows.shape[-1])
         self.rows.copy_(rows)

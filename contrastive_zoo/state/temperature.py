@@ -1,4 +1,4 @@
-"""The temperature of a loss: a number, a parameter that is learned, or a tensor that somebody else learns."""
+"""The temperature of a loss: a number, a learned parameter, or a tensor computed from parameters outside the loss."""
 
 from typing import Any
 
@@ -9,20 +9,20 @@ from contrastive_zoo.checks import check_magnitude, check_number, shape
 from contrastive_zoo.state.bounded import within
 from contrastive_zoo.state.modules import at_least_float32
 
-# A learned temperature stays in this interval: at its ends, no gradient leads further out.
+# A learned temperature is clamped to this interval; at the ends, gradients that point outwards are dropped.
 LOWEST, HIGHEST = 0.001, 10.0
 
 
 def as_temperature(value: object) -> Tensor:
     """Return a temperature as a tensor of one entry.
 
-    What wants a gradient is returned itself. A number, or a tensor that holds one, becomes a new tensor in float64 on the host;
-    a tensor on an accelerator, whose value would have to be waited for, a copy there.
+    A tensor that requires a gradient is returned itself. A number, or a constant tensor on the CPU, becomes a new tensor in
+    float64 on the CPU; a constant tensor on an accelerator is copied there, which avoids a synchronisation.
 
     Raises:
         TypeError: ``value`` is neither a number nor a tensor.
-        ValueError: It is not positive and finite, or is a parameter outside [0.001, 10] (seen for numbers and for tensors on
-            the CPU), or it has more than one entry.
+        ValueError: ``value`` is not positive and finite, or is a parameter outside [0.001, 10] (checked for numbers and for
+            tensors on the CPU), or has more than one entry.
     """
     if not isinstance(value, Tensor):
         return _constant(check_number("temperature", value, low=0, open_low=True))
@@ -40,21 +40,21 @@ def as_temperature(value: object) -> Tensor:
 
 def _constant(number: float) -> Tensor:
     check_magnitude("temperature", number, divisor=True)
-    with torch.inference_mode(False):  # a tensor made in inference mode could never be changed outside it
+    with torch.inference_mode(False):  # inference tensors are read-only outside that mode
         return torch.tensor(number, dtype=torch.float64, device="cpu")
 
 
 class Temperature(nn.Module):
-    """Holds a temperature, and saves it under one key whatever it is.
+    """Holds a temperature of any kind, and saves it under one key.
 
-    A number stays on the host: setting it anew neither recompiles nor waits. A tensor that carries a graph, such as
-    ``1 / logit_scale``, serves until the next one is set; the state keeps the value before it.
+    A number stays on the host: changing it triggers neither a recompilation nor a synchronisation. A tensor with an autograd
+    graph, such as ``1 / logit_scale``, is used until the next assignment; the state dict keeps the previous value.
 
     Args:
         value: A number, a parameter, or a tensor; of shape () or (1,).
 
     Attributes:
-        value: What was given, as a tensor.
+        value: The temperature as a tensor.
     """
 
     value: Tensor
@@ -74,18 +74,18 @@ class Temperature(nn.Module):
             current.fill_(replacement)
 
     def bounded(self) -> Tensor:
-        """The temperature for use in formulas, a 0-dim tensor; one that wants a gradient stays within [0.001, 10]."""
+        """The temperature for use in formulas, a 0-dim tensor; clamped to [0.001, 10] if it requires a gradient."""
         value = self.value
         if value.requires_grad or isinstance(value, nn.Parameter):
             return within(value.to(at_least_float32(value.dtype)), LOWEST, HIGHEST)
-        return value.clone()  # which may be set anew before the backward pass
+        return value.clone()  # the original may be changed before the backward pass
 
     def number(self) -> float | None:
-        """The saved temperature, as far as it is known without waiting for an accelerator."""
+        """The saved temperature; None if reading it would need a synchronisation."""
         return self._saved.item() if self._saved.is_cpu else None
 
     def agreed(self) -> object:
-        """What all processes must have alike: a number; or that it is a tensor that is not compared."""
+        """The value that must be equal on all processes: a number, or the kind of a tensor whose value is not compared."""
         if isinstance(self.value, nn.Parameter):
             return "a parameter"
         return "a tensor" if self._kept is not None or not self.value.is_cpu else self.number()
@@ -95,7 +95,7 @@ class Temperature(nn.Module):
         """Restore the first temperature.
 
         Raises:
-            RuntimeError: It was a parameter on a device where its value is not known, such as the meta device.
+            RuntimeError: The first temperature was a tensor whose value is unknown, for example on the meta device.
         """
         if self._first is None:
             raise RuntimeError(
@@ -125,7 +125,7 @@ class Temperature(nn.Module):
             self._place(value.detach().clone())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave a graph behind."""
+        """Leave an autograd graph out of copies and pickles."""
         return self.__dict__ if self._kept is None else {**self.__dict__, "value": self._kept, "_kept": None}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -4,7 +4,7 @@
     python examples/reproduce/gradient_error.py --output docs/images  # the picture in the documentation
     python examples/reproduce/gradient_error.py --quick
 
-A fixed set of features stands for a data set. Each objective sees it in small batches; its mean gradient is compared with that
+A fixed set of features stands for a dataset. Each objective sees it in small batches; its mean gradient is compared with that
 of the loss over the whole set, in direction (cosine) and length.
 """
 

@@ -45,7 +45,7 @@ def test_share_of_digits_with_an_erased_patch() -> None:
 
 
 class Coloured:
-    """Stands in for one of torchvision's data sets: ten classes, one shade each; held-out shades are green."""
+    """Stands in for one of torchvision's datasets: ten classes, one shade each; held-out shades are green."""
 
     classes = tuple("0123456789")
 

@@ -129,5 +129,5 @@ def test_settings_out_of_range(settings: dict[str, float], message: str) -> None
 
 
 def test_a_loss_without_temperature_needs_one() -> None:
-    with pytest.raises(ValueError, match="temperature is None and loss_fn has none"):
+    with pytest.raises(ValueError, match="temperature is None and loss_fn has no temperature"):
         gradient_error(lambda z1, z2, index: (z1 * z2).sum(), *views(), batch_size=4)

@@ -173,7 +173,7 @@ def test_mean_gradient_over_seeds_is_the_exact_expectation(reduction: str) -> No
 
 
 def test_chains_find_the_global_softmax_from_small_batches() -> None:
-    """Batches of 6 out of 60 fixed samples: the states of all chains weigh as the softmax over the whole data set does."""
+    """Batches of 6 out of 60 fixed samples: the states of all chains weigh as the softmax over the whole dataset does."""
     size, batch_size, temperature, steps = 60, 6, 0.25, 800
     draws = torch.Generator().manual_seed(0)
     z = torch.nn.functional.normalize(torch.randn(2, size, 3, generator=draws, dtype=torch.float64), dim=2)

@@ -125,7 +125,7 @@ def test_cosine_schedule() -> None:
 
 def test_tables_of_the_other_form_are_refused() -> None:
     loss_fn, u = zoo.get_loss("sogclr", num_samples=3), torch.ones(3)
-    with pytest.raises(TypeError, match="load_table wants u besides visited, got u1, u2"):
+    with pytest.raises(TypeError, match="load_table needs u in addition to visited, got u1, u2"):
         loss_fn.load_table(visited=u > 0, u1=u, u2=u)
-    with pytest.raises(TypeError, match="load_table wants u1 and u2 besides visited, got u"):
+    with pytest.raises(TypeError, match="load_table needs u1 and u2 in addition to visited, got u"):
         zoo.get_loss("sogclr", num_samples=3, intra_view=False).load_table(visited=u > 0, u=u)

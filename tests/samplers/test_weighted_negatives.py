@@ -53,7 +53,7 @@ def small(seed: int, size: int = 5) -> Views:
 
 
 def known_rows(batches: list[Views]) -> dict[int, Tensor]:
-    """Last features of each row of the data set, 2 * sample + view."""
+    """Last features of each row of the dataset, 2 * sample + view."""
     rows: dict[int, Tensor] = {}
     for batch in batches:
         for place, sample in enumerate(batch.index.tolist()):
@@ -318,7 +318,7 @@ def stationary_law(log_scores: list[float], orders: list[tuple[int, ...]]) -> Te
 
 
 def test_an_order_drawn_anew_brings_chains_nearer_to_softmax() -> None:
-    """Worst case: every batch is the whole data set. Exact, from transition matrices."""
+    """Worst case: every batch is the whole dataset. Exact, from transition matrices."""
     log_scores = [2.0, -1.0, 0.5, 1.5, -0.5]
     softmax = torch.tensor(log_scores, dtype=torch.float64).softmax(0)
     fixed = stationary_law(log_scores, [tuple(range(5))])

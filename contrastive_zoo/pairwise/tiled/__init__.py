@@ -1,1 +1,1 @@
-"""The backend in plain PyTorch: a few tiles in memory, gradients by hand, on any device."""
+"""The backend in plain PyTorch: a few tiles in memory, hand-written gradients, any device."""

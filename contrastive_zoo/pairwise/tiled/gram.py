@@ -1,8 +1,8 @@
-r"""Sums of squares by the (D, D) Gram matrix of the keys, which costs less than tiles where there are more rows than features.
+r"""Sums of squares from the (D, D) Gram matrix of the keys, which costs less than tiles for more rows than features.
 
 $$\sum_{j \ne i} \langle x_i, k_j \rangle^2 = x_i^\top (K^\top K)\, x_i - \langle x_i, k_i \rangle^2$$
 
-Shapes: N rows of `x` and of `keys`, row i of both with an id that no other row has; D features.
+Shapes: N rows of `x` and of `keys`, row i of both with a unique id; D features.
 """
 
 import torch
@@ -14,7 +14,7 @@ from contrastive_zoo.pairwise.terms import Squares, Term
 
 
 def serves(sweep: Sweep, term: Term) -> bool:
-    """Whether the Gram matrix gives the sums of a sweep, at a lower cost, as far as the host knows."""
+    """Whether the Gram matrix is known, on the host, to give the sums of a sweep at a lower cost."""
     if not isinstance(term, Squares) or sweep.keys is None or sweep.both or sweep.part[1] > 1 or sweep.ids is None:
         return False
     if sweep.x.shape[0] <= sweep.x.shape[1] or sweep.x.shape != sweep.keys.shape:
@@ -35,7 +35,7 @@ def forward(x: Tensor, keys: Tensor) -> Tensor:
 
 
 def backward(grad: Tensor, x: Tensor, keys: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor, Tensor]:
-    """Gradients of x and keys, empty where none is needed."""
+    """Gradients of x and keys; empty for an input that needs no gradient."""
     own, scaled = vecdot(x, keys)[:, None], 2 * grad[:, None] * x
     of_rows = of_keys = x.new_empty(0)
     if needs[0]:

@@ -1,4 +1,4 @@
-"""The loop over tiles: it knows rows, keys and gradients, and no function of a similarity.
+"""The loop over tiles: handles rows, keys and gradients; terms handle functions of similarities.
 
 Shapes: G sets of N rows `x`, M rows `keys`, D features, K scales.
 """
@@ -16,12 +16,12 @@ from contrastive_zoo.pairwise.tiled.on_tiles import OnTiles
 from contrastive_zoo.pairwise.tiled.terms import on_tiles
 from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles, tiles_numel, view_of
 
-# Sweeps whose tiles fit into this many bytes keep them for the backward pass instead of computing them again.
+# If all tiles of a sweep fit into this many bytes, they are kept for the backward pass instead of being recomputed.
 KEEP_BYTES = 16 * 2**20
 
 
 def residual(sweep: Sweep, term: Term, needs: Needs) -> int:
-    """Entries that the forward pass keeps for the backward pass: all tiles, or the gradient itself."""
+    """Number of entries that the forward pass keeps for the backward pass: all tiles, or the gradient itself."""
     if not any(needs):
         return 0
     if isinstance(term, Softplus):
@@ -32,7 +32,7 @@ def residual(sweep: Sweep, term: Term, needs: Needs) -> int:
 
 
 def forward(sweep: Sweep, term: Term, needs: Needs) -> tuple[Sums, Tensor]:
-    """The sums, and what is kept for the backward pass."""
+    """The sums, and the entries kept for the backward pass."""
     keep = residual(sweep, term, needs)
     if isinstance(term, Softplus) and keep:
         return _forward_with_gradient(sweep, term, needs)
@@ -53,7 +53,7 @@ def forward(sweep: Sweep, term: Term, needs: Needs) -> tuple[Sums, Tensor]:
 
 
 def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor, needs: Needs) -> Gradients:
-    """Gradients of rows, keys, scale and offset, as far as they are needed, given those of the sums of rows and of keys."""
+    """The needed gradients of rows, keys, scale and offset, given upstream gradients of the sums of rows and of keys."""
     if isinstance(term, Softplus) and kept.numel():
         return _kept_gradient(sweep, upstream[0], kept, needs)
     if sweep.keys is not None and gram.serves(sweep, term):
@@ -62,7 +62,7 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor
             return Gradients(*gram.backward(upstream[0][0], sweep.x, sweep.keys, needs), empty(0), empty(0))
     with without_autocast(sweep.x):
         sets, found = list(_sets(sweep, term, kept)), []
-        # The scale gets its gradient from that of the rows or of the keys.
+        # The gradient of the scale is computed from the gradient of the rows or of the keys.
         needs_x = needs[0] or (needs[2] and not needs[1] and sets[0][0].scale_from_products)
         x = sweep.x.new_zeros(sweep.x.shape if needs_x else 0)
         keys = x.new_zeros(sweep.keys.shape if sweep.keys is not None and needs[1] else 0)
@@ -82,7 +82,7 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor
 
 
 def _sets(sweep: Sweep, term: Term, kept: Tensor) -> Iterator[tuple[OnTiles, Iterator[tuple[slice, slice, Tensor | None]]]]:
-    """For each set of rows, the term on its tiles, and the tiles with their places."""
+    """For each set of rows, the term on its tiles, and the tiles with their storage."""
     sets = sweep.sets
     rooms = kept.chunk(len(sets)) if kept.numel() and len(sets) > 1 else [kept] * len(sets)
     for number, (x, room) in enumerate(zip(sets, rooms, strict=True)):
@@ -91,7 +91,7 @@ def _sets(sweep: Sweep, term: Term, kept: Tensor) -> Iterator[tuple[OnTiles, Ite
 
 
 def _places(tiles: Tiles, kept: Tensor) -> Iterator[tuple[slice, slice, Tensor | None]]:
-    """The tiles, and the place of each among the kept ones, if there are any."""
+    """The tiles, each with its storage among the kept tiles, or None if tiles are not kept."""
     offset = 0
     for i, j in tiles:
         height, width = i.stop - i.start, j.stop - j.start
@@ -105,7 +105,7 @@ def _sums(on: OnTiles) -> Sums:
 
 
 def _spread(slopes: Tensor, tiles: Tiles, i: slice, j: slice, x: Tensor, keys: Tensor) -> None:
-    """Add a tile of slopes to the gradients of rows and keys. An empty gradient is not needed and costs no product."""
+    """Add a tile of slopes to the gradients of rows and keys. An empty gradient is not needed, so its product is skipped."""
     if x.numel():
         view_of(x, i).addmm_(slopes, view_of(tiles.keys, j))
     others = x if tiles.symmetric else keys
@@ -114,7 +114,7 @@ def _spread(slopes: Tensor, tiles: Tiles, i: slice, j: slice, x: Tensor, keys: T
 
 
 def _finished(on: OnTiles, x: Tensor, keys: Tensor, needs_scale: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of scale and offset, and `OnTiles.chain` multiplied into those of rows and keys."""
+    """Return the gradients of scale and offset; multiply the gradients of rows and keys by `OnTiles.chain`, in place."""
     scale = on.grad_scale(x, keys) if needs_scale else x.new_empty(0)
     if not isinstance(on.chain, float) or on.chain != 1.0:
         for gradient in (x, keys):
@@ -124,7 +124,7 @@ def _finished(on: OnTiles, x: Tensor, keys: Tensor, needs_scale: bool) -> tuple[
 
 
 def _forward_with_gradient(sweep: Sweep, term: Softplus, needs: Needs) -> tuple[Sums, Tensor]:
-    """One sweep for both passes, where the upstream gradient is known but for a factor."""
+    """Sums and gradient from one pass over the pairs, for an upstream gradient that is known up to a factor."""
     kept = sweep.x.new_zeros(sum(_numels(sweep, needs)))
     x, keys, scale, bias = _split(kept, sweep, needs)
     with without_autocast(sweep.x):
@@ -142,14 +142,14 @@ def _forward_with_gradient(sweep: Sweep, term: Softplus, needs: Needs) -> tuple[
 
 
 def _numels(sweep: Sweep, needs: Needs) -> tuple[int, int, int, int]:
-    """Entries of the gradients of rows, keys, scale and bias; the scale gets its gradient from that of the rows or the keys."""
+    """Entries of the gradients of rows, keys, scale and bias; the scale's gradient needs the gradient of rows or keys."""
     keys = 0 if sweep.keys is None or not needs[1] else sweep.keys.numel()
     rows = sweep.x.numel() if needs[0] or (needs[2] and not keys) else 0
     return rows, keys, int(needs[2]), sweep.x.shape[0]
 
 
 def _split(kept: Tensor, sweep: Sweep, needs: Needs) -> Gradients:
-    """Gradients of rows, keys, scale and bias as parts of one tensor, empty where none is needed."""
+    """Gradients of rows, keys, scale and bias as views of one tensor; empty for an input that needs no gradient."""
     x, keys, scale, bias = kept.split(_numels(sweep, needs))
     return Gradients(
         x.view(sweep.x.shape) if x.numel() else x,
@@ -160,7 +160,7 @@ def _split(kept: Tensor, sweep: Sweep, needs: Needs) -> Gradients:
 
 
 def _kept_gradient(sweep: Sweep, grad: Tensor, kept: Tensor, needs: Needs) -> Gradients:
-    """The kept gradients times the upstream gradient that all rows share, as promised; NaN on accelerators if they do not."""
+    """The kept gradients times the upstream gradient that all rows must share; NaN on accelerators if the rows' differ."""
     first = grad[0, 0]
     same = ((grad == first) | grad.isnan()).all()
     if grad.is_cpu and not same:

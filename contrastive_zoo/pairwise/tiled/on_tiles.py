@@ -1,4 +1,4 @@
-"""What a term does on a tile: it adds the tile to the sums, and gives slopes, the derivatives of the loss in the similarities.
+"""Base class of terms on tiles, which add tiles to sums and compute slopes, the derivatives of the loss in the similarities.
 
 Shapes: N rows, M keys, K scales; i and j are the rows and columns of a tile.
 """
@@ -20,12 +20,12 @@ class OnTiles(ABC):
     offset is ``totals[1][0]``.
 
     Attributes:
-        factor: What similarities are multiplied by in their product.
-        chain: What gradients of rows and keys, added up from `slopes`, are multiplied by in the end.
-        scale_from_products: Whether the gradient of the scale is found from those gradients.
-        totals: What tiles add up to: the sums or, in the backward pass, gradients of biases, squared norms or scales.
-        weights: What `slopes` of a column or a row are multiplied by.
-        needs_scale: Whether tiles have to add up to the gradient of the scale.
+        factor: Factor applied to similarities in the matrix product.
+        chain: Factor applied at the end to the gradients of rows and keys, which are accumulated from `slopes`.
+        scale_from_products: Whether the gradient of the scale follows from the gradients of rows and keys.
+        totals: Accumulators over tiles: the sums or, in the backward pass, gradients of biases, squared norms or scales.
+        weights: Factors of `slopes` for columns and for rows.
+        needs_scale: Whether tiles must accumulate the gradient of the scale.
     """
 
     factor: float = 1.0
@@ -38,50 +38,50 @@ class OnTiles(ABC):
 
     @abstractmethod
     def add(self, tile: Tensor, i: slice, j: slice) -> None:
-        """Add a tile to the sums. What the method leaves in the tile is what `slopes` gets if tiles are kept."""
+        """Add a tile to the sums. The method may overwrite the tile; if tiles are kept, `slopes` gets the overwritten tile."""
 
     @abstractmethod
     def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
-        """Derivatives in the similarities over `chain`, (i, j), in a buffer; ``added`` if `add` has seen the tile."""
+        """Derivatives in the similarities divided by `chain`, (i, j), in a buffer; ``added``: `add` has processed the tile."""
 
     def sums(self) -> Sides:
         """The sums over all tiles."""
         return self.totals
 
     def means(self) -> Tensor:
-        """(K, N) mean similarities, if they are wanted, else empty."""
+        """(K, N) mean similarities, or an empty tensor for terms without means."""
         return self.tiles.x.new_empty(len(self.totals[1]), 0)
 
     def begin(self, sums: Sides, means: Tensor, grads: Sides, needs_scale: bool) -> None:
-        """Prepare for `slopes`, given what the forward pass found, gradients of the sums, and whether the scale needs one."""
+        """Prepare for `slopes`, given the forward pass's results, gradients of the sums, and whether the scale needs one."""
         self.weights = grads
 
     def grad_scale(self, x: Tensor, keys: Tensor) -> Tensor:
-        """Gradient of a scale c, given those of c x and c keys, or one of them: sums depend on the product of c and x only."""
+        """Gradient of a scale c, from the gradient of c x or of c keys: the sums depend on c only through this product."""
         if not x.numel():
             return (keys * self.tiles.keys).sum()
         return (x * self.tiles.x).sum() / (2 if self.tiles.symmetric else 1)
 
     def _each(self, function: Callable[..., Tensor], *sides: Sides) -> Sides:
-        """A function of columns and of rows; of rows only, where they are the columns."""
+        """Apply a function to columns and to rows; only once if the rows are the columns."""
         columns, rows = zip(*sides, strict=True)
         of_rows = function(*rows)
         return of_rows if self.tiles.symmetric else function(*columns), of_rows
 
     def _add(self, values: Tensor, i: slice, j: slice) -> None:
-        """Add values that rows and columns share to the totals of both."""
+        """Add values shared by rows and columns to the totals of both."""
         for axis, side in self.tiles.sides(i, j):
             self.totals[axis][0, side].add_(values.sum(axis))
 
     def _weighted(self, values: Tensor, i: slice, j: slice) -> Tensor:
-        """Values that rows and columns share, times the weights of both."""
+        """Values shared by rows and columns, times the sum of the weights of both."""
         (columns, rows), out = self.weights, self.tiles.scratch(1, *values.shape)
         if not self.tiles.columns:
             return torch.mul(values, rows[0, i, None], out=out)
         return torch.add(rows[0, i, None], columns[0, None, j], out=out).mul_(values)
 
     def _mirror(self, slopes: Tensor, i: slice, j: slice) -> Tensor:
-        """Complete slopes of the rows of a tile on the diagonal, in which each row is a column as well."""
+        """Add the transpose to slopes of a diagonal tile, where each row is also a column."""
         if self.tiles.symmetric and not self.tiles.mirrored(i, j):
             slopes.add_(self.tiles.scratch(3, *slopes.shape).copy_(slopes.T))
         return slopes

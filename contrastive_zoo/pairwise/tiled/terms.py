@@ -1,8 +1,8 @@
-"""The terms on one tile: what it adds to the sums, and its slopes, the derivatives of the loss in the similarities.
+"""The terms on one tile: their contributions to the sums, and slopes, the derivatives of the loss in the similarities.
 
-A tile holds similarities times the ``factor`` that its term asks for. Pairs that do not count add nothing. Logits are *bounded*
-when the host knows that their exponentials neither overflow nor underflow: then no maximum is needed. Powers of 2 take less
-time than powers of e, so factors of log2(e) are multiplied in early.
+A tile holds similarities times the ``factor`` of its term. Excluded pairs contribute nothing. Logits are *bounded* if the host
+knows that their exponentials neither overflow nor underflow: then no maximum is needed. exp2 takes less time than exp, so
+factors of log2(e) are multiplied in early.
 
 Shapes: N rows, M keys, K scales; i and j are the rows and columns of a tile.
 """
@@ -44,7 +44,7 @@ def on_tiles(term: Term, tiles: Tiles, number: int = 0) -> OnTiles:
 
 
 class _BoundedExponentials(OnTiles):
-    """Log-sum-exps of bounded logits at one scale, which the product applies: rows and columns share the exponentials."""
+    """Log-sum-exps of bounded logits at one scale, applied in the matrix product: rows and columns share the exponentials."""
 
     scale_from_products = True
 
@@ -69,14 +69,14 @@ class _BoundedExponentials(OnTiles):
 
 
 def _over_sum(grad: Tensor, logsumexp: Tensor) -> Tensor:
-    """Gradient of a log-sum-exp over the sum of its exponentials; 0 for a row without keys."""
+    """Gradient of a log-sum-exp divided by its sum of exponentials; 0 for a row without keys."""
     return logsumexp.neg().exp_().mul_(grad).masked_fill_(logsumexp == -torch.inf, 0)
 
 
 class _Exponentials(OnTiles):
-    """Log-sum-exps of logits of any size, at several scales or one per row, and mean similarities if they are wanted.
+    """Log-sum-exps of logits of any size, at several scales or one per row, and optionally mean similarities.
 
-    Unless logits, in base 2, are bounded, exponentials are relative to the largest logit of their row or column so far.
+    Logits are in base 2. Unless they are bounded, exponentials are relative to the running maximum of their row or column.
     """
 
     def __init__(self, term: LogSumExp, tiles: Tiles, bounded: bool) -> None:
@@ -91,7 +91,7 @@ class _Exponentials(OnTiles):
     def _exponentials(
         self, tile: Tensor, i: slice, j: slice, shift: Callable[[Tensor, int, int, slice], Tensor]
     ) -> Iterator[tuple[int, int, slice, Tensor]]:
-        """Scale number, axis, side and exponentials, for each scale and side; two sides share them where they are the same."""
+        """Scale number, axis, side and exponentials, for each scale and side; both sides share equal exponentials."""
         e = self.tiles.scratch(2, *tile.shape)
         for k, (axis, side) in product(range(len(self.scale)), self.tiles.sides(i, j)):
             if axis or self.per_row or not self.bounded:
@@ -109,7 +109,7 @@ class _Exponentials(OnTiles):
                 self.weighted[axis][k, side] += e.mul_(tile).sum(axis)
 
     def _new_largest(self, logits: Tensor, k: int, axis: int, side: slice) -> Tensor:
-        """The largest logits so far, to which the sums are made relative; 0 where no pair has counted yet."""
+        """Update the running maxima and rescale the sums; the new maxima, or 0 if all pairs so far are excluded."""
         before = self.largest[axis][k, side]
         largest = torch.maximum(before, logits.amax(axis))
         shift = largest.masked_fill(largest == -torch.inf, 0)
@@ -129,7 +129,7 @@ class _Exponentials(OnTiles):
         return super().means() if self.weighted is None else self.weighted[1] / total.masked_fill(total == 0, 1)
 
     def begin(self, sums: Sides, means: Tensor, grads: Sides, needs_scale: bool) -> None:
-        if self.weighted is not None:  # means are derivatives in the scales
+        if self.weighted is not None:  # means are the derivatives with respect to the scales
             self.totals[1].copy_(grads[1] * means)
         self.needs_scale = needs_scale and self.weighted is None
         if self.bounded:
@@ -155,7 +155,7 @@ class _Exponentials(OnTiles):
 
 
 class _Softpluses(OnTiles):
-    """Sums of softplus. A finished tile holds logits or, if they are bounded, their powers of 2, which are enough."""
+    """Sums of softplus. A finished tile holds logits or, if they are bounded, their exponentials."""
 
     scale_from_products = True
 
@@ -163,17 +163,17 @@ class _Softpluses(OnTiles):
         super().__init__(tiles)
         self.bounded, self.chain = bounded, term.scale.to(tiles.x)
         base = LOG2_E if bounded else 1.0
-        # A scale on the host goes into the product at no cost; reading one on an accelerator would synchronise.
+        # A scale on the host is applied in the matrix product at no cost; reading one on an accelerator would synchronise.
         self.factor = term.scale.item() * base if term.scale.is_cpu else 1.0
         self._scale, self._bias = None if term.scale.is_cpu else self.chain * base, term.bias * base
 
     def _sides(self, tile: Tensor, i: slice, j: slice) -> list[tuple[int, slice, Tensor]]:
-        """Axes and sides of a tile, with the place of the tile that is finished for that side."""
+        """Axes and sides of a tile, with the buffer of the tile that is finished for each side."""
         places = tile, self.tiles.scratch(2, *tile.shape)
         return [(axis, side, place) for (axis, side), place in zip(self.tiles.sides(i, j), places, strict=False)]
 
     def _finish(self, tile: Tensor, i: slice, j: slice) -> None:
-        """Finish a tile for its columns, if they count, and last for its rows, in place."""
+        """Finish a tile for its columns, if they have sums, in a buffer, and then for its rows, in place."""
         for axis, side, out in reversed(self._sides(tile, i, j)):
             bias = self._bias[side].unsqueeze(axis)
             logits = torch.add(tile, bias, out=out) if self._scale is None else torch.addcmul(bias, tile, self._scale, out=out)
@@ -182,7 +182,7 @@ class _Softpluses(OnTiles):
     def add(self, tile: Tensor, i: slice, j: slice) -> None:
         self._finish(tile, i, j)
         for axis, side, z in self._sides(tile, i, j):
-            # From 40 on, softplus(z) is z in float64 too.
+            # For z >= 40, softplus(z) == z even in float64.
             out = self.tiles.scratch(1, *tile.shape)
             values = torch.log1p(z, out=out) if self.bounded else torch.nn.functional.softplus(z, threshold=40)
             self.totals[axis][0, side] += values.sum(axis)
@@ -211,7 +211,7 @@ class _Kernels(OnTiles):
         self.term, self.kernel, self.norms = term, get_kernel(term.kernel), norms
 
     def _distances(self, tile: Tensor, i: slice, j: slice) -> tuple[Tensor, Tensor | float]:
-        """Squared distances, in place, off by what rounding does to inner products; and their floor."""
+        """Squared distances, in place, with the rounding error of inner products; and their floor."""
         squared: Tensor | float = 1.0
         if self.norms is not None:
             out = self.tiles.scratch(1, *tile.shape)

@@ -1,4 +1,4 @@
-"""The tiles of one similarity matrix: their order, which pairs do not count, and buffers that are used again.
+"""The tiles of one similarity matrix: their order, the excluded pairs, and reusable buffers.
 
 Shapes: N rows of `x`, M rows of `keys`, D features, K scales.
 """
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from contrastive_zoo.pairwise.sweep import Sweep
 
-# On a CPU a float32 tile and one buffer beside it (1 MiB each) stay in the cache of two cores. A matrix of few tiles takes less
-# time as a single one, unless that forgoes its symmetry. Accelerators want more work per launch.
+# On a CPU a float32 tile and one buffer (1 MiB each) fit in the cache of two cores. A small matrix takes less time as a single
+# tile, except a symmetric one, where a single tile forgoes the symmetry. Accelerators need more work per launch.
 TILE_CPU = 512
 SINGLE_TILE_CPU = 1024
 TILE_ACCELERATOR = 4096
@@ -20,12 +20,12 @@ TILE_ACCELERATOR = 4096
 # Strips of rows that processes share begin at multiples of this.
 GRAIN = 32
 
-# Something of columns and of rows, (K, M) and (K, N), in the order of the axes of a tile along which they are summed.
+# A tensor for columns, (K, M), and a tensor for rows, (K, N), in the order of the tile axes that are summed over.
 Sides = tuple[Tensor, Tensor]
 
 
 class _Buffers(threading.local):
-    """Buffers by number and dtype, of each thread: freed after every sweep, their pages would be mapped again in the next."""
+    """A pool of buffers by number and dtype, per thread: fresh buffers would cost page faults in every sweep."""
 
     def __init__(self) -> None:
         self.found: dict[tuple[int, torch.dtype], Tensor] = {}
@@ -41,7 +41,7 @@ def tile_size(rows: int, columns: int, device: torch.device, symmetric: bool) ->
 
 
 def tiles_numel(sweep: Sweep) -> int:
-    """Entries of all the tiles of one set of rows, those of other parts included."""
+    """Number of entries of all tiles of one set of rows, including the tiles of other parts."""
     rows = sweep.x.shape[-2]
     if sweep.keys is not None:
         return rows * sweep.keys.shape[0]
@@ -53,8 +53,8 @@ def tiles_numel(sweep: Sweep) -> int:
 def strips(rows: int, part: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """First and last rows of the strips of a part.
 
-    Of 2P strips, P being the number of parts, part p takes the p-th and the p-th from the end: in a symmetric sweep, whose
-    strips grow shorter, all such pairs are the same work.
+    The rows are cut into 2P strips, where P is the number of parts; part p takes the p-th strip and the p-th from the end. In a
+    symmetric sweep later strips have fewer pairs, and all such pairs of strips take the same work.
     """
     number, parts = part
     if parts == 1:
@@ -68,20 +68,21 @@ def strips(rows: int, part: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 
 def view_of(rows: Tensor, side: slice) -> Tensor:
-    """Some rows; all of them without the cost of a view."""
+    """Some rows; for all rows, the tensor itself, which avoids the cost of a view."""
     return rows if side.stop - side.start == rows.shape[0] else rows[side]
 
 
 class Tiles:
     """Visits ``x @ keys.T`` of one set of rows tile by tile; without keys the symmetric ``x @ x.T``, each pair of tiles once.
 
-    Where ids are on the host, tiles whose ranges of ids do not meet need no mask; ids that increase along the rows make that
-    nearly all tiles. Where pairs with equal ids count, rows come sorted by id and fall into blocks that share no id: one large
-    class, or several small ones. Only pairs within a block are visited then. Of ids on an accelerator nothing is known.
+    With ids on the host, a tile whose rows and columns have disjoint ranges of ids needs no mask; if ids increase along the
+    rows, this holds for nearly all tiles. If pairs with equal ids are summed over, rows are sorted by id and split into blocks
+    that share no id: one large class, or several small classes. Only pairs within a block are then visited. Ids on an
+    accelerator are not read.
 
     Args:
         sweep: The sweep.
-        x: (N, D) one of its sets of rows.
+        x: (N, D) one of the sweep's sets of rows.
     """
 
     def __init__(self, sweep: Sweep, x: Tensor) -> None:
@@ -101,7 +102,7 @@ class Tiles:
         self._buffers = _on_host.found if x.is_cpu else {}  # the allocator of an accelerator keeps its memory
 
     def _group_size(self, known: int) -> int:
-        """How often each id comes if rows and keys have ids 0, 0, ..., 1, 1, ... as batches do; else 0."""
+        """Number of repetitions of each id if rows and keys have ids 0, 0, ..., 1, 1, ..., as in a batch; else 0."""
         if self._ids is None:
             return 0
         rows = self.x.shape[0]
@@ -112,7 +113,7 @@ class Tiles:
         return group if regular is None or all(torch.equal(each, regular) for each in self._ids) else 0
 
     def _class_blocks(self) -> list[tuple[int, int]]:
-        """First and last row of each block of classes; small classes share one of at most a quarter of a tile."""
+        """First and last row of each block of classes; small classes share a block of at most a quarter of a tile."""
         assert self._ids is not None
         blocks, start, stop = [], 0, 0
         for count in torch.unique_consecutive(self._ids[0], return_counts=True)[1].tolist():
@@ -125,7 +126,7 @@ class Tiles:
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
         rows, columns = self.x.shape[0], self.keys.shape[0]
         if max(rows, columns) <= self.size and self._part[1] == 1 and len(self._blocks) == 1:
-            return iter([(slice(0, rows), slice(0, columns))])  # a small matrix, where every call counts
+            return iter([(slice(0, rows), slice(0, columns))])  # fast path: a small matrix is a single tile
         return self._all_tiles()
 
     def _all_tiles(self) -> Iterator[tuple[slice, slice]]:
@@ -144,21 +145,21 @@ class Tiles:
                 yield rows, slice(column, min(column + size, columns))
 
     def mirrored(self, rows: slice, columns: slice) -> bool:
-        """Whether a tile also stands for its transpose, which is not visited."""
+        """Whether a tile also represents its transpose, which is not visited."""
         return self.symmetric and rows.start != columns.start
 
     def sides(self, rows: slice, columns: slice) -> tuple[tuple[int, slice], ...]:
-        """The sides whose sums a tile adds to, each with the axis of the tile to sum along."""
+        """The rows and columns whose sums a tile contributes to, each with the axis to sum over."""
         two_sided = self.mirrored(rows, columns) if self.symmetric else self.columns
         return ((1, rows), (0, columns)) if two_sided else ((1, rows),)
 
     def zeros(self, scales: int) -> Sides:
-        """Zeros for the columns and the rows: the same tensor in a symmetric sweep; (K, 0) for columns without sums."""
+        """Zeros for columns and for rows: one shared tensor in a symmetric sweep; (K, 0) for columns without sums."""
         rows = self.x.new_zeros(scales, self.x.shape[0])
         return rows if self.symmetric else self.x.new_zeros(scales, self.keys.shape[0] if self.columns else 0), rows
 
     def largest_logit(self, scale: Tensor) -> float:
-        """A bound on scale times |similarity|; infinite where the host cannot know one without waiting for an accelerator."""
+        """An upper bound on scale times |similarity|; infinite if computing a bound would need a synchronisation."""
         known = self._norm_bound < torch.inf
         if not scale.is_cpu or not (known or self.x.is_cpu):
             return torch.inf
@@ -166,7 +167,7 @@ class Tiles:
         return (abs(scale.item()) if scale.numel() == 1 else float(scale.abs().max())) * lengths[0] * lengths[1]
 
     def exclude(self, values: Tensor, rows: slice, columns: slice, fill: float) -> Tensor:
-        """Overwrite, in a tile of values, the pairs that do not count."""
+        """Overwrite the excluded pairs in a tile of values."""
         if self._ids is None:
             return values
         if rows.start == columns.start and self._equal:
@@ -181,8 +182,8 @@ class Tiles:
         return values.masked_fill_(ids != key_ids if self._equal else ids == key_ids, fill)
 
     def _all_count(self, rows: slice, columns: slice) -> bool:
-        """Whether all pairs of a tile but its diagonal count, as far as the host knows."""
-        if self._group:  # ids are positions over the size of a group
+        """Whether the host knows that no pair of a tile, its diagonal aside, is excluded."""
+        if self._group:  # ids are positions // group
             return columns.stop <= rows.start or rows.stop <= columns.start
         if not self._known or self._ids is None:
             return False
@@ -192,7 +193,7 @@ class Tiles:
         return bool(ids.min() > key_ids.max()) or bool(key_ids.min() > ids.max())
 
     def products(self, rows: slice, columns: slice, scale: float, out: Tensor | None = None) -> Tensor:
-        """One tile of ``scale * x @ keys.T``, in a buffer or in the place given."""
+        """One tile of ``scale * x @ keys.T``, in a buffer or in ``out``."""
         a, b = view_of(self.x, rows), view_of(self.keys, columns)
         out = self.scratch(0, a.shape[0], b.shape[0]) if out is None else out
         return torch.addmm(out, a, b.T, beta=0, alpha=scale, out=out)
@@ -202,6 +203,6 @@ class Tiles:
         key = number, self.x.dtype
         if key not in self._buffers or self._buffers[key].numel() < height * width:
             room = min(self.size, self.x.shape[0]) * min(self.size, self.keys.shape[0])
-            with torch.inference_mode(False):  # such a tensor could not be written to outside of that mode
+            with torch.inference_mode(False):  # inference tensors are read-only outside that mode
                 self._buffers[key] = torch.empty(max(room, height * width), dtype=self.x.dtype, device=self.x.device)
         return self._buffers[key][: height * width].view(height, width)
