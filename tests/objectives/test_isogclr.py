@@ -184,7 +184,7 @@ def test_a_new_temperature_is_for_samples_that_are_still_to_come() -> None:
         ({"temperature_gradient": torch.full((3,), math.nan)}, ValueError, "temperature_gradient must be finite"),
         ({"temperature": torch.ones(2)}, ValueError, r"temperature must have shape \(3,\), got \(2,\)"),
         ({"u": -torch.ones(3)}, ValueError, "u must be positive"),
-        ({"u1": torch.ones(3)}, TypeError, "wants u and temperature and temperature_gradient besides visited, got .*u1"),
+        ({"u1": torch.ones(3)}, TypeError, "needs u and temperature and temperature_gradient in addition to visited, got .*u1"),
     ],
 )
 def test_tables_are_taken_over_whole_or_not_at_all(change: dict[str, Any], error: type[Exception], message: str) -> None:
