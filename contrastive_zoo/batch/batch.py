@@ -109,7 +109,7 @@ class Batch:
         (B, V), or (K, B, V) for a tuple of K scales.
         """
         sums = self.pairs.logsumexp(self.x, scale=scale, ids=self.ids)
-        from_batch = rearrange(sums, "... (b v) -> ... b v", v=self.views)
+        from_batch = sums.view(*sums.shape[:-1], self.size, self.views)
         return from_batch if self.negatives is None else logaddexp(from_batch, self.extra_logsumexp(scale))
 
     def extra_logsumexp(self, scale: Scales, views: int | None = None) -> Tensor:

@@ -106,7 +106,10 @@ def _composite(
 
 def _pair_similarity(rows: Tensor) -> Tensor:
     """(B, 1) inner products of (B, 2, D) pairs of rows; (B, 0) for any other number of views."""
-    return torch.linalg.vecdot(rows[:, 0], rows[:, 1])[:, None] if rows.shape[1] == 2 else rows[:, 0, :0]
+    if rows.shape[1] != 2:
+        return rows[:, 0, :0]
+    first, second = rows.unbind(1)
+    return (first * second).sum(1, keepdim=True)
 
 
 @operator(

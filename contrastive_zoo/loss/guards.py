@@ -1,7 +1,7 @@
 """Checks against silent training errors: broken state, recomputation, processes whose state differs."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -14,22 +14,24 @@ from contrastive_zoo.state.modules import Seed, StepCounter
 from contrastive_zoo.state.temperature import Temperature
 
 
-def refuse_broken_state(card: Card, objective: Objective, tables: Iterable[tuple[nn.Module, str]]) -> None:
+def refuse_broken_state(card: Card, parts: Sequence[nn.Module], tables: Iterable[tuple[nn.Module, str]]) -> None:
     """Raise if a learned parameter is NaN, or a wrapper converted a table to half precision.
 
     Args:
         card: Summary of the objective.
-        objective: The objective.
+        parts: Modules of the objective, itself first.
         tables: Modules and names of the buffers that this step updates.
 
     Raises:
         ValueError: A learned parameter on the CPU is NaN.
         TypeError: A table is in half precision.
     """
-    for name, parameter in () if torch.compiler.is_compiling() else objective.named_parameters():
-        if parameter.is_cpu and parameter.numel() == 1 and math.isnan(parameter.item()):
-            learned = name.removeprefix("_").removesuffix(".value")
-            raise ValueError(f"the learned {learned} of {card.name!r} is NaN: training has diverged.")
+    for part in () if torch.compiler.is_compiling() else parts:
+        for parameter in part._parameters.values():
+            if parameter is not None and parameter.is_cpu and parameter.numel() == 1 and math.isnan(parameter.item()):
+                name = next(name for name, each in parts[0].named_parameters() if each is parameter)
+                learned = name.removeprefix("_").removesuffix(".value")
+                raise ValueError(f"the learned {learned} of {card.name!r} is NaN: training has diverged.")
     for module, name in tables:
         dtype = getattr(module, name).dtype
         if dtype in HALF:

@@ -45,7 +45,8 @@ class Loss(nn.Module):
         self.objective = objective
         self.settings = settings
         self._set_options(options)
-        self._tables = [(module, name) for module in objective.modules() for name, _ in module.named_buffers(recurse=False)]
+        self._parts = list(objective.modules())
+        self._tables = [(part, name) for part in self._parts for name, _ in part.named_buffers(recurse=False)]
         self._seen: dict[str, Any] = {}
         self._warned_of_same_samples = False
 
@@ -171,9 +172,8 @@ class Loss(nn.Module):
 
     def _batch(self, call: Call, handshake: Handshake | None) -> Batch:
         """Check a call, and make its batch, or the joint batch of the calls of all processes."""
-        moves = self.training and (self.card.stateful or self.card.draws)
-        refuse_broken_state(self.card, self.objective, self._tables if self.card.stateful and self.training else [])
-        if moves:
+        refuse_broken_state(self.card, self._parts, self._tables if self.card.stateful and self.training else [])
+        if self.training and (self.card.stateful or self.card.draws):
             refuse_recomputation(self.card)
         call.check(self.card, self.training)
         batch = self._maker.make(call, self.training, handshake, self._agreement)

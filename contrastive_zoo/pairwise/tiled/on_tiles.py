@@ -12,6 +12,11 @@ from torch import Tensor
 from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles
 
 
+def _entries(values: Tensor, side: slice) -> Tensor:
+    """(1, n) entries for one side of a tile, of values (1, N); all of them without the cost of a view."""
+    return values if side.stop - side.start == values.shape[1] else values[:, side]
+
+
 class OnTiles(ABC):
     """A term on the tiles of one set of rows, for one pass.
 
@@ -71,14 +76,15 @@ class OnTiles(ABC):
     def _add(self, values: Tensor, i: slice, j: slice) -> None:
         """Add values shared by rows and columns to the totals of both."""
         for axis, side in self.tiles.sides(i, j):
-            self.totals[axis][0, side].add_(values.sum(axis))
+            _entries(self.totals[axis], side).add_(values.sum(axis))
 
     def _weighted(self, values: Tensor, i: slice, j: slice) -> Tensor:
         """Values shared by rows and columns, times the sum of the weights of both."""
         (columns, rows), out = self.weights, self.tiles.scratch(1, *values.shape)
+        of_rows = _entries(rows, i).T
         if not self.tiles.columns:
-            return torch.mul(values, rows[0, i, None], out=out)
-        return torch.add(rows[0, i, None], columns[0, None, j], out=out).mul_(values)
+            return torch.mul(values, of_rows, out=out)
+        return torch.add(of_rows, _entries(columns, j), out=out).mul_(values)
 
     def _mirror(self, slopes: Tensor, i: slice, j: slice) -> Tensor:
         """Add the transpose to slopes of a diagonal tile, where each row is also a column."""
