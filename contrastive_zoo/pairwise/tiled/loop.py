@@ -95,8 +95,9 @@ def _places(tiles: Tiles, kept: Tensor) -> Iterator[tuple[slice, slice, Tensor |
     offset = 0
     for i, j in tiles:
         height, width = i.stop - i.start, j.stop - j.start
-        yield i, j, kept[offset : offset + height * width].view(height, width) if kept.numel() else None
-        offset += height * width
+        place = slice(offset, offset + height * width)
+        yield i, j, view_of(kept, place).view(height, width) if kept.numel() else None
+        offset = place.stop
 
 
 def _sums(on: OnTiles) -> Sums:
