@@ -138,9 +138,11 @@ class Batch:
     def negatives_count(self, views: int | None = None) -> Tensor:
         """(B, 1) number of negatives of each sample: rows of ``views`` views, plus extra negatives."""
         ids = self.sample_ids
-        same = torch.zeros_like(ids).index_add_(0, ids, torch.ones_like(ids))[ids]
-        count = (self.size - same) * (views or self.views)
-        count = count.to(self.x.device)
+        if self.complete and not torch.compiler.is_compiling():
+            count = ids.new_full(ids.shape, (self.size - 1) * (views or self.views)).to(self.x.device)
+        else:
+            same = torch.zeros_like(ids).index_add_(0, ids, torch.ones_like(ids))[ids]
+            count = ((self.size - same) * (views or self.views)).to(self.x.device)
         if self.negatives_ids is not None:
             count = count + self.pairs.on_own_samples(self._extra_count, self.x, self.ids, 1.0).long()
         return count[:, None]

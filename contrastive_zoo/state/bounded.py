@@ -11,7 +11,15 @@ def within(parameter: Tensor, low: float, high: float) -> Tensor:
 
     At an end of the interval, only gradients that move the parameter back into the interval are kept.
     """
-    return _Within.apply(parameter.reshape(()), low, high)  # type: ignore[no-any-return,no-untyped-call]
+    scalar = parameter.reshape(())
+    if _readable(scalar) and low < scalar.item() < high:
+        return scalar  # in eager mode the function below takes longer than a small batch's products
+    return _Within.apply(scalar, low, high)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _readable(scalar: Tensor) -> bool:
+    """Whether the host knows the value of a tensor without a synchronisation or a transform that hides it."""
+    return scalar.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
 class _Within(torch.autograd.Function):
