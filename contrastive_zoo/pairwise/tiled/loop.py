@@ -11,7 +11,7 @@ from torch import Tensor
 from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import Gradients, LogSumExp, Needs, Softplus, Sums, Term
-from contrastive_zoo.pairwise.tiled import gram
+from contrastive_zoo.pairwise.tiled import gram, small
 from contrastive_zoo.pairwise.tiled.on_tiles import OnTiles
 from contrastive_zoo.pairwise.tiled.terms import on_tiles
 from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles, tiles_numel, view_of
@@ -40,16 +40,20 @@ def forward(sweep: Sweep, term: Term, needs: Needs) -> tuple[Sums, Tensor]:
         with without_autocast(sweep.x):
             sums, empty = gram.forward(sweep.x, sweep.keys)[None], sweep.x.new_empty
             return Sums(sums, empty(1, 0), empty(1, 0)), empty(0)
-    kept, found = sweep.x.new_empty(keep), []
+    if isinstance(term, LogSumExp) and small.serves(sweep, term):
+        with without_autocast(sweep.x):
+            found, kept = small.forward(sweep, term)
+            return found, kept if keep else kept.new_empty(0)
+    kept, by_set = sweep.x.new_empty(keep), []
     with without_autocast(sweep.x):
         for on, places in _sets(sweep, term, kept):
             for i, j, place in places:
                 on.add(on.tiles.products(i, j, on.factor, place), i, j)
-            found.append(_sums(on))
+            by_set.append(_sums(on))
     if sweep.x.dim() == 2:
-        return found[0], kept
-    rows, _, means = zip(*found, strict=True)
-    return Sums(torch.stack(rows, 1), found[0].columns, torch.stack(means, 1)), kept
+        return by_set[0], kept
+    rows, _, means = zip(*by_set, strict=True)
+    return Sums(torch.stack(rows, 1), by_set[0].columns, torch.stack(means, 1)), kept
 
 
 def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor, needs: Needs) -> Gradients:
@@ -60,6 +64,9 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor
         empty = sweep.x.new_empty
         with without_autocast(sweep.x):
             return Gradients(*gram.backward(upstream[0][0], sweep.x, sweep.keys, needs), empty(0), empty(0))
+    if isinstance(term, LogSumExp) and kept.numel() and small.serves(sweep, term):
+        with without_autocast(sweep.x):
+            return small.backward(sweep, term, sums, upstream, kept, needs)
     with without_autocast(sweep.x):
         sets, found = list(_sets(sweep, term, kept)), []
         # The gradient of the scale is computed from the gradient of the rows or of the keys.

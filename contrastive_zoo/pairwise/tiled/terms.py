@@ -59,7 +59,7 @@ class _BoundedExponentials(OnTiles):
         return self._each(Tensor.log_, self.totals)
 
     def begin(self, sums: Sides, means: Tensor, grads: Sides, needs_scale: bool) -> None:
-        self.weights = self._each(_over_sum, grads, sums)
+        self.weights = self._each(over_sum, grads, sums)
 
     def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
         return self._weighted(tile if added else self.tiles.exclude(tile.exp2_(), i, j, 0), i, j)
@@ -68,7 +68,7 @@ class _BoundedExponentials(OnTiles):
         return super().grad_scale(x, keys).reshape(1, 1)
 
 
-def _over_sum(grad: Tensor, logsumexp: Tensor) -> Tensor:
+def over_sum(grad: Tensor, logsumexp: Tensor) -> Tensor:
     """Gradient of a log-sum-exp divided by its sum of exponentials; 0 for a row without keys."""
     return logsumexp.neg().exp_().mul_(grad).masked_fill_(logsumexp == -torch.inf, 0)
 
@@ -133,7 +133,7 @@ class _Exponentials(OnTiles):
             self.totals[1].copy_(grads[1] * means)
         self.needs_scale = needs_scale and self.weighted is None
         if self.bounded:
-            self.weights = self._each(_over_sum, grads, sums)
+            self.weights = self._each(over_sum, grads, sums)
         else:
             self.weights = self._each(lambda grad, sums: grad.masked_fill(sums == -torch.inf, 0), grads, sums)
             self._shifts = self._each(lambda sums: (sums * LOG2_E).masked_fill_(sums == -torch.inf, torch.inf), sums)

@@ -72,6 +72,13 @@ def view_of(rows: Tensor, side: slice) -> Tensor:
     return rows if side.stop - side.start == rows.shape[0] else rows[side]
 
 
+def fill_groups(values: Tensor, group: int, fill: float) -> Tensor:
+    """Overwrite the blocks of ``group`` rows and columns along the diagonal of a square matrix."""
+    blocks = values.shape[0] // group
+    values.view(blocks, group, blocks, group).diagonal(dim1=0, dim2=2).fill_(fill)
+    return values
+
+
 class Tiles:
     """Visits ``x @ keys.T`` of one set of rows tile by tile; without keys the symmetric ``x @ x.T``, each pair of tiles once.
 
@@ -173,9 +180,7 @@ class Tiles:
         if rows.start == columns.start and self._equal:
             values.fill_diagonal_(fill)
         if rows == columns and self._group:
-            blocks = rows.stop // self._group - rows.start // self._group
-            values.view(blocks, self._group, blocks, self._group).diagonal(dim1=0, dim2=2).fill_(fill)
-            return values
+            return fill_groups(values, self._group, fill)
         if self._all_count(rows, columns):
             return values
         ids, key_ids = self._ids[0][rows, None].to(values.device), self._ids[1][columns].to(values.device)
