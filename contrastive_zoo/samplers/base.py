@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.batch.batch import Batch
-from contrastive_zoo.batch.encoder import UserEncoder
-from contrastive_zoo.batch.features import stack_views
+from contrastive_zoo.batch.call import Call
+from contrastive_zoo.batch.make import BatchMaker
 from contrastive_zoo.batch.options import Options
-from contrastive_zoo.batch.pairs import Pairs
-from contrastive_zoo.batch.samples import sample_ids
 from contrastive_zoo.checks import check_features, check_integers, check_same
+from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.state.modules import PreciseModule
 from contrastive_zoo.state.temperature import Temperature
 
@@ -100,8 +99,14 @@ class NegativeSampler(PreciseModule):
             (torch.Size([16, 4]), True)
         """
         held = Temperature(temperature)
-        batch = _batch_of(z1, z2, index, -1 if self.num_samples is None else self.num_samples)
-        return self.sample(batch, 1 / held.bounded()).listing()
+        check_features("z1", z1, (2,))
+        check_features("z2", z2, (2,))
+        check_same("z1", z1, "z2", z2)
+        check_integers("index", index, len(z1))
+        maker = BatchMaker(Options(num_samples=self.num_samples), needs_index=True)
+        batch = maker.make(Call(z1, z2, index, None, None, None), training=True)
+        with without_autocast(batch.x):
+            return self.sample(batch, 1 / held.bounded()).listing()
 
     def sample(self, batch: Batch, scale: Tensor) -> Negatives:
         """Negatives for the rows of a training batch of two views; advances the state.
@@ -111,23 +116,6 @@ class NegativeSampler(PreciseModule):
             scale: 0-dim, 1 / temperature.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement sample(batch, scale).")
-
-
-def _batch_of(z1: Tensor, z2: Tensor, index: Tensor, num_samples: int) -> Batch:
-    """Two views of features as a batch of one process."""
-    check_features("z1", z1, (2,))
-    check_features("z2", z2, (2,))
-    check_same("z1", z1, "z2", z2)
-    check_integers("index", index, len(z1))
-    dtype = torch.promote_types(z1.dtype, z2.dtype)
-    x, similarity = stack_views(z1, z2, "sphere", dtype, name="z1 or z2", validate=False, second_order=False)
-    index = index.to(torch.int64)
-    ids = sample_ids(index, num_samples, index.is_cpu)
-    outside = UserEncoder(z1.device.type, None, dtype, Options())
-    pairs = Pairs.unshared("auto", unit_rows=True, norm_bound=1.01)
-    return Batch(
-        x, ids.repeat_interleave(2), ids, views=2, pair_similarity=similarity, pairs=pairs, index=index, encode=outside
-    )
 
 
 def check_encode(encode: Encode | None) -> Encode | None:

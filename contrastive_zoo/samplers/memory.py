@@ -6,6 +6,7 @@ Shapes: N anchors, M embeddings, D features, K negatives of an anchor, A anchors
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def memory_softmax(x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_
 
 
 @memory_softmax.register_fake
-def _(x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0]), torch.empty_like(x)
 
 
@@ -118,16 +119,7 @@ def _gumbel(draws: DrawTable, anchors: slice, columns: slice, first: int, dtype:
 
 
 @memory_largest.register_fake
-def _(
-    x: Tensor,
-    scale: Tensor,
-    samples: Tensor,
-    keys: Tensor,
-    key_samples: Tensor,
-    k: int,
-    seed: Tensor | None,
-    first: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, k: int, *_: Any) -> tuple[Tensor, ...]:
     return samples.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k), x.new_empty(x.shape[0])
 
 
@@ -170,7 +162,5 @@ def memory_uniform(
 
 
 @memory_uniform.register_fake
-def _(
-    x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, k: int, seed: Tensor, first: int
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, k: int, *_: Any) -> tuple[Tensor, ...]:
     return samples.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k)

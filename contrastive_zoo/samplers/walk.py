@@ -193,16 +193,8 @@ def batch_walk(
 
 
 @batch_walk.register_fake
-def _(
-    x: Tensor,
-    scale: Tensor,
-    ids: Tensor,
-    carried: Tensor,
-    burn_in: float,
-    seed: Tensor,
-    uniform: bool,
-    first: int,
-) -> tuple[Tensor, ...]:
+def _(*taken: Any) -> tuple[Tensor, ...]:
+    x, _, _, carried, _, _, uniform, _ = taken
     floats = [torch.empty_like(carried) for _ in range(5)]
     gradient = torch.empty_like(x) if uniform else x.new_empty(0)
     return *floats[:2], torch.empty_like(carried, dtype=torch.int64), *floats[2:], gradient
@@ -230,7 +222,7 @@ def batch_walk_backward(
 
 
 @batch_walk_backward.register_fake
-def _(grad: Tensor, x: Tensor, scale: Tensor, ids: Tensor, carried: Tensor, burn_in: float, seed: Tensor, start: int) -> Tensor:
+def _(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 

@@ -97,3 +97,17 @@ def test_mistakes(name: str) -> None:
         with pytest.raises(IndexError, match=f"index holds {NUM_SAMPLES}"):
             sampler(z1, z2, index=torch.full_like(index, NUM_SAMPLES))
     assert same_state(sampler.state_dict(), before)
+
+
+@every_sampler
+def test_under_autocast_only_the_rows_are_rounded(name: str) -> None:
+    """As in a loss: features in half precision, and the same numbers in float32 under autocast, find the same."""
+    batch = views()
+    z1, z2 = batch.z1.detach().bfloat16(), batch.z2.detach().bfloat16()
+    first, second = (zoo.get_sampler(name, num_samples=NUM_SAMPLES) for _ in range(2))
+    expected = first(z1, z2, index=batch.index)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = second(z1.float(), z2.float(), index=batch.index)
+    assert torch.equal(found.rows, expected.rows)
+    assert torch.equal(found.weights, expected.weights)
+    assert found.weights.dtype == torch.float32

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from contrastive_zoo.pairwise.sweep import Sweep
-from contrastive_zoo.pairwise.terms import Squares, Term
+from contrastive_zoo.pairwise.terms import Gradients, Needs, Squares, Sums, Term
 
 
 def serves(sweep: Sweep, term: Term) -> bool:
@@ -29,17 +29,22 @@ def _distinct(ids: Tensor, key_ids: Tensor | None) -> bool:
     return torch.equal(ids, key_ids) and len(ids.unique()) == len(ids)
 
 
-def forward(x: Tensor, keys: Tensor) -> Tensor:
-    """(N,) sums."""
-    return vecdot(x @ (keys.mT @ keys), x) - vecdot(x, keys).square()
+def forward(sweep: Sweep, term: Squares) -> tuple[Sums, Tensor]:
+    """The sums; nothing is kept for the backward pass."""
+    assert sweep.keys is not None
+    x, keys, empty = sweep.x, sweep.keys, sweep.x.new_empty
+    rows = vecdot(x @ (keys.mT @ keys), x) - vecdot(x, keys).square()
+    return Sums(rows[None], empty(1, 0), empty(1, 0)), empty(0)
 
 
-def backward(grad: Tensor, x: Tensor, keys: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor, Tensor]:
-    """Gradients of x and keys; empty for an input that needs no gradient."""
-    own, scaled = vecdot(x, keys)[:, None], 2 * grad[:, None] * x
-    of_rows = of_keys = x.new_empty(0)
+def backward(sweep: Sweep, term: Squares, sums: Sums, upstream: tuple[Tensor, Tensor], kept: Tensor, needs: Needs) -> Gradients:
+    """Gradients of rows and keys; empty for an input that needs no gradient."""
+    assert sweep.keys is not None
+    x, keys, grad = sweep.x, sweep.keys, 2 * upstream[0][0][:, None]
+    own, scaled = vecdot(x, keys)[:, None], grad * x
+    of_rows, of_keys, empty = x.new_empty(0), x.new_empty(0), x.new_empty
     if needs[0]:
-        of_rows = (x @ (keys.mT @ keys)).addcmul_(own, keys, value=-1).mul_(2 * grad[:, None])
+        of_rows = (x @ (keys.mT @ keys)).addcmul_(own, keys, value=-1).mul_(grad)
     if needs[1]:
         of_keys = (keys @ (x.mT @ scaled)).addcmul_(own, scaled, value=-1)
-    return of_rows, of_keys
+    return Gradients(of_rows, of_keys, empty(0), empty(0))

@@ -4,6 +4,7 @@ Shapes: G sets of N rows `x`, M rows `keys`, D features, K scales.
 """
 
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -36,13 +37,9 @@ def forward(sweep: Sweep, term: Term, needs: Needs) -> tuple[Sums, Tensor]:
     keep = residual(sweep, term, needs)
     if isinstance(term, Softplus) and keep:
         return _forward_with_gradient(sweep, term, needs)
-    if sweep.keys is not None and gram.serves(sweep, term):
+    if short := _without_loop(sweep, term):
         with without_autocast(sweep.x):
-            sums, empty = gram.forward(sweep.x, sweep.keys)[None], sweep.x.new_empty
-            return Sums(sums, empty(1, 0), empty(1, 0)), empty(0)
-    if isinstance(term, LogSumExp) and small.serves(sweep, term):
-        with without_autocast(sweep.x):
-            found, kept = small.forward(sweep, term)
+            found, kept = short.forward(sweep, term)
             return found, kept if keep else kept.new_empty(0)
     kept, by_set = sweep.x.new_empty(keep), []
     with without_autocast(sweep.x):
@@ -60,13 +57,10 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor
     """The needed gradients of rows, keys, scale and offset, given upstream gradients of the sums of rows and of keys."""
     if isinstance(term, Softplus) and kept.numel():
         return _kept_gradient(sweep, upstream[0], kept, needs)
-    if sweep.keys is not None and gram.serves(sweep, term):
-        empty = sweep.x.new_empty
+    if short := _without_loop(sweep, term):
         with without_autocast(sweep.x):
-            return Gradients(*gram.backward(upstream[0][0], sweep.x, sweep.keys, needs), empty(0), empty(0))
-    if isinstance(term, LogSumExp) and kept.numel() and small.serves(sweep, term):
-        with without_autocast(sweep.x):
-            return small.backward(sweep, term, sums, upstream, kept, needs)
+            gradients: Gradients = short.backward(sweep, term, sums, upstream, kept, needs)
+            return gradients
     with without_autocast(sweep.x):
         sets, found = list(_sets(sweep, term, kept)), []
         # The gradient of the scale is computed from the gradient of the rows or of the keys.
@@ -86,6 +80,11 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor
         given = term.packed().offset
         offsets = torch.stack(offset) if given is not None and given.dim() == 2 else offset[0]
         return Gradients(x, keys, sum(scale[1:], scale[0]), offsets)
+
+
+def _without_loop(sweep: Sweep, term: Term) -> ModuleType | None:
+    """The module that computes a sweep without the loop, with a forward and a backward of its own; None if none does."""
+    return next((module for module in (gram, small) if module.serves(sweep, term)), None)
 
 
 def _sets(sweep: Sweep, term: Term, kept: Tensor) -> Iterator[tuple[OnTiles, Iterator[tuple[slice, slice, Tensor | None]]]]:
