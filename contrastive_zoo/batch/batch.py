@@ -77,7 +77,7 @@ class Batch:
 
     def each_view(self) -> tuple[Tensor, ...]:
         """(B, D) rows of every view."""
-        return self.by_view().unbind()
+        return rearrange(self.x, "(b v) d -> b v d", v=self.views).unbind(1)
 
     def by_view(self) -> Tensor:
         """(V, B, D) rows, grouped by view."""

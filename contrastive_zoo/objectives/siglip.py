@@ -88,4 +88,5 @@ class SigLIP(Objective):
         (x, y), ids = batch.each_view(), batch.sample_ids
         negatives = batch.pairs.softplus_sum(x, y, scale=scale, bias=bias, ids=ids, key_ids=ids, uniform=batch.uniform)
         positives = log1p_exp(-scale * batch.positive_similarity() - bias)
-        return torch.where(batch.negatives_count(views=1) > 0, positives + negatives[:, None], -torch.inf)
+        losses = positives + negatives[:, None]
+        return losses if batch.complete else torch.where(batch.negatives_count(views=1) > 0, losses, -torch.inf)

@@ -54,5 +54,5 @@ def spectral_contrastive(batch: Batch, *, radius: float = 1.0) -> Tensor:
     squares = batch.pairs.square_sum(*batch.each_view(), ids=batch.sample_ids)
     pairs = batch.negatives_count(views=1).sum()
     weight = radius**2 * batch.size / pairs.clamp_min(1).to(squares.dtype)
-    loss = weight * squares[:, None] - 2 * batch.positive_similarity()
-    return torch.where(pairs > 0, loss, -torch.inf)
+    losses = weight * squares[:, None] - 2 * batch.positive_similarity()
+    return losses if batch.complete else torch.where(pairs > 0, losses, -torch.inf)
