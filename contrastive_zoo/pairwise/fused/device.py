@@ -6,15 +6,16 @@ Rows `i` belong to the side that a program computes for, rows `j` to the other s
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+from contrastive_zoo.pairwise.fused import BOUNDED_RANGE
+
 # Start of a running maximum: a difference with it is never NaN, as one with an infinity could be.
 LOWEST = tl.constexpr(-1.0e30)
-# Exponentials of bounded logits, relative to the bound, are at least 2 to the power of minus this: normal numbers.
-RANGE = tl.constexpr(100.0)
+RANGE = tl.constexpr(BOUNDED_RANGE)
 
 
 @triton.jit
 def load_rows(X, i, end, stride, D: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows before the end, padded with zeros; offsets have 64 bits."""
     d = tl.arange(0, WIDTH)
     mask = (i < end)[:, None]
     if D < WIDTH:
@@ -24,6 +25,7 @@ def load_rows(X, i, end, stride, D: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def load_ids(ids, i, end, group, IDS: tl.constexpr):
+    """The id of each row."""
     if IDS == 2:
         found = tl.load(ids + i, mask=i < end, other=0)
     elif IDS == 1:
@@ -48,7 +50,7 @@ def load_scale(SCALE, i, end, k, SCALES: tl.constexpr):
 @triton.jit
 def shift_of(scale, squared_bound):
     """An upper bound on the logits of each row, and whether it can replace their maximum."""
-    bound = tl.abs(scale) * squared_bound * LOG2_E
+    bound = tl.abs(scale) * squared_bound
     return bound, 2.0 * tl.max(bound, 0) < RANGE
 
 
@@ -83,7 +85,7 @@ def tiles_of(i0, rows, columns, s0, e0, s1, e1, BM: tl.constexpr, BN: tl.constex
         if PART == 2:
             every = tl.where(inside, every, 0)
         else:
-            # Part 1 needs of the rows before the block those in the strips; if the block is in a strip, all from the block on too.
+            # PART 1 needs, of the rows before the block, those in strips; and if the block is in a strip, all rows from it on.
             limit = i0 if PART == 1 else columns
             first = tl.cdiv(tl.maximum(tl.minimum(e0, limit) - s0, 0), BN)
             both = first + tl.cdiv(tl.maximum(tl.minimum(e1, limit) - s1, 0), BN)

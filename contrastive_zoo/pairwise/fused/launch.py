@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive_zoo.pairwise.fused import BOUNDED_RANGE
 from contrastive_zoo.pairwise.fused.shapes import capability_of, kind_of, padded, shape_of
-from contrastive_zoo.pairwise.kernels import LOG2_E
 from contrastive_zoo.pairwise.sweep import Sweep, strips
 from contrastive_zoo.pairwise.terms import Gradients, LogSumExp, Needs, Sums, Term
 
@@ -152,7 +152,7 @@ class _Launches:
         if self.x.rows * self.keys.rows < MANY_PAIRS or self.scales == 2 or torch.are_deterministic_algorithms_enabled():
             return False
         # On an accelerator the scale is not read: `pair_sums` returns at once if logits are not bounded.
-        return isinstance(self.scale, Tensor) or 2 * abs(self.scale) * self.squared_bound * LOG2_E < 100
+        return isinstance(self.scale, Tensor) or 2 * abs(self.scale) * self.squared_bound < BOUNDED_RANGE
 
 
 def prepare(sweep: Sweep) -> Sweep:
@@ -164,11 +164,24 @@ def prepare(sweep: Sweep) -> Sweep:
 
 
 def residual(sweep: Sweep, term: Term, needs: Needs) -> int:
-    """Number of entries kept for the backward pass: mean similarities of rows and keys, the derivatives in the scale."""
-    if not isinstance(term, LogSumExp) or term.mean or not needs[2]:
-        return 0
+    """Number of entries kept for the backward pass."""
+    return sum(_kept_sizes(sweep, term, needs)) if isinstance(term, LogSumExp) else 0
+
+
+def _kept_sizes(sweep: Sweep, term: LogSumExp, needs: Needs) -> list[int]:
+    """Number of kept entries: rounding errors of log-sum-exps of rows, of keys; mean similarities of rows, of keys.
+
+    The mean similarity is the derivative of a log-sum-exp in its scale.
+    """
     keys = sweep.keys.shape[0] if sweep.both and sweep.keys is not None else 0
-    return term.scale.shape[0] * (sweep.x.shape[:-1].numel() + keys)
+    sides = [term.scale.shape[0] * sweep.x.shape[:-1].numel(), term.scale.shape[0] * keys]
+    wanted = needs[0] or needs[1], needs[2] and not term.mean
+    return [side if want else 0 for want in wanted for side in sides]
+
+
+def _split(kept: Tensor, sweep: Sweep, term: LogSumExp, needs: Needs) -> list[Tensor | None]:
+    """The kept entries; None for those that are not kept."""
+    return [each if each.numel() else None for each in kept.split(_kept_sizes(sweep, term, needs))]
 
 
 def forward(sweep: Sweep, term: Term, needs: Needs) -> tuple[Sums, Tensor]:
@@ -177,16 +190,18 @@ def forward(sweep: Sweep, term: Term, needs: Needs) -> tuple[Sums, Tensor]:
     launches, empty, shape = _Launches(sweep, term), sweep.x.new_empty, (term.scale.shape[0], *sweep.x.shape[:-1])
     both = sweep.both and sweep.keys is not None
     kept = empty(residual(sweep, term, needs))
-    sums = Sums(empty(shape), empty(shape[0], launches.keys.rows if both else 0), empty(shape if term.mean else (*shape[:-1], 0)))
-    means: list[Tensor | None] = [sums.means if term.mean else None, None]
-    if kept.numel():
-        means = list(kept.split([sums.rows.numel(), sums.columns.numel()]))
+    sums = Sums(
+        empty(shape), empty(shape[0], launches.keys.rows if both else 0), empty(shape if term.mean else (*shape[:-1], 0))
+    )
+    errors, column_errors, means, column_means = _split(kept, sweep, term, needs)
+    means = sums.means if term.mean else means
     totals: list[list[Tensor | None]] = [[None, None], [None, None]]
     if (both or sweep.keys is None) and launches.visits_pairs_once:
-        totals = _pair_sums(launches, sums, kept.numel() > 0)
-    launches.launch("log_sums", launches.x, launches.keys, (*totals[0], sums.rows, means[0]), PART=launches.x.part)
+        totals = _pair_sums(launches, sums, means is not None)
+    launches.launch("log_sums", launches.x, launches.keys, (*totals[0], sums.rows, errors, means), PART=launches.x.part)
     if both:
-        launches.launch("log_sums", launches.keys, launches.x, (*totals[1], sums.columns, means[1]), PART=launches.keys.part)
+        pointers = (*totals[1], sums.columns, column_errors, column_means)
+        launches.launch("log_sums", launches.keys, launches.x, pointers, PART=launches.keys.part)
     return sums, kept
 
 
@@ -204,18 +219,17 @@ def _pair_sums(launches: _Launches, sums: Sums, weighted: bool) -> list[list[Ten
     return totals
 
 
-def backward(
-    sweep: Sweep, term: Term, sums: Sums, upstream: tuple[Tensor, Tensor], kept: Tensor, needs: Needs
-) -> Gradients:
+def backward(sweep: Sweep, term: Term, sums: Sums, upstream: tuple[Tensor, Tensor], kept: Tensor, needs: Needs) -> Gradients:
     """The needed gradients of rows, keys and scale."""
     assert isinstance(term, LogSumExp)
     empty = sweep.x.new_empty(0)
     x, keys, scale = empty, empty, empty
+    errors, column_errors, means, column_means = _split(kept, sweep, term, needs)
     if needs[0] or (needs[1] and sweep.keys is not None):
         launches = _Launches(sweep, term)
         weights, column_weights, top = launches.weights(sums, upstream)
-        of_rows: tuple[Tensor | None, ...] = sums.rows, weights
-        of_columns: tuple[Tensor | None, ...] = (sums.columns, column_weights) if sums.columns.numel() else (None, None)
+        of_rows: tuple[Tensor | None, ...] = sums.rows, errors, weights
+        of_columns: tuple[Tensor | None, ...] = (sums.columns, column_errors, column_weights) if sweep.both else (None,) * 3
         number = term.scale.shape[0]
         if needs[0]:
             x = torch.empty_like(sweep.x, memory_format=torch.contiguous_format)
@@ -226,16 +240,18 @@ def backward(
             pointers = (*of_columns, *of_rows, top, keys)
             launches.launch("gradients", launches.keys, launches.x, pointers, PART=launches.keys.part, K=number)
     if needs[2]:
-        scale = _grad_scale(term, sums, upstream, kept)
+        scale = _grad_scale(term, sums, upstream, (sums.means if term.mean else means, column_means))
     return Gradients(x, keys, scale, empty)
 
 
-def _grad_scale(term: LogSumExp, sums: Sums, upstream: tuple[Tensor, Tensor], kept: Tensor) -> Tensor:
-    """The derivative of a log-sum-exp in its scale is the mean similarity."""
-    means = (sums.means,) if term.mean else kept.split([sums.rows.numel(), sums.columns.numel()])
+def _grad_scale(
+    term: LogSumExp, sums: Sums, upstream: tuple[Tensor, Tensor], means: tuple[Tensor | None, Tensor | None]
+) -> Tensor:
+    """Gradient of the scale, whose derivative is the mean similarity."""
     products = [
         (grad.masked_fill(side == -torch.inf, 0) * mean.view(side.shape)).flatten(1)
-        for side, grad, mean in zip((sums.rows, sums.columns), upstream, means, strict=False)
+        for side, grad, mean in zip((sums.rows, sums.columns), upstream, means, strict=True)
+        if mean is not None
     ]
     if term.scale.shape[1] > 1:
         return products[0].view(-1, term.scale.shape[1]).sum(0, keepdim=True)

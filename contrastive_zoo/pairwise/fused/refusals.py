@@ -37,7 +37,9 @@ def refuses_unasked(sweep: Sweep, term: Term) -> str:
 
 def _refuses_device(device: torch.device) -> str:
     if device.type != "cuda" or torch.version.hip is not None:
-        return f"its kernels need an NVIDIA GPU, and the rows are on {device}" + (" of another make" if torch.version.hip else "")
+        return f"its kernels need an NVIDIA GPU, and the rows are on {device}" + (
+            " of another make" if torch.version.hip else ""
+        )
     properties = torch.cuda.get_device_properties(device)
     if (properties.major, properties.minor) < OLDEST:
         return (
