@@ -34,7 +34,7 @@ class Bound(NamedTuple):
 
     Attributes:
         norm: An upper bound on the length of all rows and keys.
-        operand: The half precision that a backend may multiply in, because it holds all entries; None if no half precision does.
+        operand: A half precision that a backend may multiply in, because it holds all entries; None if there is none.
     """
 
     norm: float = torch.inf
@@ -55,7 +55,7 @@ class Sweep:
         norm_bound: A known upper bound on the length of all rows and keys.
         part: (p, P): only part p of P, counted from 0, is summed over. Parts are strips of rows, the same for all backends.
         group: Number of repetitions of each id if the ids of rows and keys are known to be 0, 0, ..., 1, 1, ...; 0 if unknown.
-        operand: The half precision that a backend may multiply in, because it holds all entries; None if no half precision does.
+        operand: A half precision that a backend may multiply in, because it holds all entries; None if there is none.
     """
 
     x: Tensor

@@ -220,7 +220,7 @@ def gradients(
     D: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
     IDS: tl.constexpr, EQUAL: tl.constexpr, SCALES: tl.constexpr, PART: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of rows, (G, N, D), through the sums of the rows (if SUMS is given) and of the other side (if OTHER_SUMS is)."""
+    """Gradients of rows, (G, N, D), through the sums of rows (if SUMS is given) and of the other side (if OTHER_SUMS is)."""
     i0, g = tl.program_id(0) * BM, tl.program_id(1).to(tl.int64)
     i = i0 + tl.arange(0, BM)
     x = load_rows(X + g * x_set, i, rows, x_row, D, WIDTH)
