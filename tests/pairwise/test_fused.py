@@ -101,6 +101,21 @@ def test_value_and_gradients(operation: Operation, shape: tuple[int, int], kind:
         assert_as_exact_as_dense(bounded(operation), single(*shape), kind)
 
 
+def test_probabilities_at_a_low_temperature_do_not_lack_what_log_sum_exps_round_off(visits: str) -> None:
+    """A log-sum-exp of 200 is off by 1e-5, and probabilities computed from it would be too."""
+    upstream = weights(70)
+
+    def gradient(dtype: torch.dtype, backend: str) -> Tensor:
+        x, keys = rows(70, 5, dtype=torch.float32), rows(70, 5, seed=3, dtype=torch.float32)
+        x = x.detach().to(dtype).requires_grad_()
+        value = pairwise.logsumexp(x, keys.detach().to(dtype), scale=200.0, backend=backend)
+        return torch.autograd.grad(value, x, upstream.to(dtype))[0]
+
+    exact = gradient(torch.float64, "dense")
+    fused, dense = (float((gradient(torch.float32, backend) - exact).norm()) for backend in ("fused", "dense"))
+    assert fused <= 2 * dense + 2.0**-22 * float(exact.norm())
+
+
 @every_operation
 def test_rows_without_keys(operation: Operation, visits: str) -> None:
     found = operation.outcome(single(5, 7), "equal", backend="fused")

@@ -116,7 +116,8 @@ class _Launches:
                 self.squared_bound,
                 *self._strips,
                 **constants,
-                num_warps=shape.warps,
+                # The slopes of several scales are in registers at once.
+                num_warps=max(shape.warps, 8) if flags.get("K", 1) > 1 else shape.warps,
                 num_stages=shape.stages,
             )
 

@@ -41,7 +41,7 @@ HALF, TF32, FLOAT32 = Kind("half", "ieee"), Kind("tf32", "tf32"), Kind("float32"
 WIDTHS = (64, 128, 256)
 # Not measured. Rule: of the shapes up to 128 x 128 the largest whose machine code (`make kernels`) takes at most 99 KiB of
 # shared memory on compute capabilities 80, 86, 89, 90 and 120, and which spills no register there in half precision and TF32,
-# and at most 90 in float32. Capability 100 has 227 KiB; it needs up to 129 KiB, and `pair_sums` spills up to 28 registers.
+# and at most 100 in float32. Capability 100 has 227 KiB; it needs up to 129 KiB, and `pair_sums` spills up to 28 registers.
 TABLE = {
     ("log_sums", "half"): (Shape(64, 128, 4, 3), Shape(64, 128, 4, 2), Shape(64, 64, 4, 2)),
     ("log_sums", "tf32"): (Shape(64, 128, 4, 2), Shape(64, 64, 4, 2), Shape(32, 32, 4, 2)),
