@@ -8,7 +8,7 @@ export NO_MKDOCS_2_WARNING := 1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-integrations docs bench clean
+.PHONY: help demo test test-integrations docs bench kernels clean
 
 help:
 	@echo "make demo    pretrain a small backbone on real data; print the evaluation, save plots (ARGS='--loss emc2' ...)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-integrations    the same losses and samplers inside Lightning, Accelerate, Transformers and others"
 	@echo "make docs    serve the documentation on this machine and rebuild it on every change"
 	@echo "make bench   time and memory of the objectives beside their peers"
+	@echo "make kernels    machine code of the fused kernels for several GPUs, none of which is needed (ARGS='--widths 128' ...)"
 	@echo "make clean   remove $(VENV) and everything that was built; results under runs/ stay"
 
 demo: $(VENV)/.examples
@@ -39,6 +40,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/objectives.py
 	$(BIN)/python benchmarks/large_batch.py
+
+kernels: $(VENV)/.dev
+	$(BIN)/python benchmarks/kernels.py $(ARGS)
 
 # Pip comes fresh: the one that older Pythons bring cannot make editable installs from pyproject.toml alone.
 $(VENV)/.created:

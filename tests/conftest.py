@@ -10,6 +10,10 @@ os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = os.environ["TORCHINDUCTOR_AUTOGRAD_
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # Triton and the package look when they are imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from hypothesis import HealthCheck, settings
 
 from contrastive_zoo import registry

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import contrastive_zoo as zoo
 from contrastive_zoo.objectives.base import FunctionObjective
+from contrastive_zoo.pairwise import sweep
 from contrastive_zoo.pairwise.tiled import tiles
 from contrastive_zoo.samplers.randomness import DrawTable
 
@@ -221,7 +222,7 @@ def mixed_rows(batch: zoo.Batch, *, temperature: Tensor) -> Tensor:
 def work(rank: int, world: int, folder: Path) -> None:
     """What each process does."""
     torch.set_num_threads(1)
-    tiles.GRAIN = 1  # so that batches of a few rows are shared too
+    sweep.GRAIN = 1  # so that batches of a few rows are shared too
     # Processes that wait for one another in vain fail soon.
     place = {"init_method": f"file://{folder}/group", "timeout": timedelta(seconds=60)}
     dist.init_process_group("gloo", rank=rank, world_size=world, **place)

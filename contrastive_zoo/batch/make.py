@@ -92,14 +92,14 @@ class BatchMaker:
         size = rows.x.shape[0] // views
         distinct = self._all_differ(index)
         ids, row_ids = self._ids(index, size, views, distinct)
-        rounding = torch.finfo(encoder.operand).eps if encoder.operand in HALF else 0.0
+        operand = encoder.operand if encoder.operand in HALF else None
         return Batch(
             x=rows.x,
             ids=row_ids,
             sample_ids=ids,
             views=views,
             pair_similarity=rows.similarity,
-            pairs=self.pairs.of_batch(rows.share, rounding, ((row_ids, views), (ids, 1)) if distinct else ()),
+            pairs=self.pairs.of_batch(rows.share, operand, ((row_ids, views), (ids, 1)) if distinct else ()),
             index=index,
             labels=rows.labels,
             negatives=negatives,

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from contrastive_zoo import pairwise
-from contrastive_zoo.pairwise.sweep import Ids
+from contrastive_zoo.pairwise.sweep import Bound, Ids
 from contrastive_zoo.pairwise.terms import Scales
 from contrastive_zoo.processes.shares import ALONE, Share
 
@@ -22,7 +23,8 @@ class Pairs:
         unit_rows: Whether all rows have length 1, up to rounding.
         norm_bound: An upper bound on the length of all rows.
         share: The part of the work that this process does.
-        rounding: Relative rounding error of rows in half precision; 0 for other rows.
+        operand: The half precision that the rows of the batch were rounded to; None for other rows. A backend may multiply in
+            this precision, which rounds rows that an objective computes from those of the batch.
         regular: Tensors of ids that are known to be 0, 0, ..., 1, 1, ..., and the number of repetitions of each id.
     """
 
@@ -30,21 +32,27 @@ class Pairs:
     unit_rows: bool
     norm_bound: float
     share: Share
-    rounding: float
+    operand: torch.dtype | None
     regular: tuple[tuple[Tensor, int], ...]
 
     @staticmethod
     def unshared(backend: str, *, unit_rows: bool, norm_bound: float) -> "Pairs":
         """For rows in full precision on a single process."""
-        return Pairs(backend, unit_rows, norm_bound, ALONE, 0.0, ())
+        return Pairs(backend, unit_rows, norm_bound, ALONE, None, ())
 
-    def of_batch(self, share: Share, rounding: float, regular: tuple[tuple[Tensor, int], ...]) -> "Pairs":
+    def of_batch(self, share: Share, operand: torch.dtype | None, regular: tuple[tuple[Tensor, int], ...]) -> "Pairs":
         """A copy of this object for the rows of one batch."""
-        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, rounding, regular)
+        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, operand, regular)
+
+    @property
+    def rounding(self) -> float:
+        """Relative rounding error of rows in half precision; 0 for other rows."""
+        return 0.0 if self.operand is None else torch.finfo(self.operand).eps
 
     def _known(self, ids: Tensor | None, key_ids: Tensor | None = None) -> dict[str, Any]:
         """Arguments of the functions of `contrastive_zoo.pairwise` other than the rows."""
-        known = {"ids": self._ids(ids), "norm_bound": self.norm_bound, "backend": self.backend, "part": self.share.part}
+        bound = Bound(self.norm_bound, self.operand)
+        known = {"ids": self._ids(ids), "norm_bound": bound, "backend": self.backend, "part": self.share.part}
         return known if key_ids is None else {**known, "key_ids": self._ids(key_ids)}
 
     def _ids(self, ids: Tensor | None) -> Tensor | Ids | None:
@@ -152,5 +160,5 @@ class Pairs:
 
         Each process computes the results for its own samples of the batch, with an unshared `Pairs`, and receives all results.
         """
-        alone = self.of_batch(ALONE, self.rounding, ())
+        alone = self.of_batch(ALONE, self.operand, ())
         return self.share.on_own_samples(partial(function, alone), x, ids, scale)

@@ -17,7 +17,7 @@ def get_loss(name: str, **params: Any) -> Loss:
             num_samples (size of the dataset; ignored by losses without state),
             normalize ("sphere" = True, "ball", or "none" = False),
             reduction ("mean", "sum" or "none"),
-            backend ("auto", "tiled" or "dense"),
+            backend ("auto", "tiled", "dense", or "fused" on NVIDIA GPUs),
             gather ("auto": contrast with the batches of all processes; False: only with this process's batch),
             process_group (None: the default group),
             embedding_dim (features per embedding, for losses that keep embeddings; by default taken from the first batch or

@@ -8,6 +8,8 @@ Wang and Isola, "Understanding Contrastive Representation Learning through Align
 ICML 2020, sec. 4. arXiv:2005.10242
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -81,5 +83,6 @@ def _log_potential(batch: Batch, rows: Tensor, t: float) -> Tensor:
     # -t |x - k|^2 = 4t <(x, 1), (k, -|k|^2/2)> / 2 - t |x|^2; dividing by sqrt(2) keeps them in the unit ball.
     squares = rows.square().sum(1, keepdim=True)
     anchors, keys = (torch.cat([rows, extra], 1) / 2**0.5 for extra in (torch.ones_like(squares), -squares / 2))
-    sums = batch.pairs.logsumexp(anchors, keys, scale=4 * t, ids=ids, key_ids=ids)
+    pairs = replace(batch.pairs, operand=None)  # half precision is too coarse for the squares
+    sums = pairs.logsumexp(anchors, keys, scale=4 * t, ids=ids, key_ids=ids)
     return masked_logsumexp(sums - t * squares[:, 0])

@@ -1,12 +1,13 @@
 """Records of the backends that compute sweeps, and the choice of a backend for a call."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from contrastive_zoo.checks import check_choice
 from contrastive_zoo.pairwise import dense
+from contrastive_zoo.pairwise.fused import launch, refusals
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import Gradients, Needs, Sums, Term
 from contrastive_zoo.pairwise.tiled import loop
@@ -22,6 +23,7 @@ class Backend:
     Attributes:
         name: Name of the backend.
         refuses: Returns the reason, for users, why the backend cannot compute a term over a sweep; empty if it can.
+        prepare: Maps a sweep to the sweep that the passes get, with ids where they need them.
         parts: Whether the backend can compute a part of a sweep; only then do processes share the work.
         plain: Computes sums by plain autograd, differentiable any number of times. If None, the remaining fields are set.
         residual: Number of entries that the forward pass keeps for the backward pass, given which inputs need a gradient.
@@ -32,6 +34,7 @@ class Backend:
 
     name: str
     refuses: Callable[[Sweep, Term], str] = lambda sweep, term: ""
+    prepare: Callable[[Sweep], Sweep] = lambda sweep: sweep
     parts: bool = True
     plain: Callable[[Sweep, Term], Sums] | None = None
     residual: Callable[[Sweep, Term, Needs], int] | None = None
@@ -41,9 +44,17 @@ class Backend:
 
 TILED = Backend("tiled", residual=loop.residual, forward=loop.forward, backward=loop.backward)
 DENSE = Backend("dense", parts=False, plain=dense.forward)
-BACKENDS = {backend.name: backend for backend in (TILED, DENSE)}
+FUSED = Backend(
+    "fused",
+    refuses=refusals.refuses,
+    prepare=launch.prepare,
+    residual=launch.residual,
+    forward=launch.forward,
+    backward=launch.backward,
+)
+BACKENDS = {backend.name: backend for backend in (FUSED, TILED, DENSE)}
 # "auto" uses the first of these that does not refuse.
-AUTO = (TILED,)
+AUTO = (replace(FUSED, refuses=refusals.refuses_unasked), TILED)
 
 
 def check_backend(name: object) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from contrastive_zoo.checks import check_features, shape
 from contrastive_zoo.pairwise.operator_ import compute
-from contrastive_zoo.pairwise.sweep import Ids, Sweep
+from contrastive_zoo.pairwise.sweep import Bound, Ids, Sweep
 from contrastive_zoo.pairwise.terms import LogSumExp, Scales
 
 
@@ -16,7 +16,7 @@ def logsumexp(
     scale: Scales,
     ids: Tensor | Ids | None = None,
     key_ids: Tensor | Ids | None = None,
-    norm_bound: float = torch.inf,
+    norm_bound: float | Bound = torch.inf,
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
 ) -> Tensor:
@@ -33,9 +33,10 @@ def logsumexp(
         ids: (N,) integers; the default without ``keys`` is one id per row, the default with ``keys`` excludes no pair.
         key_ids: (M,) integers; required if both ``keys`` and ``ids`` are given.
         norm_bound: A known upper bound on the length of all rows and keys, 1 for unit rows. If given, norms are not computed.
-        backend: "auto", "dense" (builds the matrix; any number of derivatives) or "tiled".
+        backend: "auto", "dense" (builds the matrix; any number of derivatives), "tiled" or "fused" (on NVIDIA GPUs; float32 and
+            half precision, up to 256 features).
         part: (p, P) sums over part p of P of the pairs, counted from 0, in about 1/P of the time; the log-sum-exp over the
-            results of all parts is the total. Only "tiled" supports parts.
+            results of all parts is the total. "dense" does not support parts.
 
     Returns:
         (N,), or (K, N) for K scales; (G, N) or (K, G, N) for G sets. A row without keys gives -inf and gets no gradient.
@@ -62,7 +63,7 @@ def logsumexp_both(
     scale: float | Tensor,
     ids: Tensor | Ids | None = None,
     key_ids: Tensor | Ids | None = None,
-    norm_bound: float = torch.inf,
+    norm_bound: float | Bound = torch.inf,
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
 ) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,7 @@ def logsumexp_with_mean(
     scale: Tensor,
     ids: Tensor | Ids | None = None,
     key_ids: Tensor | Ids | None = None,
-    norm_bound: float = torch.inf,
+    norm_bound: float | Bound = torch.inf,
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
 ) -> tuple[Tensor, Tensor]:

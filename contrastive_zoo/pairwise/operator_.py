@@ -4,14 +4,14 @@ An operator takes a sweep and a term as tensors, a name and numbers; `_packed` a
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from contrastive_zoo.operators import operator
 from contrastive_zoo.pairwise.backends import BACKENDS, choose
-from contrastive_zoo.pairwise.sweep import Sweep
+from contrastive_zoo.pairwise.sweep import HALF, Sweep
 from contrastive_zoo.pairwise.terms import TERMS, Gradients, Packed, Sums, Term
 
 TAKEN = (
@@ -19,18 +19,22 @@ TAKEN = (
     " str term, float[] numbers, float norm_bound, int[] layout"
 )
 _TENSORS, _WORDS = 6, 4
+OPERANDS = (None, *HALF)
 
 
 def _packed(sweep: Sweep, term: Term) -> tuple[Any, ...]:
     scale, offset, numbers, *_ = term.packed()
-    layout = [int(sweep.counts == "equal"), int(sweep.both), *sweep.part, sweep.group]
+    operand = OPERANDS.index(sweep.operand)
+    layout = [int(sweep.counts == "equal"), int(sweep.both), *sweep.part, sweep.group, operand]
     tensors = sweep.x, sweep.keys, scale, offset, sweep.ids, sweep.key_ids
     return *tensors, type(term).__name__, numbers, sweep.norm_bound, layout
 
 
 def _unpacked(packed: Sequence[Any]) -> tuple[Sweep, Term]:
-    x, keys, scale, offset, ids, key_ids, name, numbers, norm_bound, (equal, both, part, parts, group) = packed
-    sweep = Sweep(x, keys, ids, key_ids, "equal" if equal else "different", bool(both), norm_bound, (part, parts), group)
+    x, keys, scale, offset, ids, key_ids, name, numbers, norm_bound, (equal, both, part, parts, group, operand) = packed
+    counts: Literal["different", "equal"] = "equal" if equal else "different"
+    known = norm_bound, (part, parts), group, OPERANDS[operand]
+    sweep = Sweep(x, keys, ids, key_ids, counts, bool(both), *known)
     return sweep, TERMS[name].unpacked(Packed(scale, offset, numbers))
 
 
@@ -116,7 +120,7 @@ def compute(sweep: Sweep, term: Term, name: str) -> Sums:
     backend = choose(sweep, term, name)
     if backend.plain is not None:
         return backend.plain(sweep, term)
-    packed, enabled = _packed(sweep, term), torch.is_grad_enabled()
+    packed, enabled = _packed(backend.prepare(sweep), term), torch.is_grad_enabled()
     needs = [enabled and tensor is not None and tensor.requires_grad for tensor in packed[:4]]
     *sums, _ = sweep_operator(*packed, backend.name, needs)
     return Sums(*sums)

@@ -6,7 +6,7 @@ from torch import Tensor
 from contrastive_zoo.checks import check_choice, check_features, check_number, check_same
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, get_kernel
 from contrastive_zoo.pairwise.operator_ import compute
-from contrastive_zoo.pairwise.sweep import Ids, Sweep
+from contrastive_zoo.pairwise.sweep import HALF, Bound, Ids, Sweep
 from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares
 
 
@@ -56,7 +56,8 @@ def kernel_sum(
         >>> pairwise.kernel_sum(torch.eye(3), kernel="riesz", parameter=-2.0)
         tensor([-4., -4., -4.])
     """
-    sweep = Sweep.of(x, ids=ids, norm_bound=1.01 if unit_rows else torch.inf, part=part)
+    operand = next((each for each in HALF if torch.finfo(each).eps == rounding), None)
+    sweep = Sweep.of(x, ids=ids, norm_bound=Bound(1.01 if unit_rows else torch.inf, operand), part=part)
     check_choice("kernel", kernel, KERNEL_NAMES)
     parameter = check_number("parameter", parameter)
     if not get_kernel(kernel).valid(parameter):
@@ -116,7 +117,7 @@ def softplus_sum(
     ids: Tensor | Ids | None = None,
     key_ids: Tensor | Ids | None = None,
     uniform: bool = False,
-    norm_bound: float = torch.inf,
+    norm_bound: float | Bound = torch.inf,
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
 ) -> Tensor:
@@ -163,7 +164,7 @@ def softplus_sum_within(
     ids: Tensor,
     scale: float | Tensor,
     bias: float | Tensor = 0.0,
-    norm_bound: float = torch.inf,
+    norm_bound: float | Bound = torch.inf,
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
 ) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: G sets of N rows `x`, M rows `keys`, D features.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,10 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import check_device, check_features, check_integers, shape
+
+# Strips of rows that processes share begin at multiples of this.
+GRAIN = 32
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Ids(NamedTuple):
@@ -22,6 +27,18 @@ class Ids(NamedTuple):
 
     values: Tensor
     group: int = 0
+
+
+class Bound(NamedTuple):
+    """What is known about the entries of rows.
+
+    Attributes:
+        norm: An upper bound on the length of all rows and keys.
+        operand: A half precision that a backend may multiply in, because it holds all entries; None if there is none.
+    """
+
+    norm: float = torch.inf
+    operand: torch.dtype | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +55,7 @@ class Sweep:
         norm_bound: A known upper bound on the length of all rows and keys.
         part: (p, P): only part p of P, counted from 0, is summed over. Parts are strips of rows, the same for all backends.
         group: Number of repetitions of each id if the ids of rows and keys are known to be 0, 0, ..., 1, 1, ...; 0 if unknown.
+        operand: A half precision that a backend may multiply in, because it holds all entries; None if there is none.
     """
 
     x: Tensor
@@ -49,6 +67,7 @@ class Sweep:
     norm_bound: float = torch.inf
     part: tuple[int, int] = (0, 1)
     group: int = 0
+    operand: torch.dtype | None = None
 
     @staticmethod
     def of(
@@ -59,10 +78,12 @@ class Sweep:
         *,
         counts: Literal["different", "equal"] = "different",
         both: bool = False,
-        norm_bound: float = torch.inf,
+        norm_bound: float | Bound = torch.inf,
         part: tuple[int, int] = (0, 1),
     ) -> "Sweep":
         """A sweep over checked rows, half precision converted to float32; arguments as in the class.
+
+        A `Bound` says what is known about the entries too.
 
         Raises:
             ValueError: Shapes, devices or the part do not fit.
@@ -79,9 +100,11 @@ class Sweep:
             raise ValueError("key_ids was given without keys: rows that are their own keys have ids only.")
         if not 0 <= part[0] < part[1]:
             raise ValueError(f"part must be (number, parts) with 0 <= number < parts, got {part!r}.")
+        norm, operand = norm_bound if isinstance(norm_bound, Bound) else (float(norm_bound), None)
+        operand = x.dtype if x.dtype in HALF else operand
         rows = in_working_precision(x)
         keys = None if keys is None else in_working_precision(keys)
-        return Sweep(rows, keys, ids, key_ids, counts, both, float(norm_bound), part, group if of_keys == group else 0)
+        return Sweep(rows, keys, ids, key_ids, counts, both, norm, part, group if of_keys == group else 0, operand)
 
     @property
     def sets(self) -> tuple[Tensor, ...]:
@@ -91,7 +114,24 @@ class Sweep:
 
 def in_working_precision(x: Tensor) -> Tensor:
     """The tensor, converted to float32 if it is in half precision."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in HALF else x
+
+
+def strips(rows: int, part: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """First and last rows of the strips of a part.
+
+    The rows are cut into 2P strips, where P is the number of parts; part p takes the p-th strip and the p-th from the end. In a
+    symmetric sweep later strips have fewer pairs, and all such pairs of strips take the same work.
+    """
+    number, parts = part
+    if parts == 1:
+        yield 0, rows
+        return
+    height = -(-rows // (2 * parts * GRAIN)) * GRAIN
+    for strip in (number, 2 * parts - 1 - number):
+        start, stop = min(strip * height, rows), min((strip + 1) * height, rows)
+        if start < stop:
+            yield start, stop
 
 
 def _check_keys(x: Tensor, keys: Tensor, ids: Tensor | None, key_ids: Tensor | None) -> None:

@@ -277,7 +277,7 @@ CONSTRUCTION: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     (ValueError, "kernel must be one of 'gaussian', .*'gaussian_riesz', got 'cosine'", "kcl", {"kernel": "cosine"}),
     (ValueError, "gaussian kernel wants t > 0, got .*-2", "kcl", {"t": -2}),
     (ValueError, "reduction must be one of 'mean', 'sum', 'none', got 'max'", "ntxent", {"reduction": "max"}),
-    (ValueError, "backend must be one of 'auto', 'dense', 'tiled', got 'fused'", "ntxent", {"backend": "fused"}),
+    (ValueError, "backend must be one of 'auto', 'dense', 'fused', 'tiled', got 'fast'", "ntxent", {"backend": "fast"}),
     (ValueError, "normalize must be one of .*got 'l2'", "ntxent", {"normalize": "l2"}),
     (ValueError, "normalize must be one of .*got 1", "ntxent", {"normalize": 1}),
     (ValueError, "gather must be one of 'auto', False, got True", "ntxent", {"gather": True}),

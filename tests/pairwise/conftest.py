@@ -1,6 +1,6 @@
 import pytest
+from cases import BACKENDS
 
-from contrastive_zoo.pairwise.backends import BACKENDS
 from contrastive_zoo.pairwise.tiled import loop, small, tiles
 
 # Size of tiles, bytes of tiles that are kept, entries of matrices that are small.

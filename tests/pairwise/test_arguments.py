@@ -29,7 +29,7 @@ IDS, KEY_IDS = torch.arange(4), torch.arange(3)
         (ValueError, r"ids must have shape \(4,\).*got \(3,\)", {"ids": KEY_IDS}),
         (TypeError, "ids must hold integers", {"ids": IDS.float()}),
         (ValueError, r"scale must be a number or hold one per row, \(4,\), got shape \(3,\)", {"scale": torch.ones(3)}),
-        (ValueError, "backend must be one of 'auto'.*'dense'.*'tiled'.*, got 'fused'", {"backend": "fused"}),
+        (ValueError, "backend must be one of 'auto'.*'dense'.*'fused'.*'tiled'.*, got 'fast'", {"backend": "fast"}),
     ],
 )
 def test_logsumexp(error: type[Exception], message: str, arguments: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, HALF, weights
+from cases import BACKENDS, DTYPES, HALF, weights
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from operations import IDS, OPERATIONS, OUTCOME, Leaves, Operation, every_operation, leaves
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from contrastive_zoo.pairwise import backends
+from contrastive_zoo.pairwise import backends, sweep
 from contrastive_zoo.pairwise.tiled import loop, small, tiles
 
 NAMES = {operation: name for name, operation in OPERATIONS.items()}
@@ -120,14 +120,14 @@ def test_size_of_tiles_does_not_matter(operation: Operation, budget: int, monkey
 @every_operation
 @pytest.mark.parametrize("parts", [2, 5, 40])
 @pytest.mark.parametrize("budget", [0, 2**24], ids=["recomputed tiles", "kept tiles"])
-@pytest.mark.parametrize("backend", [name for name, backend in backends.BACKENDS.items() if backend.parts])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if backends.BACKENDS[name].parts])
 def test_parts_make_the_whole(
     operation: Operation, parts: int, budget: int, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if some of the parts are empty."""
     if operation.whole is None:
         pytest.skip("has no parts, or none that a sum makes whole")
-    monkeypatch.setattr(tiles, "GRAIN", 2)
+    monkeypatch.setattr(sweep, "GRAIN", 2)
     monkeypatch.setattr(loop, "KEEP_BYTES", budget)
 
     def whole(*given: Any) -> Tensor:
@@ -231,7 +231,7 @@ def products(work: Callable[[], Any]) -> float:
 
 @every_operation
 @pytest.mark.parametrize("numel", [0, 2**16], ids=["tiles", "small matrix"])
-@pytest.mark.parametrize("backend", backends.BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_side_that_needs_no_gradient_costs_no_products(
     operation: Operation, backend: str, numel: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

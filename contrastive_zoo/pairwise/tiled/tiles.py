@@ -9,16 +9,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from contrastive_zoo.pairwise.sweep import Sweep
+from contrastive_zoo.pairwise import sweep as sweeps
+from contrastive_zoo.pairwise.sweep import Sweep, strips
 
 # On a CPU a float32 tile and one buffer (1 MiB each) fit in the cache of two cores. A small matrix takes less time as a single
 # tile, except a symmetric one, where a single tile forgoes the symmetry. Accelerators need more work per launch.
 TILE_CPU = 512
 SINGLE_TILE_CPU = 1024
 TILE_ACCELERATOR = 4096
-
-# Strips of rows that processes share begin at multiples of this.
-GRAIN = 32
 
 # A tensor for columns, (K, M), and a tensor for rows, (K, N), in the order of the tile axes that are summed over.
 Sides = tuple[Tensor, Tensor]
@@ -48,23 +46,6 @@ def tiles_numel(sweep: Sweep) -> int:
     size = tile_size(rows, rows, sweep.x.device, True)
     strips, rest = rows // size, rows % size
     return size * (strips * rows - size * (strips * (strips - 1) // 2)) + rest * rest
-
-
-def strips(rows: int, part: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """First and last rows of the strips of a part.
-
-    The rows are cut into 2P strips, where P is the number of parts; part p takes the p-th strip and the p-th from the end. In a
-    symmetric sweep later strips have fewer pairs, and all such pairs of strips take the same work.
-    """
-    number, parts = part
-    if parts == 1:
-        yield 0, rows
-        return
-    height = -(-rows // (2 * parts * GRAIN)) * GRAIN
-    for strip in (number, 2 * parts - 1 - number):
-        start, stop = min(strip * height, rows), min((strip + 1) * height, rows)
-        if start < stop:
-            yield start, stop
 
 
 def view_of(rows: Tensor, side: slice) -> Tensor:
@@ -114,7 +95,7 @@ class Tiles:
             return 0
         rows = self.x.shape[0]
         group = known or rows // max(int(self._ids[0][-1]) + 1, 1)
-        if group == 0 or self.size % group or GRAIN % group or rows % group:
+        if group == 0 or self.size % group or sweeps.GRAIN % group or rows % group:
             return 0
         regular = None if known else torch.arange(rows, device="cpu") // group
         return group if regular is None or all(torch.equal(each, regular) for each in self._ids) else 0

@@ -1,0 +1,86 @@
+"""Shapes of tiles, from a table: nothing is tuned at run time."""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+
+class Kind(NamedTuple):
+    """How products are computed.
+
+    Attributes:
+        name: "half", "tf32" or "float32".
+        precision: The word of Triton for it.
+    """
+
+    name: str
+    precision: str
+
+
+class Shape(NamedTuple):
+    """Shape of a tile, and how a program works on it.
+
+    Attributes:
+        rows: Rows of the side that a program computes for.
+        columns: Rows of the other side.
+        warps: Warps of a program.
+        stages: Stages of the pipeline of loads.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+# "tf32x3" is as exact as float32 and keeps its products on tensor cores, at a third of the rate of TF32.
+HALF, TF32, FLOAT32 = Kind("half", "ieee"), Kind("tf32", "tf32"), Kind("float32", "tf32x3")
+
+# Largest width of each column of the table.
+WIDTHS = (64, 128, 256)
+# Not measured. Rule: of the shapes up to 128 x 128 the largest whose machine code (`make kernels`) takes at most 99 KiB of
+# shared memory on compute capabilities 80, 86, 89, 90 and 120, and which spills no register there in half precision and TF32,
+# and at most 100 in float32. Capability 100 has 227 KiB; it needs up to 129 KiB, and `pair_sums` spills up to 28 registers.
+TABLE = {
+    ("log_sums", "half"): (Shape(64, 128, 4, 3), Shape(64, 128, 4, 2), Shape(64, 64, 4, 2)),
+    ("log_sums", "tf32"): (Shape(64, 128, 4, 2), Shape(64, 64, 4, 2), Shape(32, 32, 4, 2)),
+    ("log_sums", "float32"): (Shape(32, 64, 4, 2), Shape(32, 64, 4, 2), Shape(16, 32, 4, 2)),
+    ("pair_sums", "half"): (Shape(128, 128, 8, 2), Shape(128, 128, 8, 2), Shape(64, 64, 8, 2)),
+    ("pair_sums", "tf32"): (Shape(64, 64, 4, 2), Shape(64, 64, 4, 2), Shape(32, 32, 4, 2)),
+    ("pair_sums", "float32"): (Shape(32, 64, 4, 2), Shape(32, 64, 4, 2), Shape(16, 32, 4, 2)),
+    ("gradients", "half"): (Shape(64, 64, 4, 3), Shape(64, 64, 4, 2), Shape(64, 32, 8, 2)),
+    ("gradients", "tf32"): (Shape(64, 64, 4, 2), Shape(64, 64, 8, 2), Shape(32, 32, 8, 2)),
+    ("gradients", "float32"): (Shape(32, 64, 8, 2), Shape(32, 64, 8, 2), Shape(16, 32, 8, 2)),
+}
+# By kernel, kind, largest width and compute capability. Among the fastest on an H100, measured not with these kernels but with
+# shorter ones that had the same products and exponentials: rows against all keys, one scale, ids in tensors.
+MEASURED = {
+    ("log_sums", "half", 128, 90): Shape(64, 128, 4, 3),
+    ("gradients", "half", 128, 90): Shape(64, 64, 4, 3),
+}
+
+
+def kind_of(dtype: torch.dtype) -> Kind:
+    """How to multiply operands of a dtype: float32 as `torch.set_float32_matmul_precision` says."""
+    if dtype != torch.float32:
+        return HALF
+    return FLOAT32 if torch.get_float32_matmul_precision() == "highest" else TF32
+
+
+def padded(width: int) -> int:
+    """The next power of two, at least 16."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+@cache
+def capability_of(device: torch.device) -> int:
+    """Compute capability of a GPU, 90 for 9.0; of a CPU 80."""
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    return 10 * major + minor
+
+
+def shape_of(kernel: str, kind: Kind, width: int, capability: int) -> Shape:
+    """The shape of the tiles of a kernel on a GPU."""
+    column = next(number for number, largest in enumerate(WIDTHS) if width <= largest)
+    return MEASURED.get((kernel, kind.name, WIDTHS[column], capability), TABLE[kernel, kind.name][column])

@@ -1,0 +1,87 @@
+"""Where the fused backend cannot run: with a reason if it was asked for, silently if it was not."""
+
+from typing import Any
+
+import pytest
+import torch
+from cases import rows
+
+from contrastive_zoo import pairwise
+from contrastive_zoo.pairwise import backends
+from contrastive_zoo.pairwise.fused import refusals
+from contrastive_zoo.pairwise.sweep import Sweep
+from contrastive_zoo.pairwise.terms import LogSumExp, Softplus
+
+
+@pytest.fixture(autouse=True)
+def _able(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "TRITON", True)
+    monkeypatch.setattr(refusals, "INTERPRETED", True)
+
+
+def reason(x: torch.Tensor) -> str:
+    return refusals.refuses(Sweep.of(x), LogSumExp.of(1.0, x))
+
+
+def test_what_it_can_do_is_not_refused() -> None:
+    for x in (rows(3, 256, dtype=torch.float32), rows(3, 1, dtype=torch.bfloat16)):
+        assert reason(x) == ""
+
+
+@pytest.mark.parametrize(
+    ("message", "x"),
+    [
+        ("its kernels compute in float32, and the rows are in torch.float64", rows(3, 4)),
+        ("its kernels take at most 256 features, and the rows have 257", rows(3, 257, dtype=torch.float32)),
+    ],
+)
+def test_rows(message: str, x: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=f"backend='fused' cannot do this: {message}. Use backend='auto'"):
+        pairwise.logsumexp(x, scale=1.0, backend="fused")
+    assert pairwise.logsumexp(x, scale=1.0).isfinite().all()
+
+
+def test_terms() -> None:
+    x = rows(3, 4, dtype=torch.float32)
+    with pytest.raises(ValueError, match="its kernels compute log-sum-exps, but not sums of the term Softplus"):
+        pairwise.softplus_sum(x, scale=1.0, backend="fused")
+    assert refusals.refuses(Sweep.of(x), Softplus.of(1.0, 0.0, x))
+
+
+def test_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = rows(3, 4, dtype=torch.float32)
+    monkeypatch.setattr(refusals, "INTERPRETED", False)
+    with pytest.raises(ValueError, match="its kernels need an NVIDIA GPU, and the rows are on cpu"):
+        pairwise.logsumexp(x, scale=1.0, backend="fused")
+    monkeypatch.setattr(refusals, "TRITON", False)
+    with pytest.raises(ValueError, match="its kernels need Triton, which is not installed"):
+        pairwise.logsumexp(x, scale=1.0, backend="fused")
+
+
+@pytest.mark.parametrize(("major", "minor", "able"), [(7, 5, False), (8, 0, True), (9, 0, True), (12, 0, True)])
+def test_old_cards(major: int, minor: int, able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        pass
+
+    properties = Properties()
+    properties.major, properties.minor = major, minor  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    found = refusals._refuses_device(torch.device("cuda", 0))
+    assert (found == "") == able
+    assert able or found == "its kernels need a GPU of compute capability 8.0 or newer, and cuda:0 has 7.5"
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert "need an NVIDIA GPU" in refusals._refuses_device(torch.device("cuda", 0))
+
+
+def test_auto_is_never_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = rows(3, 4, dtype=torch.float32)
+    sweep, term = Sweep.of(x), LogSumExp.of(1.0, x)
+    assert backends.choose(sweep, term, "fused").name == "fused"
+    assert backends.choose(sweep, term, "auto").name == "tiled"
+
+    def on_gpu(*_: Any) -> str:
+        return ""
+
+    monkeypatch.setattr(backends, "AUTO", (backends.replace(backends.AUTO[0], refuses=on_gpu), *backends.AUTO[1:]))
+    assert backends.choose(sweep, term, "auto").name == "fused"
