@@ -23,7 +23,8 @@ class Pairs:
         norm_bound: An upper bound on the length of all rows.
         share: The part of the work that this process does.
         rounding: Relative rounding error of rows in half precision; 0 for other rows.
-        regular: Tensors of ids that are known to be 0, 0, ..., 1, 1, ..., and the number of repetitions of each id.
+        known: Tensors of ids, each with the tensor that takes its place in a sweep (itself, or its copy beside the rows), and
+            the number of repetitions of each id if the ids are known to be 0, 0, ..., 1, 1, ..., else 0.
     """
 
     backend: str
@@ -31,16 +32,16 @@ class Pairs:
     norm_bound: float
     share: Share
     rounding: float
-    regular: tuple[tuple[Tensor, int], ...]
+    known: tuple[tuple[Tensor, Tensor, int], ...]
 
     @staticmethod
     def unshared(backend: str, *, unit_rows: bool, norm_bound: float) -> "Pairs":
         """For rows in full precision on a single process."""
         return Pairs(backend, unit_rows, norm_bound, ALONE, 0.0, ())
 
-    def of_batch(self, share: Share, rounding: float, regular: tuple[tuple[Tensor, int], ...]) -> "Pairs":
+    def of_batch(self, share: Share, rounding: float, known: tuple[tuple[Tensor, Tensor, int], ...]) -> "Pairs":
         """A copy of this object for the rows of one batch."""
-        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, rounding, regular)
+        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, rounding, known)
 
     def _known(self, ids: Tensor | None, key_ids: Tensor | None = None) -> dict[str, Any]:
         """Arguments of the functions of `contrastive_zoo.pairwise` other than the rows."""
@@ -48,9 +49,9 @@ class Pairs:
         return known if key_ids is None else {**known, "key_ids": self._ids(key_ids)}
 
     def _ids(self, ids: Tensor | None) -> Tensor | Ids | None:
-        for known, group in self.regular:
-            if ids is known:
-                return Ids(ids, group)
+        for given, values, group in self.known:
+            if ids is given:
+                return Ids(values, group)
         return ids
 
     def logsumexp(

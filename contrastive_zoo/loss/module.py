@@ -49,6 +49,7 @@ class Loss(nn.Module):
         self._tables = [(part, name) for part in self._parts for name, _ in part.named_buffers(recurse=False)]
         self._seen: dict[str, Any] = {}
         self._warned_of_same_samples = False
+        self._on_host = True
 
     def _set_options(self, options: Options) -> None:
         if options.reduction != "mean" and not self.card.per_sample:
@@ -162,6 +163,9 @@ class Loss(nn.Module):
         make = partial(self._batch, Call(z1, z2, index, labels, negatives, negatives_index))
         several = self.training and group_size(self.options.gather, self.options.process_group) > 1
         batch = uncompiled(shake_hands, self.options.process_group, make) if several else make(None)
+        if not (self._on_host and batch.x.is_cpu):
+            self._on_host = batch.x.is_cpu
+            self.objective.place(batch.x.device)
         with without_autocast(batch.x):
             reason = self._nothing_to_contrast(batch)
             if reason:

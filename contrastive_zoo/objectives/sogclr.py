@@ -96,7 +96,7 @@ class SogCLR(Objective):
 
     def _against_averages(self, batch: Batch, log_new: Tensor) -> Tensor:
         """The value log u, with the gradient of the batch mean divided by u; updates the averages."""
-        log_u = moved(self.averages, batch, log_new, self._weight.take(self.gamma, self.step))
+        log_u = moved(self.averages, batch, log_new, self._weight.take(self.gamma, self.step, log_new))
         self.step.advance()
         ratio = estimator(log_new, log_u)
         return log_u + (ratio - ratio.detach())  # ratio - ratio.detach() is 0 and adds only the gradient

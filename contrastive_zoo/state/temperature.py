@@ -47,7 +47,8 @@ def _constant(number: float) -> Tensor:
 class Temperature(nn.Module):
     """Holds a temperature of any kind, and saves it under one key.
 
-    A number stays on the host: changing it triggers neither a recompilation nor a synchronisation. A tensor with an autograd
+    A number stays on the host: changing it triggers neither a recompilation nor a synchronisation. For rows on an accelerator
+    formulas use a copy there, which a new number overwrites, so a CUDA graph sees the new number. A tensor with an autograd
     graph, such as ``1 / logit_scale``, is used until the next assignment; the state dict keeps the previous value.
 
     Args:
@@ -62,6 +63,7 @@ class Temperature(nn.Module):
     def __init__(self, value: float | Tensor) -> None:
         super().__init__()
         self._kept: Tensor | None = None
+        self._copy: Tensor | None = None
         self._place(as_temperature(value))
         self._first = self.number()
 
@@ -72,10 +74,29 @@ class Temperature(nn.Module):
             self._place(replacement)
         else:
             current.fill_(replacement)
+        self._refresh()
+
+    def place(self, device: torch.device) -> None:
+        """Keep a copy of a number on an accelerator, for the formulas of rows there; on the host, keep none."""
+        if device.type == "cpu" or not self._is_number:
+            self._copy = None
+        elif self._copy is None or self._copy.device != device:
+            self._copy = torch.full((), self.value.item(), dtype=torch.float64, device=device)
+
+    @property
+    def _is_number(self) -> bool:
+        return self.value.is_cpu and not self.value.requires_grad and not isinstance(self.value, nn.Parameter)
+
+    def _refresh(self) -> None:
+        """Overwrite the copy with the current number."""
+        if self._copy is not None and self._is_number:
+            self._copy.fill_(self.value.item())
+        else:
+            self._copy = None
 
     def bounded(self) -> Tensor:
         """The temperature for use in formulas, a 0-dim tensor; clamped to [0.001, 10] if it requires a gradient."""
-        value = self.value
+        value = self.value if self._copy is None else self._copy
         if value.requires_grad or isinstance(value, nn.Parameter):
             return within(value.to(at_least_float32(value.dtype)), LOWEST, HIGHEST)
         return value.clone()  # the original may be changed before the backward pass
@@ -105,6 +126,7 @@ class Temperature(nn.Module):
         if self._kept is not None:
             self._place(as_temperature(self._first))
         self.value.fill_(self._first)
+        self._refresh()
 
     @property
     def _saved(self) -> Tensor:
@@ -123,10 +145,12 @@ class Temperature(nn.Module):
             self.value.copy_(value.reshape(self.value.shape))
         else:
             self._place(value.detach().clone())
+        self._refresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave an autograd graph out of copies and pickles."""
-        return self.__dict__ if self._kept is None else {**self.__dict__, "value": self._kept, "_kept": None}
+        """Leave an autograd graph and a copy on an accelerator out of copies and pickles."""
+        kept = {} if self._kept is None else {"value": self._kept, "_kept": None}
+        return {**self.__dict__, **kept, "_copy": None}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
