@@ -154,14 +154,22 @@ def _baked(leaf: Any) -> Any:
 
 @contextmanager
 def accelerator() -> Iterator[Accelerator]:
-    """The accelerator; autocast does not know its type, so it is off there."""
-    known = torch.is_autocast_enabled
+    """The accelerator. Autocast and generators do not know its type: it has no autocast, and draws as the CPU does."""
+    known, generator = torch.is_autocast_enabled, torch.Generator
 
     def is_autocast_enabled(device_type: str = "cuda") -> bool:
         return device_type != DEVICE.type and known(device_type)
 
-    with mock.patch.object(torch, "is_autocast_enabled", is_autocast_enabled), Accelerator() as device:
-        yield device
+    def make_generator(device: torch.device | str = "cpu") -> torch.Generator:
+        return generator("cpu" if torch.device(device).type == DEVICE.type else device)
+
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor: first on the host, then there, where this can see it
+    try:
+        known_here = {"is_autocast_enabled": is_autocast_enabled, "Generator": make_generator}
+        with mock.patch.multiple(torch, **known_here), Accelerator() as device:
+            yield device
+    finally:
+        torch._C._set_only_lift_cpu_tensors(False)
 
 
 def on_host(tensor: Tensor) -> Tensor:
