@@ -129,10 +129,11 @@ def normalized_rows_backward(
     out = rows.new_empty(len(views), size, width)
     (shape, warps), pair = tile(width), number == 2
     by_row = out if pair or number == 1 else rows.new_empty(size * number, width)
+    last = by_row[-1] if pair else by_row
     programs, wanted = size if pair else size * number, [0 in views, 1 in views] if pair else [True, False]
     with torch.cuda.device_of(rows):
         _backward[(triton.cdiv(programs, shape["SAMPLES"]),)](
-            grad.contiguous(), grad_positive.contiguous(), rows, divisor, by_row, by_row[-1] if pair else by_row, programs, width,
+            grad.contiguous(), grad_positive.contiguous(), rows, divisor, by_row, last, programs, width,
             PAIR=pair, FIRST=wanted[0], SECOND=wanted[1], MODE=MODES[normalize], **shape, num_warps=warps,
         )  # fmt: skip
     return out if by_row is out else by_row.view(size, number, width).transpose(0, 1)[views].contiguous()
