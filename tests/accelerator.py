@@ -160,12 +160,13 @@ def accelerator() -> Iterator[Accelerator]:
     def is_autocast_enabled(device_type: str = "cuda") -> bool:
         return device_type != DEVICE.type and known(device_type)
 
-    def make_generator(device: torch.device | str = "cpu") -> torch.Generator:
-        return generator("cpu" if torch.device(device).type == DEVICE.type else device)
+    class Generator(generator):  # a class, since annotations name it
+        def __new__(cls, device: torch.device | str = "cpu") -> torch.Generator:
+            return generator("cpu" if torch.device(device).type == DEVICE.type else device)
 
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor: first on the host, then there, where this can see it
     try:
-        known_here = {"is_autocast_enabled": is_autocast_enabled, "Generator": make_generator}
+        known_here = {"is_autocast_enabled": is_autocast_enabled, "Generator": Generator}
         with mock.patch.multiple(torch, **known_here), Accelerator() as device:
             yield device
     finally:

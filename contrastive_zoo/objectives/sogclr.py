@@ -52,7 +52,7 @@ class SogCLR(Objective):
         num_samples: Size of the dataset.
         temperature: Divides the similarities.
         gamma: Weight of the new value in the moving average, in (0, 1]; or a schedule, a callable that maps the number of steps
-            so far (0-dim tensor) to the weight, such as `CosineSchedule(1.0, 0.2, steps)`.
+            so far (0-dim tensor, on the device of the features) to the weight, such as `CosineSchedule(1.0, 0.2, steps)`.
         intra_view: Whether all views are of one modality: each row contrasts with the other samples' rows of all views, and a
             sample has one average. If not, each row contrasts with the other modality only, and each row has its own average.
 

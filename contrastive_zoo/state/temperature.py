@@ -70,10 +70,14 @@ class Temperature(nn.Module):
     def set(self, value: float | Tensor) -> None:
         """Replace the temperature from the next call on."""
         replacement, current = as_temperature(value), self.value
-        if isinstance(value, Tensor) or current.requires_grad or not current.is_cpu:
+        if not (_is_constant(current) and _is_constant(replacement)) or current.is_meta:
             self._place(replacement)
+        elif replacement.device == current.device:
+            current.copy_(replacement)
+        elif replacement.is_cpu:  # in place on an accelerator too, for CUDA graphs that read the temperature
+            current.fill_(replacement.item())
         else:
-            current.fill_(replacement)
+            self._place(replacement)
         self._refresh()
 
     def place(self, device: torch.device) -> None:
@@ -85,7 +89,7 @@ class Temperature(nn.Module):
 
     @property
     def _is_number(self) -> bool:
-        return self.value.is_cpu and not self.value.requires_grad and not isinstance(self.value, nn.Parameter)
+        return self.value.is_cpu and _is_constant(self.value)
 
     def _refresh(self) -> None:
         """Overwrite the copy with the current number."""
@@ -175,6 +179,10 @@ class Temperature(nn.Module):
             self._restore(as_temperature(saved.detach() if isinstance(saved, Tensor) else saved))
         except (TypeError, ValueError) as error:
             args[-1].append(f"{key}: {error}")
+
+
+def _is_constant(value: Tensor) -> bool:
+    return not value.requires_grad and not isinstance(value, nn.Parameter)
 
 
 def match_shapes(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:

@@ -12,6 +12,7 @@ from cases import CONFIGURATIONS, Configuration, Views, snapshot, views
 from tolerances import assert_close
 from torch import Tensor
 
+import contrastive_zoo as zoo
 from contrastive_zoo import Loss
 
 STEPS = [c for c in CONFIGURATIONS if not c.draws]
@@ -108,6 +109,17 @@ def replayed(
             loss_fn.temperature = temperature
         replay()
     return found, snapshot(loss_fn)
+
+
+def test_a_temperature_there_is_overwritten_in_place(device: Accelerator) -> None:
+    loss_fn = zoo.get_loss("ntxent", temperature=torch.tensor(0.5, device=DEVICE))
+    held = loss_fn.temperature
+    for new in (0.25, torch.tensor(0.125, device=DEVICE)):
+        device.forget()
+        loss_fn.temperature = new
+        assert loss_fn.temperature is held
+        assert device.waits == device.copies == []
+        assert on_host(held) == (on_host(new) if isinstance(new, Tensor) else new)
 
 
 # Samplers count their steps on the host, where they draw.
