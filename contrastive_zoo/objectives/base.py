@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
@@ -45,11 +44,6 @@ class Objective(PreciseModule):
         if self._temperature is None:
             raise AttributeError("this objective has no temperature.")
         return self._temperature
-
-    def place(self, device: torch.device) -> None:
-        """Keep the temperature on the device of the rows."""
-        if self._temperature is not None:
-            self._temperature.place(device)
 
     def agreement(self) -> dict[str, object]:
         """Values that must be equal on all processes in this step, by name, in addition to the objective's parameters.

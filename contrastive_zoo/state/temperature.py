@@ -1,5 +1,6 @@
 """The temperature of a loss: a number, a learned parameter, or a tensor computed from parameters outside the loss."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,12 +81,22 @@ class Temperature(nn.Module):
             self._place(replacement)
         self._refresh()
 
-    def place(self, device: torch.device) -> None:
-        """Keep a copy of a number on an accelerator, for the formulas of rows there; on the host, keep none."""
+    def follow(self, x: Tensor) -> None:
+        """Be where rows are, for the formulas of the rows: a number has a copy on an accelerator."""
+        if self._copy is not None or not x.is_cpu:
+            self._place_copy(x.device)
+
+    def _place_copy(self, device: torch.device) -> None:
         if device.type == "cpu" or not self._is_number:
             self._copy = None
         elif self._copy is None or self._copy.device != device:
-            self._copy = torch.full((), self.value.item(), dtype=torch.float64, device=device)
+            self._copy = self.value.to(device, non_blocking=True)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Temperature":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._is_number:  # now rather than in the first step, after which compiled code would be compiled again
+            self._place_copy(fn(self.value.clone()).device)
+        return self
 
     @property
     def _is_number(self) -> bool:
