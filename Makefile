@@ -8,12 +8,13 @@ export NO_MKDOCS_2_WARNING := 1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-integrations docs bench kernels clean
+.PHONY: help demo test test-gpu test-integrations docs bench kernels clean
 
 help:
 	@echo "make demo    pretrain a small backbone on real data; print the evaluation, save plots (ARGS='--loss emc2' ...)"
 	@echo "make test    lint, formatting, types, tests, documentation"
 	@echo "make test-integrations    the same losses and samplers inside Lightning, Accelerate, Transformers and others"
+	@echo "make test-gpu    the tests of losses, sums over pairs, state and the authors' numbers on a CUDA GPU"
 	@echo "make docs    serve the documentation on this machine and rebuild it on every change"
 	@echo "make bench   time and memory of the objectives beside their peers"
 	@echo "make kernels    machine code of the fused kernels for several GPUs, none of which is needed (ARGS='--widths 128' ...)"
@@ -29,6 +30,10 @@ test: $(VENV)/.dev
 	# Small tensors: processes, not threads.
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --ignore tests/integrations
 	$(BIN)/mkdocs build --strict
+
+# On one GPU, so in one process.
+test-gpu: $(VENV)/.dev
+	$(BIN)/pytest --device cuda tests/contract tests/pairwise tests/objectives
 
 test-integrations: $(VENV)/.dev $(VENV)/.integrations
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile tests/integrations

@@ -124,11 +124,13 @@ def views(
     size: int = 12, width: int = 6, *, seed: int = 0, dtype: torch.dtype = torch.float64, num_samples: int = NUM_SAMPLES
 ) -> Views:
     """Two noisy views, leaves that want a gradient, of different samples of a dataset in random order."""
-    draws = torch.Generator().manual_seed(seed)
-    z1 = torch.randn(size, width, generator=draws, dtype=torch.float64)
-    z2 = z1 + 0.5 * torch.randn(size, width, generator=draws, dtype=torch.float64)
-    index = torch.randperm(num_samples, generator=draws)[:size]
-    return Views(z1.to(dtype).requires_grad_(), z2.to(dtype).requires_grad_(), index, torch.arange(size) % 4)
+    draws, device = torch.Generator("cpu").manual_seed(seed), torch.get_default_device()
+    with torch.device("cpu"):  # the same draws for all devices
+        z1 = torch.randn(size, width, generator=draws, dtype=torch.float64)
+        z2 = z1 + 0.5 * torch.randn(size, width, generator=draws, dtype=torch.float64)
+        index = torch.randperm(num_samples, generator=draws)[:size].to(device)
+    z1, z2 = (z.to(device, dtype).requires_grad_() for z in (z1, z2))
+    return Views(z1, z2, index, torch.arange(size) % 4)
 
 
 def gradients(loss: Tensor, batch: Views, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -142,16 +144,22 @@ def outcome(configuration: Configuration, batch: Views, **params: Any) -> tuple[
     return loss, *gradients(loss.sum(), batch)
 
 
+def drawn(*shape: int, seed: int) -> Tensor:
+    """Normal draws in float64, the same on all devices."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(torch.get_default_device())
+
+
 def rows(size: int, width: int, *, seed: int = 0, dtype: torch.dtype = torch.float64, unit: bool = True) -> Tensor:
     """Random rows, of length 1 unless told otherwise, that want a gradient."""
-    x = torch.randn(size, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = drawn(size, width, seed=seed)
     x = torch.nn.functional.normalize(x, dim=1) if unit else x
     return x.to(dtype).requires_grad_()
 
 
 def weights(*shape: int, seed: int = 7, dtype: torch.dtype = torch.float64) -> Tensor:
     """Upstream gradients, different for every entry and of both signs."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return drawn(*shape, seed=seed).to(dtype)
 
 
 def snapshot(loss_fn: Loss) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 # Compiled graphs of an earlier run know the operators as they were then.
 os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
@@ -14,9 +15,12 @@ import torch
 if not torch.cuda.is_available():  # Triton and the package look when they are imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from accelerator import DEVICE, accelerator
 from hypothesis import HealthCheck, settings
 
 from contrastive_zoo import registry
+
+STAND_IN = "stand-in"
 
 # `make test-integrations` installs what these tests use.
 collect_ignore = [] if importlib.util.find_spec("lightning") else ["integrations"]
@@ -30,6 +34,40 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where tests make their tensors: cpu, cuda, or stand-in, an accelerator without hardware (accelerator.py)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = config.getoption("--device")
+    if device == STAND_IN:
+        return
+    kind = torch.device(device).type
+    if kind not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"--device takes cpu, cuda or {STAND_IN}, got {device!r}.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError(f"--device {device} needs a GPU that PyTorch can use, and there is none here.")
+
+
+@pytest.fixture(autouse=True)
+def _default_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tensors that say no device, and losses, are made on the device of the tests."""
+    device = request.config.getoption("--device")
+    if device == "cpu":
+        yield
+        return
+    with accelerator() if device == STAND_IN else nullcontext():
+        torch.set_default_device(DEVICE if device == STAND_IN else device)
+        try:
+            yield
+        finally:
+            torch.set_default_device(None)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from contrastive_zoo.batch.pairs import Pairs
+from contrastive_zoo.devices import beside
 from contrastive_zoo.logspace import logaddexp, masked_logsumexp
 from contrastive_zoo.pairwise.terms import Scales
 
@@ -36,11 +37,12 @@ class Batch:
         labels: (B,) labels, if given.
         negatives: (M, D) or (B, M, D) extra negatives, normalised like x, if given. With several processes, the extra negatives
             of this process, which belong to this process's samples only; `extra_logsumexp` takes that into account.
-        negatives_ids: (M,) or (B, M) ids of the extra negatives; -1 for samples outside the batch.
+        negatives_ids: (M,) or (B, M) ids of the extra negatives, on their device; -1 for samples outside the batch.
         training: Whether the loss is in training mode.
         encode: Computes rows of samples outside the batch with a user's encoder.
         uniform: Whether all anchors will get the same weight (they do, unless the reduction is "none").
         complete: Whether every row is known to have negatives in the batch.
+        copies: Tensors of the batch on the host, each with its copy on the device of the rows; see `placed`.
         diagnostics: Statistics that the objective adds to `loss_fn.diagnostics`; detached.
     """
 
@@ -58,6 +60,7 @@ class Batch:
     encode: Encoding | None = None
     uniform: bool = True
     complete: bool = False
+    copies: tuple[tuple[Tensor, Tensor], ...] = ()
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -68,8 +71,24 @@ class Batch:
     def class_ids(self) -> Tensor:
         """(B,) class of each sample, below B: equal for equal labels. Rows of one sample take the label of its first row."""
         assert self.labels is not None
-        labels = self.labels.long()[self.sample_ids.to(self.labels.device)]
+        labels = self.labels.long()
+        if not self.complete:
+            labels = labels[beside(self.sample_ids, labels)]
         return torch.searchsorted(labels.sort().values, labels)
+
+    def placed(self, integers: Tensor) -> Tensor:
+        """The index, ``ids``, ``sample_ids`` or other integers of the batch on the device of the rows.
+
+        The batch holds copies of what it needs there, and regular ids are made there, so nothing is copied twice.
+        """
+        if integers.device == self.x.device:
+            return integers
+        for on_host, copy in self.copies:
+            if integers is on_host:
+                return copy
+        if self.complete and (integers is self.ids or integers is self.sample_ids):
+            return torch.arange(len(integers), device=self.x.device) // (len(integers) // self.size)
+        return beside(integers, self.x)
 
     def view(self, number: int) -> Tensor:
         """(B, D) rows of one view."""
@@ -120,7 +139,7 @@ class Batch:
             sums = self._against_extra_keys(pairs, anchors, rearrange(ids, "(b v) -> b v", v=self.views)[:, :views], scale)
             return sums.movedim(-2, 0)
 
-        return self.pairs.on_own_samples(of_samples, self.x, self.ids, scale).movedim(0, -2)
+        return self.pairs.on_own_samples(of_samples, self.x, self.placed(self.ids), scale).movedim(0, -2)
 
     def _against_extra_keys(self, pairs: Pairs, anchors: Tensor, ids: Tensor, scale: Scales) -> Tensor:
         assert self.negatives is not None
@@ -130,27 +149,28 @@ class Batch:
             sums = pairs.logsumexp(flat, self.negatives, scale=scale, ids=ids.flatten(), key_ids=self.negatives_ids)
             return sums.unflatten(-1, ids.shape)
         similarity = torch.einsum("bvd,bmd->bvm", anchors, self.negatives)
-        own = ids.to(similarity.device)[:, :, None] == self.negatives_ids.to(similarity.device)[:, None, :]
+        own = ids[:, :, None] == self.negatives_ids[:, None, :]
         if isinstance(scale, tuple):
             return torch.stack([masked_logsumexp(similarity * one, own) for one in scale])
         return masked_logsumexp(similarity * scale, own)
 
     def negatives_count(self, views: int | None = None) -> Tensor:
         """(B, 1) number of negatives of each sample: rows of ``views`` views, plus extra negatives."""
-        ids = self.sample_ids
         if self.complete and not torch.compiler.is_compiling():
-            count = ids.new_full(ids.shape, (self.size - 1) * (views or self.views)).to(self.x.device)
+            others = (self.size - 1) * (views or self.views)
+            count = torch.full((self.size,), others, dtype=torch.int64, device=self.x.device)
         else:
+            ids = self.placed(self.sample_ids)
             same = torch.zeros_like(ids).index_add_(0, ids, torch.ones_like(ids))[ids]
-            count = ((self.size - same) * (views or self.views)).to(self.x.device)
+            count = (self.size - same) * (views or self.views)
         if self.negatives_ids is not None:
-            count = count + self.pairs.on_own_samples(self._extra_count, self.x, self.ids, 1.0).long()
+            count = count + self.pairs.on_own_samples(self._extra_count, self.x, self.placed(self.ids), 1.0).long()
         return count[:, None]
 
     def _extra_count(self, pairs: Pairs, x: Tensor, ids: Tensor, scale: Scales) -> Tensor:
         """(B,) number of extra negatives that do not belong to the anchor's own sample, in the dtype of the rows."""
         assert self.negatives_ids is not None
-        key_ids, samples = self.negatives_ids.to(ids.device), ids.view(-1, self.views)[:, 0]
+        key_ids, samples = self.negatives_ids, ids.view(-1, self.views)[:, 0]
         if key_ids.dim() == 2:
             return (key_ids != samples[:, None]).sum(1).to(x)
         # Keys of samples outside the batch, -1, are counted in an extra entry after all samples.

@@ -5,12 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contrastive_zoo.devices import refuses_kernels
 from contrastive_zoo.operators import operator
 
 NORMALIZE = ("sphere", "ball", "none")
 HALF = (torch.float16, torch.bfloat16)
 # Up to this many entries, launching the operations of a gradient takes longer than its arithmetic.
 SMALL_NUMEL = 2**16
+# Rows up to this width have Triton kernels on GPUs of compute capability 8.0 and later.
+KERNEL_WIDTH = 4096
 
 
 def stack_views(
@@ -120,6 +123,10 @@ def normalized_rows(
     z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, name: str, check: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (B * V, D), inner products of pairs (B, 1) or (B, 0), and the divisor of each row, (B, V, 1)."""
+    if not check and has_kernels(z1) and (z2 is None or has_kernels(z2)):
+        from contrastive_zoo.batch import features_triton
+
+        return features_triton.normalized_rows(z1, z2, normalize, operand)
     rows = _stacked(z1, z2)
     lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     # Squaring very large or small entries over- or underflows. On CPUs we check; on accelerators we always take the safe path.
@@ -135,6 +142,11 @@ def normalized_rows(
     similarity = _pair_similarity(rows)
     # An operator must not return a view of another output.
     return rows.flatten(0, 1), similarity if similarity.shape[1] else similarity.clone(), divisor
+
+
+def has_kernels(z: Tensor) -> bool:
+    """Whether the Triton kernels can take a tensor of features."""
+    return z.is_cuda and z.dtype != torch.float64 and z.shape[-1] <= KERNEL_WIDTH and not refuses_kernels(z.device)
 
 
 def _all_ordinary(lengths: Tensor) -> bool:
@@ -165,6 +177,10 @@ def normalized_rows_backward(
     grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str, views: list[int]
 ) -> Tensor:
     """Gradients of the features of some views, (views, B, D): the component orthogonal to the row, divided by its length."""
+    if has_kernels(rows):
+        from contrastive_zoo.batch import features_triton
+
+        return features_triton.normalized_rows_backward(grad, grad_positive, rows, divisor, normalize, views)
     size, number, _ = divisor.shape
     out = grad.new_empty(len(views), size, grad.shape[-1])
     if len(views) == 2 == number and normalize == "sphere" and grad.numel() <= SMALL_NUMEL:

@@ -14,6 +14,7 @@ from contrastive_zoo.batch.features import HALF
 from contrastive_zoo.batch.options import Options
 from contrastive_zoo.batch.pairs import Pairs
 from contrastive_zoo.batch.samples import all_differ, checksum, regular_ids, sample_ids
+from contrastive_zoo.devices import beside
 from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.processes.gather import Handshake, gather_features, gather_integers
 from contrastive_zoo.processes.shares import ALONE, Share
@@ -47,6 +48,7 @@ class BatchMaker:
 
     def __init__(self, options: Options, needs_index: bool) -> None:
         self.options = options
+        self.needs_index = needs_index
         # Exclusive upper bound of positions in the dataset; -1 if unknown.
         self.positions = options.num_samples if needs_index and options.num_samples is not None else -1
         self.pairs = Pairs.unshared(options.backend, unit_rows=options.normalize == "sphere", norm_bound=options.norm_bound)
@@ -93,13 +95,15 @@ class BatchMaker:
         distinct = self._all_differ(index)
         ids, row_ids = self._ids(index, size, views, distinct)
         operand = encoder.operand if encoder.operand in HALF else None
+        copies = () if rows.x.is_cpu else self._copies(rows.x, index, ids, row_ids, distinct)
+        known = ((row_ids, row_ids, views), (ids, ids, 1)) if distinct else tuple((*each, 0) for each in copies)
         return Batch(
             x=rows.x,
             ids=row_ids,
             sample_ids=ids,
             views=views,
             pair_similarity=rows.similarity,
-            pairs=self.pairs.of_batch(rows.share, operand, ((row_ids, views), (ids, 1)) if distinct else ()),
+            pairs=self.pairs.of_batch(rows.share, operand, known),
             index=index,
             labels=rows.labels,
             negatives=negatives,
@@ -108,7 +112,22 @@ class BatchMaker:
             encode=encoder,
             uniform=self.options.reduction != "none",
             complete=distinct and size > 1,
+            copies=copies,
         )
+
+    def _copies(
+        self, x: Tensor, index: Tensor | None, ids: Tensor, row_ids: Tensor, distinct: bool
+    ) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Integers on the host that a step needs beside the rows, each with its copy there; one transfer copies all of them."""
+        needed = [index if self.needs_index else None, None if distinct else ids]
+        on_host = [integers for integers in needed if integers is not None and integers.is_cpu]
+        if not on_host:
+            return ()
+        moved = beside(torch.cat(on_host), x).split([len(integers) for integers in on_host])
+        copies = tuple(zip(on_host, moved, strict=True))
+        if on_host[-1] is ids:
+            copies = *copies, (row_ids, moved[-1].repeat_interleave(row_ids.shape[0] // ids.shape[0]))
+        return copies
 
     def _all_differ(self, index: Tensor | None) -> bool:
         """Whether all samples of the batch are known to differ without a synchronisation."""
@@ -147,8 +166,10 @@ class BatchMaker:
 def _negatives_ids(negatives: Tensor, positions: Tensor | None, index: Tensor | None, ids: Tensor) -> Tensor:
     """Ids of the extra negatives in the numbering of the batch; -1 for samples outside the batch."""
     if positions is None or index is None:
-        return torch.full(negatives.shape[:-1], -1, dtype=torch.int64, device="cpu")
+        return torch.full(negatives.shape[:-1], -1, dtype=torch.int64, device=negatives.device)
+    if not (positions.is_cpu and index.is_cpu):
+        positions, index, ids = (beside(each, negatives) for each in (positions, index, ids))
     wanted = positions.to(index)
     ordered, order = index.sort(stable=True)
     place = torch.searchsorted(ordered, wanted).clamp_max(len(ordered) - 1)
-    return torch.where(ordered[place] == wanted, ids[order[place]], -1)
+    return beside(torch.where(ordered[place] == wanted, ids[order[place]], -1), negatives)

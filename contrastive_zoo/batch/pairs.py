@@ -25,7 +25,8 @@ class Pairs:
         share: The part of the work that this process does.
         operand: The half precision that the rows of the batch were rounded to; None for other rows. A backend may multiply in
             this precision, which rounds rows that an objective computes from those of the batch.
-        regular: Tensors of ids that are known to be 0, 0, ..., 1, 1, ..., and the number of repetitions of each id.
+        known: Tensors of ids, each with the tensor that takes its place in a sweep (itself, or its copy beside the rows), and
+            the number of repetitions of each id if the ids are known to be 0, 0, ..., 1, 1, ..., else 0.
     """
 
     backend: str
@@ -33,16 +34,16 @@ class Pairs:
     norm_bound: float
     share: Share
     operand: torch.dtype | None
-    regular: tuple[tuple[Tensor, int], ...]
+    known: tuple[tuple[Tensor, Tensor, int], ...]
 
     @staticmethod
     def unshared(backend: str, *, unit_rows: bool, norm_bound: float) -> "Pairs":
         """For rows in full precision on a single process."""
         return Pairs(backend, unit_rows, norm_bound, ALONE, None, ())
 
-    def of_batch(self, share: Share, operand: torch.dtype | None, regular: tuple[tuple[Tensor, int], ...]) -> "Pairs":
+    def of_batch(self, share: Share, operand: torch.dtype | None, known: tuple[tuple[Tensor, Tensor, int], ...]) -> "Pairs":
         """A copy of this object for the rows of one batch."""
-        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, operand, regular)
+        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, operand, known)
 
     @property
     def rounding(self) -> float:
@@ -56,9 +57,9 @@ class Pairs:
         return known if key_ids is None else {**known, "key_ids": self._ids(key_ids)}
 
     def _ids(self, ids: Tensor | None) -> Tensor | Ids | None:
-        for known, group in self.regular:
-            if ids is known:
-                return Ids(ids, group)
+        for given, values, group in self.known:
+            if ids is given:
+                return Ids(values, group)
         return ids
 
     def logsumexp(

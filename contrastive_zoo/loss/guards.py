@@ -63,6 +63,8 @@ def state_of(objective: Objective) -> dict[str, object]:
         "what is learned": [name for name, parameter in objective.named_parameters() if parameter.requires_grad],
         **{f"the shape of {name}": list(buffer.shape) for name, buffer in objective.named_buffers()},
         "seed": [part.value for part in parts if isinstance(part, Seed)],
-        "the number of steps so far": [part.value.item() for part in parts if isinstance(part, StepCounter)],
+        "the number of steps so far": [
+            part.value.item() for part in parts if isinstance(part, StepCounter) and part.value.is_cpu
+        ],
         **{name: comparable(value) for name, value in objective.agreement().items()},
     }

@@ -19,6 +19,7 @@ from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.operators import uncompiled, without_autocast
 from contrastive_zoo.processes.gather import Handshake, group_size, shake_hands
 from contrastive_zoo.registry import Card
+from contrastive_zoo.state.temperature import Temperature
 
 # Attributes of the objective that are read and set through the loss.
 OF_OBJECTIVE = ("seed", "logit_scale", "logit_bias")
@@ -49,6 +50,7 @@ class Loss(nn.Module):
         self._tables = [(part, name) for part in self._parts for name, _ in part.named_buffers(recurse=False)]
         self._seen: dict[str, Any] = {}
         self._warned_of_same_samples = False
+        self._temperatures = [part for part in self._parts if isinstance(part, Temperature)]
 
     def _set_options(self, options: Options) -> None:
         if options.reduction != "mean" and not self.card.per_sample:
@@ -162,6 +164,8 @@ class Loss(nn.Module):
         make = partial(self._batch, Call(z1, z2, index, labels, negatives, negatives_index))
         several = self.training and group_size(self.options.gather, self.options.process_group) > 1
         batch = uncompiled(shake_hands, self.options.process_group, make) if several else make(None)
+        for temperature in self._temperatures:
+            temperature.follow(batch.x)
         with without_autocast(batch.x):
             reason = self._nothing_to_contrast(batch)
             if reason:

@@ -23,15 +23,20 @@ class Weight:
     def __init__(self) -> None:
         self._agreed: float | Tensor | None = None
 
-    def take(self, gamma: float | Schedule, step: StepCounter) -> float | Tensor:
+    def take(self, gamma: float | Schedule, step: StepCounter, like: Tensor) -> float | Tensor:
         """The weight in this step; the agreed weight if the processes have agreed on one.
+
+        On a single process the steps are counted on the device of ``like``, so replays of a recorded step count.
 
         Raises:
             TypeError: The schedule returned no number.
             ValueError: The number is outside (0, 1].
         """
         agreed, self._agreed = self._agreed, None
-        return _at(gamma, step) if agreed is None else agreed
+        if agreed is not None:
+            return agreed
+        step.place(like)
+        return _at(gamma, step)
 
     def agreement(self, gamma: float | Schedule, step: StepCounter) -> dict[str, object]:
         """See `Objective.agreement`; raises as `take` does."""
@@ -76,8 +81,7 @@ def _across_modalities(batch: Batch, scale: Tensor) -> Tensor:
 def moved(averages: LogAverage, batch: Batch, log_new: Tensor, weight: float | Tensor) -> Tensor:
     """Blend new values into the averages and store them; log of each anchor's average, (B, V), -inf without one."""
     assert batch.index is not None
-    index = batch.index.to(log_new.device)
-    return averages.move(index, log_new.detach(), weight, batch.sample_ids.to(index.device))
+    return averages.move(batch.placed(batch.index), log_new.detach(), weight, batch.placed(batch.sample_ids))
 
 
 def estimator(log_new: Tensor, log_u: Tensor) -> Tensor:

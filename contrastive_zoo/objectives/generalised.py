@@ -60,9 +60,9 @@ class Generalised(Objective):
         if self.by_label:
             # Sorted by class, so the rows of a class are excluded in blocks.
             positives, order = batch.class_ids().repeat_interleave(batch.views).sort(stable=True)
-            x = x[order.to(x.device)]
+            x = x[batch.placed(order)]
         excluded = positives if self.by_label or not self.self_positive else None
-        same = _count(positives).to(x.device)
+        same = batch.placed(_count(positives)) if self.by_label else _count(batch.placed(positives))
         counts = same if self.self_positive else same - 1
         negatives = len(x) - same if excluded is not None else torch.full_like(same, len(x))
         log_mean = self._log_mean(batch, x, excluded, negatives)
@@ -73,7 +73,7 @@ class Generalised(Objective):
         # Turn the mean over anchors into a mean over pairs.
         share = kept.sum().to(x.dtype) / (kept * counts).sum().clamp_min(1)
         values = torch.where(kept, values * share, -torch.inf)
-        return batch.per_view(values if order is None else values[order.argsort().to(x.device)])
+        return batch.per_view(values if order is None else values[batch.placed(order.argsort())])
 
     def _log_mean(self, batch: Batch, x: Tensor, excluded: Tensor | None, negatives: Tensor) -> Tensor:
         """(N,) m_i: the exact expectation, or a mean over draws."""

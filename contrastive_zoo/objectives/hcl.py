@@ -110,7 +110,7 @@ def _debiased(batch: Batch, log_mean: Tensor, temperature: Tensor | float, tau_p
     floor = -1 / as_tensor(temperature)
     log_negatives = _log_debiased(log_mean, positive, tau_plus)
     clamped = log_negatives <= floor
-    log_negatives = torch.where(clamped, floor.to(log_negatives), log_negatives) + count.to(log_negatives.dtype).log()
+    log_negatives = torch.where(clamped, floor, log_negatives) + count.to(log_negatives.dtype).log()
     batch.diagnostics["clamped_anchors"] = clamped.detach().float().mean()
     return torch.where(count > 0, log1p_exp(log_negatives - positive), -torch.inf)
 

@@ -135,16 +135,16 @@ class ISogCLR(Objective):
     def _individual(self, batch: Batch) -> Tensor:
         """Loss at the temperatures of the samples; updates the averages and the temperatures."""
         assert batch.index is not None
-        index = batch.index.to(batch.x.device)
+        index = batch.placed(batch.index)
         temperature = self.temperatures.of(index, self.averages.visited, self.temperature, batch.x.dtype)
         log_new, similarity = self._softmax(batch, 1 / temperature)
-        log_u = moved(self.averages, batch, log_new, self._weight.take(self.gamma, self.step))
+        log_u = moved(self.averages, batch, log_new, self._weight.take(self.gamma, self.step, log_new))
         self.step.advance()
         ratio = estimator(log_new, log_u)
         gradient = log_u + self.rho - ratio.detach() * similarity / temperature.detach()
         if self.intra_view:
             gradient = gradient.mean(1, keepdim=True)
-        self.temperatures.descend(index, temperature, gradient, batch.sample_ids.to(index.device))
+        self.temperatures.descend(index, temperature, gradient, batch.placed(batch.sample_ids))
         batch.diagnostics["temperature"] = temperature.detach().mean()
         found = torch.isfinite(log_u)
         # ratio - ratio.detach() is 0 and adds only the gradient of the ratio.

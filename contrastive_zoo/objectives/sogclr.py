@@ -52,7 +52,7 @@ class SogCLR(Objective):
         num_samples: Size of the dataset.
         temperature: Divides the similarities.
         gamma: Weight of the new value in the moving average, in (0, 1]; or a schedule, a callable that maps the number of steps
-            so far (0-dim tensor) to the weight, such as `CosineSchedule(1.0, 0.2, steps)`.
+            so far (0-dim tensor, on the device of the features) to the weight, such as `CosineSchedule(1.0, 0.2, steps)`.
         intra_view: Whether all views are of one modality: each row contrasts with the other samples' rows of all views, and a
             sample has one average. If not, each row contrasts with the other modality only, and each row has its own average.
 
@@ -96,7 +96,7 @@ class SogCLR(Objective):
 
     def _against_averages(self, batch: Batch, log_new: Tensor) -> Tensor:
         """The value log u, with the gradient of the batch mean divided by u; updates the averages."""
-        log_u = moved(self.averages, batch, log_new, self._weight.take(self.gamma, self.step))
+        log_u = moved(self.averages, batch, log_new, self._weight.take(self.gamma, self.step, log_new))
         self.step.advance()
         ratio = estimator(log_new, log_u)
         return log_u + (ratio - ratio.detach())  # ratio - ratio.detach() is 0 and adds only the gradient

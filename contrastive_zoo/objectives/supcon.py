@@ -67,7 +67,7 @@ def supcon(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
 def _positives(batch: Batch) -> tuple[Tensor, Tensor]:
     """Sum of the similarities to the positives of each row, (B, views), and their number, (B, 1)."""
     rows = batch.x.view(batch.size, batch.views, -1)
-    classes = batch.class_ids().to(rows.device)
+    classes = batch.placed(batch.class_ids())
     sums = rows.new_zeros(batch.size, rows.shape[2]).index_add(0, classes, rows.sum(1))[classes]
     sizes = torch.zeros_like(classes).index_add_(0, classes, torch.ones_like(classes))[classes]
     return torch.linalg.vecdot(rows, sums[:, None] - rows), (sizes * batch.views - 1)[:, None]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import check_choice, check_features, check_number, check_same
+from contrastive_zoo.devices import beside
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, get_kernel
 from contrastive_zoo.pairwise.operator_ import compute
 from contrastive_zoo.pairwise.sweep import HALF, Bound, Ids, Sweep
@@ -196,7 +197,7 @@ def softplus_sum_within(
         return compute(sweep, term, backend).rows.squeeze(0)
     # Sorted by id, so the rows of an id are visited in blocks.
     order = ids.argsort(stable=True)
-    there = order.to(x.device)
+    there = beside(order, x)
     ordered = Sweep.of(x[there], ids=ids[order], counts="equal", norm_bound=norm_bound, part=part)
     sums = compute(ordered, Softplus(term.scale, term.bias[there]), backend).rows.squeeze(0)
     return sums[there.argsort()]

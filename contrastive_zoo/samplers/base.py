@@ -158,7 +158,7 @@ def encode_rows(batch: Batch, encode: Encode, rows: Tensor) -> tuple[Tensor, Ten
 def data_rows(batch: Batch) -> Tensor:
     """(N,) row of the dataset, 2 * sample + view, of each row of a batch."""
     assert batch.index is not None
-    index = batch.index.to(batch.x.device)
+    index = batch.placed(batch.index)
     return (2 * index[:, None] + torch.arange(2, device=index.device)).flatten()
 
 

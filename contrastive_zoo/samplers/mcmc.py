@@ -129,7 +129,7 @@ class ChainSampler(NegativeSampler):
     def sample(self, batch: Batch, scale: Tensor) -> Negatives:
         """See `NegativeSampler.sample`."""
         assert batch.index is not None
-        index = batch.index.to(batch.x.device)
+        index = batch.placed(batch.index)
         state = self.chain[index].flatten()
         similarity, score = self._carried(batch, state, scale.detach())
         order = column_order(batch.x.shape[0], step_seed(self.seed, self.step.value))
@@ -201,7 +201,7 @@ class ChainSampler(NegativeSampler):
     @torch.no_grad()
     def _remember(self, batch: Batch, index: Tensor, kept: KeptStates) -> Tensor:
         """Update chains, their scores or embeddings, running means and the step; return log u, (B, 2)."""
-        first = batch.sample_ids.to(index.device)
+        first = batch.placed(batch.sample_ids)
         state = torch.where(kept.state >= 0, data_rows(batch)[kept.state.clamp_min(0)], self.chain[index].flatten())
         self.chain[index] = state.view(-1, 2)[first]
         sound = torch.isfinite(batch.per_view(kept.log_mean))[first]
@@ -212,7 +212,7 @@ class ChainSampler(NegativeSampler):
             score = batch.per_view(kept.log_score)[first].to(self.log_score)
             self.log_score[index] = torch.where(sound, score, self.log_score[index])
         log_u = self.averages.blend(index, batch.per_view(kept.log_mean), VALUE_WEIGHT)
-        self.averages.write(index, log_u.logsumexp(1, keepdim=True) - math.log(2), batch.sample_ids.to(index.device))
+        self.averages.write(index, log_u.logsumexp(1, keepdim=True) - math.log(2), batch.placed(batch.sample_ids))
         self.step.advance()
         return log_u
 

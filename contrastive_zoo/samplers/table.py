@@ -131,9 +131,9 @@ class TableSampler(NegativeSampler):
         """Write the rows of a batch to the table, except rows that are not finite or have no negatives; return the old rows."""
         assert batch.index is not None
         self.embeddings.fit(batch.x.shape[1])
-        index = batch.index.to(batch.x.device)
+        index = batch.placed(batch.index)
         rows, visited = self.embeddings.rows[index], self.visited[index]
-        new = batch.x.detach().view(batch.size, 2, -1)[batch.sample_ids.to(index.device)]
+        new = batch.x.detach().view(batch.size, 2, -1)[batch.placed(batch.sample_ids)]
         sound = torch.isfinite(new).flatten(1).all(1) & batch.per_view(has_negatives(batch))[:, 0]
         self._put(batch, torch.where(sound[:, None, None], new.to(rows), rows), visited | sound)
         return rows, visited
@@ -141,7 +141,7 @@ class TableSampler(NegativeSampler):
     @torch.no_grad()
     def _put(self, batch: Batch, rows: Tensor, visited: Tensor) -> None:
         assert batch.index is not None
-        index = batch.index.to(batch.x.device)
+        index = batch.placed(batch.index)
         self.embeddings.rows[index], self.visited[index] = rows, visited
 
     def table(self) -> dict[str, Tensor]:
@@ -168,7 +168,7 @@ class TableSampler(NegativeSampler):
 def _places(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Positions of table rows in the batch, (N, K), arbitrary for rows outside the batch; and whether each is in the batch."""
     assert batch.index is not None
-    ordered, order = batch.index.to(rows.device).sort(stable=True)
+    ordered, order = batch.placed(batch.index).sort(stable=True)
     sample = rows // 2
     place = torch.searchsorted(ordered, sample).clamp_max(len(ordered) - 1)
     return 2 * order[place] + rows % 2, ordered[place] == sample

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.checks import check_count
+from contrastive_zoo.devices import beside
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -80,15 +81,20 @@ class PreciseModule(nn.Module):
 
 
 class StepCounter(nn.Module):
-    """Counts training steps on the host, regardless of the module's device, and is saved with the state.
+    """Counts training steps, on the host unless `place` moves the counter, and is saved with the state.
 
-    The counter is no buffer, so wrappers neither broadcast nor average it, and reading it needs no synchronisation.
+    The counter is no buffer, so wrappers neither broadcast nor average it, and on the host reading it needs no synchronisation.
     """
 
     def __init__(self) -> None:
         super().__init__()
         with torch.inference_mode(False):  # inference tensors are read-only outside that mode
             self.value = torch.zeros((), dtype=torch.int64, device="cpu")
+
+    def place(self, like: Tensor) -> None:
+        """Count on the device of a tensor from now on."""
+        if self.value.device != like.device:
+            self.value = beside(self.value, like)
 
     def advance(self) -> None:
         """Count one step."""

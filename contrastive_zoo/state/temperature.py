@@ -1,5 +1,6 @@
 """The temperature of a loss: a number, a learned parameter, or a tensor computed from parameters outside the loss."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ def _constant(number: float) -> Tensor:
 class Temperature(nn.Module):
     """Holds a temperature of any kind, and saves it under one key.
 
-    A number stays on the host: changing it triggers neither a recompilation nor a synchronisation. A tensor with an autograd
+    A number stays on the host: changing it triggers neither a recompilation nor a synchronisation. For rows on an accelerator
+    formulas use a copy there, which a new number overwrites, so a CUDA graph sees the new number. A tensor with an autograd
     graph, such as ``1 / logit_scale``, is used until the next assignment; the state dict keeps the previous value.
 
     Args:
@@ -62,20 +64,54 @@ class Temperature(nn.Module):
     def __init__(self, value: float | Tensor) -> None:
         super().__init__()
         self._kept: Tensor | None = None
+        self._copy: Tensor | None = None
         self._place(as_temperature(value))
         self._first = self.number()
 
     def set(self, value: float | Tensor) -> None:
         """Replace the temperature from the next call on."""
         replacement, current = as_temperature(value), self.value
-        if isinstance(value, Tensor) or current.requires_grad or not current.is_cpu:
+        if not (_is_constant(current) and _is_constant(replacement)) or current.is_meta:
             self._place(replacement)
+        elif replacement.device == current.device:
+            current.copy_(replacement)
+        elif replacement.is_cpu:  # in place on an accelerator too, for CUDA graphs that read the temperature
+            current.fill_(replacement.item())
         else:
-            current.fill_(replacement)
+            self._place(replacement)
+        self._refresh()
+
+    def follow(self, x: Tensor) -> None:
+        """Be where rows are, for the formulas of the rows: a number has a copy on an accelerator."""
+        if self._copy is not None or not x.is_cpu:
+            self._place_copy(x.device)
+
+    def _place_copy(self, device: torch.device) -> None:
+        if device.type == "cpu" or not self._is_number:
+            self._copy = None
+        elif self._copy is None or self._copy.device != device:
+            self._copy = self.value.to(device, non_blocking=True)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Temperature":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._is_number:  # now rather than in the first step, after which compiled code would be compiled again
+            self._place_copy(fn(self.value.clone()).device)
+        return self
+
+    @property
+    def _is_number(self) -> bool:
+        return self.value.is_cpu and _is_constant(self.value)
+
+    def _refresh(self) -> None:
+        """Overwrite the copy with the current number."""
+        if self._copy is not None and self._is_number:
+            self._copy.fill_(self.value.item())
+        else:
+            self._copy = None
 
     def bounded(self) -> Tensor:
         """The temperature for use in formulas, a 0-dim tensor; clamped to [0.001, 10] if it requires a gradient."""
-        value = self.value
+        value = self.value if self._copy is None else self._copy
         if value.requires_grad or isinstance(value, nn.Parameter):
             return within(value.to(at_least_float32(value.dtype)), LOWEST, HIGHEST)
         return value.clone()  # the original may be changed before the backward pass
@@ -105,6 +141,7 @@ class Temperature(nn.Module):
         if self._kept is not None:
             self._place(as_temperature(self._first))
         self.value.fill_(self._first)
+        self._refresh()
 
     @property
     def _saved(self) -> Tensor:
@@ -123,10 +160,12 @@ class Temperature(nn.Module):
             self.value.copy_(value.reshape(self.value.shape))
         else:
             self._place(value.detach().clone())
+        self._refresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave an autograd graph out of copies and pickles."""
-        return self.__dict__ if self._kept is None else {**self.__dict__, "value": self._kept, "_kept": None}
+        """Leave an autograd graph and a copy on an accelerator out of copies and pickles."""
+        kept = {} if self._kept is None else {"value": self._kept, "_kept": None}
+        return {**self.__dict__, **kept, "_copy": None}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -151,6 +190,10 @@ class Temperature(nn.Module):
             self._restore(as_temperature(saved.detach() if isinstance(saved, Tensor) else saved))
         except (TypeError, ValueError) as error:
             args[-1].append(f"{key}: {error}")
+
+
+def _is_constant(value: Tensor) -> bool:
+    return not value.requires_grad and not isinstance(value, nn.Parameter)
 
 
 def match_shapes(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:

@@ -178,8 +178,8 @@ def test_only_visited_samples_change(configuration: Configuration) -> None:
     before = loss_fn.table()
     batch.call(loss_fn)
     after = loss_fn.table()
-    others = torch.ones(len(after["visited"]), dtype=torch.bool)
-    others[batch.index] = False
+    others = torch.ones(len(after["visited"]), dtype=torch.bool, device="cpu")
+    others[batch.index.cpu()] = False
     assert torch.equal(after["visited"], ~others)
     for name in before:
         if before[name].shape == after[name].shape:

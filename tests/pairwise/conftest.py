@@ -18,7 +18,8 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param in BACKENDS:
         return str(request.param)
     size, budget, numel = TILINGS[request.param]
-    monkeypatch.setattr(tiles, "TILE_CPU", size)
+    for name in ("TILE_CPU", "TILE_ACCELERATOR"):
+        monkeypatch.setattr(tiles, name, size)
     monkeypatch.setattr(tiles, "SINGLE_TILE_CPU", 0)
     monkeypatch.setattr(loop, "KEEP_BYTES", budget)
     monkeypatch.setattr(small, "SMALL_NUMEL", numel)

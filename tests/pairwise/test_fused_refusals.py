@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import rows
 
-from contrastive_zoo import pairwise
+from contrastive_zoo import devices, pairwise
 from contrastive_zoo.pairwise import backends
 from contrastive_zoo.pairwise.fused import refusals
 from contrastive_zoo.pairwise.sweep import Sweep
@@ -53,7 +53,7 @@ def test_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusals, "INTERPRETED", False)
     with pytest.raises(ValueError, match="its kernels need an NVIDIA GPU, and the rows are on cpu"):
         pairwise.logsumexp(x, scale=1.0, backend="fused")
-    monkeypatch.setattr(refusals, "TRITON", False)
+    monkeypatch.setattr(devices, "TRITON", False)
     with pytest.raises(ValueError, match="its kernels need Triton, which is not installed"):
         pairwise.logsumexp(x, scale=1.0, backend="fused")
 
@@ -67,11 +67,11 @@ def test_old_cards(major: int, minor: int, able: bool, monkeypatch: pytest.Monke
     properties.major, properties.minor = major, minor  # type: ignore[attr-defined]
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    found = refusals._refuses_device(torch.device("cuda", 0))
+    found = devices.refuses_kernels(torch.device("cuda", 0))
     assert (found == "") == able
     assert able or found == "its kernels need a GPU of compute capability 8.0 or newer, and cuda:0 has 7.5"
     monkeypatch.setattr(torch.version, "hip", "6.0")
-    assert "need an NVIDIA GPU" in refusals._refuses_device(torch.device("cuda", 0))
+    assert "need an NVIDIA GPU" in devices.refuses_kernels(torch.device("cuda", 0))
 
 
 def test_auto_is_never_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,13 @@ def over_sum(grad: Tensor, logsumexp: Tensor) -> Tensor:
     return logsumexp.neg().exp_().mul_(grad).masked_fill_(logsumexp == -torch.inf, 0)
 
 
+def _beside_rows(scale: Tensor, x: Tensor) -> Tensor:
+    """The scales in the dtype and on the device of the rows; a CUDA graph can record that numbers are written, not copied."""
+    if not scale.is_cpu or x.is_cpu or scale.shape[1:] > (1,):
+        return scale.to(x)
+    return torch.stack([x.new_full((), number) for number in scale.flatten().tolist()]).view(scale.shape)
+
+
 class _Exponentials(OnTiles):
     """Log-sum-exps of logits of any size, at several scales or one per row, and optionally mean similarities.
 
@@ -80,7 +87,7 @@ class _Exponentials(OnTiles):
     """
 
     def __init__(self, term: LogSumExp, tiles: Tiles, bounded: bool) -> None:
-        self.scale, self.per_row = term.scale.to(tiles.x), term.scale.shape[1] > 1
+        self.scale, self.per_row = _beside_rows(term.scale, tiles.x), term.scale.shape[1] > 1
         super().__init__(tiles, len(self.scale))
         self.weighted = tiles.zeros(1) if term.mean else None
         self.bounded, self.largest = bounded, self._each(lambda zeros: torch.full_like(zeros, -torch.inf), self.totals)
@@ -161,7 +168,7 @@ class _Softpluses(OnTiles):
 
     def __init__(self, term: Softplus, tiles: Tiles, bounded: bool) -> None:
         super().__init__(tiles)
-        self.bounded, self.chain = bounded, term.scale.to(tiles.x)
+        self.bounded, self.chain = bounded, _beside_rows(term.scale, tiles.x)
         base = LOG2_E if bounded else 1.0
         # A scale on the host is applied in the matrix product at no cost; reading one on an accelerator would synchronise.
         self.factor = term.scale.item() * base if term.scale.is_cpu else 1.0

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from contrastive_zoo.devices import beside
 from contrastive_zoo.pairwise import sweep as sweeps
 from contrastive_zoo.pairwise.sweep import Sweep, strips
 
@@ -85,8 +86,10 @@ class Tiles:
             key_ids = ids
         self._ids = None if ids is None or key_ids is None else (ids, key_ids)
         self._known = self._ids is None or (self._ids[0].is_cpu and self._ids[1].is_cpu)
-        self._group = self._group_size(group) if x.is_cpu and self._known and not self._equal else 0
+        self._group = self._group_size(group) if self._known and not self._equal else 0
         self._blocks = self._class_blocks() if self._equal and self._known else [(0, x.shape[0])]
+        self._compared: tuple[Tensor, Tensor] | None = None
+        self._regular = group if self._known else 0
         self._buffers = _on_host.found if x.is_cpu else {}  # the allocator of an accelerator keeps its memory
 
     def _group_size(self, known: int) -> int:
@@ -164,8 +167,22 @@ class Tiles:
             return fill_groups(values, self._group, fill)
         if self._all_count(rows, columns):
             return values
-        ids, key_ids = self._ids[0][rows, None].to(values.device), self._ids[1][columns].to(values.device)
+        ids, key_ids = self._ids_beside_rows()
+        ids, key_ids = ids[rows, None], key_ids[columns]
         return values.masked_fill_(ids != key_ids if self._equal else ids == key_ids, fill)
+
+    def _ids_beside_rows(self) -> tuple[Tensor, Tensor]:
+        """The ids of rows and of keys on the device of the rows; ids that are known to be regular are made there."""
+        assert self._ids is not None
+        if self._compared is None:
+            found = [self._beside_rows(ids) for ids in (self._ids[:1] if self._ids[0] is self._ids[1] else self._ids)]
+            self._compared = found[0], found[-1]
+        return self._compared
+
+    def _beside_rows(self, ids: Tensor) -> Tensor:
+        if self._regular and not self.x.is_cpu:
+            return torch.arange(len(ids), device=self.x.device) // self._regular
+        return beside(ids, self.x)
 
     def _all_count(self, rows: slice, columns: slice) -> bool:
         """Whether the host knows that no pair of a tile, its diagonal aside, is excluded."""

@@ -1,0 +1,29 @@
+"""Devices: copies between the host and an accelerator, and GPUs that Triton kernels run on."""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+OLDEST = (8, 0)
+TRITON = importlib.util.find_spec("triton") is not None
+
+
+def beside(tensor: Tensor, other: Tensor) -> Tensor:
+    """The tensor on the device of another; a copy from the host does not wait for the accelerator."""
+    return tensor.to(other.device, non_blocking=tensor.is_cpu)
+
+
+def refuses_kernels(device: torch.device) -> str:
+    """The reason why Triton kernels cannot run on a device; empty if they can."""
+    if not TRITON:
+        return "its kernels need Triton, which is not installed"
+    if device.type != "cuda" or torch.version.hip is not None:
+        other = " of another make" if torch.version.hip else ""
+        return f"its kernels need an NVIDIA GPU, and the rows are on {device}{other}"
+    properties = torch.cuda.get_device_properties(device)
+    capability = properties.major, properties.minor
+    if capability < OLDEST:
+        needed, given = (".".join(map(str, each)) for each in (OLDEST, capability))
+        return f"its kernels need a GPU of compute capability {needed} or newer, and {device} has {given}"
+    return ""
