@@ -18,7 +18,8 @@ if not torch.cuda.is_available():  # Triton and the package look when they are i
 from accelerator import DEVICE, accelerator
 from hypothesis import HealthCheck, settings
 
-from contrastive_zoo import registry
+from contrastive_zoo import devices, registry
+from contrastive_zoo.pairwise.fused import refusals
 
 STAND_IN = "stand-in"
 
@@ -68,6 +69,15 @@ def _default_device(request: pytest.FixtureRequest) -> Iterator[None]:
             yield
         finally:
             torch.set_default_device(None)
+
+
+@pytest.fixture
+def kernels() -> None:
+    """Skips a test whose Triton kernels can run neither in the interpreter nor on the device of the tests."""
+    if not devices.TRITON:
+        pytest.skip("Triton is not installed")
+    if not refusals.INTERPRETED and torch.get_default_device().type != "cuda":
+        pytest.skip("Triton compiles kernels here, and tensors of these tests are on the CPU")
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,7 @@
-"""The Triton kernels of `normalized_rows` against its PyTorch code, in Triton's interpreter: float32 and float16 on the CPU.
+"""The Triton kernels of `normalized_rows` against its PyTorch code; float32 and float16."""
 
-The interpreter is chosen when Triton is imported, so the tests that need it run in a process of their own.
-"""
-
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -17,32 +11,22 @@ from torch import Tensor
 
 from contrastive_zoo.batch import features
 
-INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 # The interpreter computes with NumPy, which warns of what a GPU does silently.
 silent = pytest.mark.filterwarnings("ignore:(overflow|underflow|invalid value|divide by zero) encountered:RuntimeWarning")
-interpreted = pytest.mark.skipif(not INTERPRETS, reason="runs in a process of its own")
+pytestmark = pytest.mark.usefixtures("kernels")
 SHAPES = [(1, 1), (3, 5), (9, 128), (7, 100), (2, 700)]
 NORMALIZE = pytest.mark.parametrize("normalize", features.NORMALIZE)
 
 
-@needs_triton
-@pytest.mark.skipif(INTERPRETS, reason="is what starts this process")
-def test_kernels_in_the_interpreter() -> None:
-    tests = Path(__file__).parent
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "--rootdir", str(tests.parent), __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+def without_kernels() -> Any:
+    return mock.patch.object(features, "has_kernels", return_value=False)
 
 
 def both(z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype) -> list[tuple[Tensor, ...]]:
     from contrastive_zoo.batch import features_triton
 
-    plain = features.normalized_rows.plain(z1, z2, normalize, operand, "z1", False)
+    with without_kernels():
+        plain = features.normalized_rows.plain(z1, z2, normalize, operand, "z1", False)
     return [features_triton.normalized_rows(z1, z2, normalize, operand), plain]
 
 
@@ -52,7 +36,6 @@ def inputs(size: int, width: int, views: int, dtype: torch.dtype) -> tuple[Tenso
     return (z[0], z[1]) if views == 2 else (z, None)
 
 
-@interpreted
 @NORMALIZE
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("views", [1, 2, 3])
@@ -71,13 +54,12 @@ def test_rows_and_gradients(
     upstream = drawn(*rows.shape, seed=2).float(), drawn(*positive.shape, seed=3).float()
     for wanted in ([0], [views - 1], list(range(views))):
         given = *upstream, rows, divisor, normalize, wanted
-        found, expected = (
-            f(*given) for f in (features_triton.normalized_rows_backward, features.normalized_rows_backward.plain)
-        )
+        found = features_triton.normalized_rows_backward(*given)
+        with without_kernels():
+            expected = features.normalized_rows_backward.plain(*given)
         assert_close(found, expected, f"gradient of {wanted}", magnitude=1.0)
 
 
-@interpreted
 @NORMALIZE
 @pytest.mark.parametrize("views", [2, 3])
 def test_views_in_one_tensor_and_strides(views: int, normalize: str) -> None:
@@ -88,7 +70,6 @@ def test_views_in_one_tensor_and_strides(views: int, normalize: str) -> None:
             assert_close(a, b, what)
 
 
-@interpreted
 @silent
 @NORMALIZE
 def test_zero_huge_and_tiny_rows(normalize: str) -> None:
@@ -103,7 +84,6 @@ def test_zero_huge_and_tiny_rows(normalize: str) -> None:
         assert ours[0].isfinite().all()
 
 
-@interpreted
 @silent
 @pytest.mark.parametrize("normalize", ["sphere", "ball"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
@@ -115,6 +95,5 @@ def test_bad_values_show(normalize: str, bad: float) -> None:
     assert positive[:, 0].isnan().nonzero().flatten().tolist() == [2]
 
 
-@needs_triton
 def test_the_kernels_are_for_gpus_only() -> None:
-    assert not features.has_kernels(torch.randn(3, 4))
+    assert not features.has_kernels(torch.randn(3, 4, device="cpu"))

@@ -6,17 +6,16 @@ from typing import Any
 import pytest
 import torch
 from cases import gradients, views
+from launches import Recorder, Work
 from tolerances import assert_close
 
 import contrastive_zoo as zoo
-from contrastive_zoo.pairwise.fused import refusals
+from contrastive_zoo.batch import encoder, features
+from contrastive_zoo.batch.samples import regular_ids
+from contrastive_zoo.loss import module as loss_module
+from contrastive_zoo.pairwise.fused import launch
 
-pytestmark = [
-    pytest.mark.skipif(not refusals.TRITON, reason="Triton is not installed"),
-    pytest.mark.skipif(
-        not refusals.INTERPRETED, reason="Triton compiles kernels here, and tensors of these tests are on the CPU"
-    ),
-]
+pytestmark = pytest.mark.usefixtures("kernels")
 
 NAMES: list[tuple[str, dict[str, Any]]] = [
     ("ntxent", {}),
@@ -48,7 +47,7 @@ def outcome(name: str, dtype: torch.dtype, steps: int = 2, autocast: bool = Fals
     for seed in range(steps):
         batch = views(21, 6, seed=seed)  # the same rows in both precisions
         batch = batch._replace(**{z: getattr(batch, z).detach().float().to(dtype).requires_grad_() for z in ("z1", "z2")})
-        with torch.autocast("cpu", torch.float16, enabled=autocast):
+        with torch.autocast(torch.get_default_device().type, torch.float16, enabled=autocast):
             loss = batch.call(loss_fn)
     learned = [parameter for parameter in loss_fn.parameters() if parameter.requires_grad]
     return loss.detach(), *gradients_of(loss, [batch.z1, batch.z2, *learned])
@@ -94,3 +93,38 @@ def test_a_loss_that_sums_something_else_says_so() -> None:
         batch.call(zoo.get_loss("siglip", backend="fused"))
     loss = batch.call(zoo.get_loss("siglip"))
     assert all(gradient.isfinite().all() for gradient in gradients(loss, batch))
+
+
+# Operations of PyTorch in a step: the scale, positives over the temperature, the softplus and the mean; and their gradients.
+STEPS = {
+    "ntxent": (["_forward", "log_sums"], ["weigh", "gradients", "_backward"], 13),
+    "infonce": (["_forward", "log_sums", "log_sums"], ["weigh", "gradients", "gradients", "_backward"], 17),
+    "dcl": (["_forward", "log_sums"], ["weigh", "gradients", "_backward"], 11),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_launches_of_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pairs of rows, the normalisation and the positives are in kernels of this package."""
+    from contrastive_zoo.batch import features_triton
+
+    seen: list[tuple[str, tuple[Any, ...]]] = []
+    kernels = Recorder(seen)
+    monkeypatch.setattr(launch, "_kernels", lambda: kernels)
+    for kernel in ("_forward", "_backward"):
+        monkeypatch.setattr(features_triton, kernel, getattr(kernels, kernel))
+    monkeypatch.setattr(features, "has_kernels", lambda z: True)
+    monkeypatch.setattr(encoder, "stack_views", lambda *args, **known: features.normalized_rows(*args[:4], "z1", False)[:2])
+    monkeypatch.setattr(loss_module.Loss, "_reduce", lambda self, values, batch: values.mean())
+    batch = views(8, 16, dtype=torch.float32)
+    loss_fn = zoo.get_loss(name, backend="fused")
+    regular_ids(8, 1), regular_ids(16, 2)  # made once for all batches of a size
+    with Work() as forward:
+        loss = loss_fn(batch.z1, batch.z2)
+    before = [name for name, _ in seen]
+    with Work() as backward:
+        loss.backward()
+    wanted_forward, wanted_backward, of_pytorch = STEPS[name]
+    assert before == wanted_forward
+    assert [name for name, _ in seen[len(before) :]] == wanted_backward
+    assert len(forward.seen) + len(backward.seen) <= of_pytorch, (forward.seen, backward.seen)

@@ -8,24 +8,19 @@ import torch
 from cases import HALF, rows, weights
 from hypothesis import given
 from hypothesis import strategies as st
+from launches import Recorder, Work
 from operations import IDS, OPERATIONS, OUTCOME, Leaves, Operation, leaves
 from tolerances import assert_close
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from contrastive_zoo import pairwise
 from contrastive_zoo.pairwise import backends, sweep
-from contrastive_zoo.pairwise.fused import launch, refusals
+from contrastive_zoo.pairwise.fused import launch
 from contrastive_zoo.pairwise.fused.shapes import Shape
 from contrastive_zoo.pairwise.sweep import Bound, Ids, Sweep
 from contrastive_zoo.pairwise.terms import LogSumExp
 
-pytestmark = [
-    pytest.mark.skipif(not refusals.TRITON, reason="Triton is not installed"),
-    pytest.mark.skipif(
-        not refusals.INTERPRETED, reason="Triton compiles kernels here, and tensors of these tests are on the CPU"
-    ),
-]
+pytestmark = pytest.mark.usefixtures("kernels")
 
 SERVED = {name: operation for name, operation in OPERATIONS.items() if "logsumexp" in name or "gaussian(2.0), unit" in name}
 GAUSSIAN = SERVED["kernel_sum, gaussian(2.0), unit rows"]
@@ -262,38 +257,6 @@ def test_operands_are_in_half_precision_where_it_holds_them(dtype: torch.dtype, 
     pairwise.logsumexp(x.float(), scale=1.0, norm_bound=Bound(1.0, dtype), backend="fused")
     pairwise.logsumexp(x.float(), scale=1.0, backend="fused")
     assert [arguments[0].dtype for _, arguments in seen] == [dtype, dtype, torch.float32]
-
-
-class Recorder:
-    """Stands for the module of kernels, and remembers what is launched, without doing it."""
-
-    def __init__(self, seen: list[tuple[str, tuple[Any, ...]]]) -> None:
-        self.seen = seen
-
-    def __getattr__(self, name: str) -> Any:
-        class Kernel:
-            def __getitem__(self, grid: Any) -> Callable[..., None]:
-                return lambda *arguments, **_: seen.append((name, arguments))
-
-        seen = self.seen
-        return Kernel()
-
-
-class Work(TorchDispatchMode):
-    """Remembers the operators of PyTorch that launch a kernel if tensors are on a GPU."""
-
-    FREE = ("empty", "new_empty", "_local_scalar_dense")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        name = func.name().removeprefix("aten::").split(".")[0]
-        if not func.is_view and not name.startswith(self.FREE) and isinstance(found, Tensor) and found.numel():
-            self.seen.append(name)
-        return found
 
 
 LAUNCHES: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], int, list[str], list[str]]] = {
