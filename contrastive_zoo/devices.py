@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 OLDEST = (8, 0)
-TRITON = importlib.util.find_spec("triton") is not None
+# Triton before 3.3, which comes with PyTorch 2.7, aborts while it compiles some of the kernels.
+RECENT = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 7)
+TRITON = RECENT and importlib.util.find_spec("triton") is not None
 
 
 def beside(tensor: Tensor, other: Tensor) -> Tensor:
@@ -17,7 +19,7 @@ def beside(tensor: Tensor, other: Tensor) -> Tensor:
 def refuses_kernels(device: torch.device) -> str:
     """The reason why Triton kernels cannot run on a device; empty if they can."""
     if not TRITON:
-        return "its kernels need Triton, which is not installed"
+        return "its kernels need PyTorch 2.7 or newer with its Triton, 3.3 or newer"
     if device.type != "cuda" or torch.version.hip is not None:
         other = " of another make" if torch.version.hip else ""
         return f"its kernels need an NVIDIA GPU, and the rows are on {device}{other}"

@@ -197,20 +197,53 @@ def _load_side(SUMS, ERRORS, WEIGHTS, SCALE, at, i, end, k, SCALES: tl.constexpr
 
 
 @triton.jit
-def _both_slopes(similarity, scale, sums, weight, other_scale, other_sums, other_weight, squared_bound, SCALES: tl.constexpr):
-    """Slopes of a tile through the sums of both sides, which share the exponentials of bounded logits at one scale."""
-    bound, bounded = shift_of(scale, squared_bound)
-    if SCALES == 2:
-        bounded = False
-    if bounded:
-        shift = tl.max(bound, 0)
-        e = tl.exp(similarity * scale[:, None] - shift)
+def _slopes(similarity, scale, sums, weight, other_scale, other_sums, other_weight, shift, SHARED: tl.constexpr):
+    """Slopes of a tile through the sums of both sides; SHARED: one exponential, relative to a bound, serves both."""
+    if SHARED:
         weights = (weight * tl.exp(shift - sums))[:, None] + (other_weight * tl.exp(shift - other_sums))[None, :]
-        slopes = e * weights
+        slopes = tl.exp(similarity * scale[:, None] - shift) * weights
     else:
         slopes = tl.exp(similarity * scale[:, None] - sums[:, None]) * weight[:, None]
         slopes += tl.exp(similarity * other_scale[None, :] - other_sums[None, :]) * other_weight[None, :]
     return slopes
+
+
+@triton.jit
+def _descend(
+    x, i, ids, total, Y, IDS_Y, SCALE, SUMS, ERRORS, WEIGHTS, OTHER_SUMS, OTHER_ERRORS, OTHER_WEIGHTS,
+    i0, g, sets, rows, columns, y_row, group, squared_bound, first, both, every, s0, e0, s1, e1,
+    D: tl.constexpr, WIDTH: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, IDS: tl.constexpr,
+    EQUAL: tl.constexpr, SCALES: tl.constexpr, PART: tl.constexpr, K: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """Add the products of slopes and rows of the other side, over the tiles of a block of rows."""
+    if SUMS is not None:
+        scale, level, weight = _load_side(SUMS, ERRORS, WEIGHTS, SCALE, g * rows + i, i, rows, 0, SCALES)
+    for t in range(0, every):
+        start, end = tile_of(t, first, both, i0, columns, s0, e0, s1, e1, BN, PART)
+        j = start + tl.arange(0, BN)
+        y = load_rows(Y, j, end, y_row, D, WIDTH)
+        other_ids = load_ids(IDS_Y, j, end, group, IDS)
+        similarity = tl.dot(x, tl.trans(y), input_precision=PRECISION)
+        slopes = tl.zeros(similarity.shape, tl.float32)
+        for k in tl.static_range(K):
+            z = g + k * sets
+            if (SUMS is not None) & (K > 1):
+                scale, level, weight = _load_side(SUMS, ERRORS, WEIGHTS, SCALE, z * rows + i, i, rows, k, SCALES)
+            if OTHER_SUMS is not None:
+                other_scale, other_level, other_weight = _load_side(
+                    OTHER_SUMS, OTHER_ERRORS, OTHER_WEIGHTS, SCALE, z * columns + j, j, columns, k, SCALES
+                )
+            if OTHER_SUMS is None:
+                slopes += tl.exp(similarity * scale[:, None] - level[:, None]) * weight[:, None]
+            elif SUMS is None:
+                slopes += tl.exp(similarity * other_scale[None, :] - other_level[None, :]) * other_weight[None, :]
+            else:
+                shift = tl.max(shift_of(scale, squared_bound)[0], 0)
+                slopes += _slopes(similarity, scale, level, weight, other_scale, other_level, other_weight, shift, SHARED)
+        counted = counted_pairs(i, j, end, ids, other_ids, s0, e0, s1, e1, IDS, EQUAL, PART)
+        slopes = tl.where(counted, slopes, 0.0)
+        total = tl.dot(slopes.to(y.dtype), y, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -225,33 +258,26 @@ def gradients(
     i = i0 + tl.arange(0, BM)
     x = load_rows(X + g * x_set, i, rows, x_row, D, WIDTH)
     ids = load_ids(IDS_X, i, rows, group, IDS)
-    if SUMS is not None:
-        scale, level, weight = _load_side(SUMS, ERRORS, WEIGHTS, SCALE, g * rows + i, i, rows, 0, SCALES)
     total = tl.zeros([BM, WIDTH], tl.float32)
     first, both, every = tiles_of(i0, rows, columns, s0, e0, s1, e1, BM, BN, PART)
-    for t in range(0, every):
-        start, end = tile_of(t, first, both, i0, columns, s0, e0, s1, e1, BN, PART)
-        j = start + tl.arange(0, BN)
-        y = load_rows(Y + g * y_set, j, end, y_row, D, WIDTH)
-        other_ids = load_ids(IDS_Y, j, end, group, IDS)
-        similarity = tl.dot(x, tl.trans(y), input_precision=PRECISION)
-        slopes = tl.zeros([BM, BN], tl.float32)
+    # A loop for each case: Triton cannot pipeline a loop with a branch between its two products.
+    shared = False
+    if (SUMS is not None) & (OTHER_SUMS is not None) & (SCALES != 2):
+        shared = True
         for k in tl.static_range(K):
-            z = g + k * sets
-            if (SUMS is not None) & (K > 1):
-                scale, level, weight = _load_side(SUMS, ERRORS, WEIGHTS, SCALE, z * rows + i, i, rows, k, SCALES)
-            if OTHER_SUMS is not None:
-                at = z * columns + j
-                other = _load_side(OTHER_SUMS, OTHER_ERRORS, OTHER_WEIGHTS, SCALE, at, j, columns, k, SCALES)
-            if OTHER_SUMS is None:
-                slopes += tl.exp(similarity * scale[:, None] - level[:, None]) * weight[:, None]
-            elif SUMS is None:
-                slopes += tl.exp(similarity * other[0][None, :] - other[1][None, :]) * other[2][None, :]
-            else:
-                slopes += _both_slopes(similarity, scale, level, weight, other[0], other[1], other[2], squared_bound, SCALES)
-        counted = counted_pairs(i, j, end, ids, other_ids, s0, e0, s1, e1, IDS, EQUAL, PART)
-        slopes = tl.where(counted, slopes, 0.0)
-        total = tl.dot(slopes.to(y.dtype), y, total, input_precision=PRECISION)
+            shared = shared & shift_of(load_scale(SCALE, i, rows, k, SCALES), squared_bound)[1]
+    if shared:
+        total = _descend(
+            x, i, ids, total, Y + g * y_set, IDS_Y, SCALE, SUMS, ERRORS, WEIGHTS, OTHER_SUMS, OTHER_ERRORS, OTHER_WEIGHTS,
+            i0, g, sets, rows, columns, y_row, group, squared_bound, first, both, every, s0, e0, s1, e1,
+            D, WIDTH, BN, PRECISION, IDS, EQUAL, SCALES, PART, K, True,
+        )  # fmt: skip
+    else:
+        total = _descend(
+            x, i, ids, total, Y + g * y_set, IDS_Y, SCALE, SUMS, ERRORS, WEIGHTS, OTHER_SUMS, OTHER_ERRORS, OTHER_WEIGHTS,
+            i0, g, sets, rows, columns, y_row, group, squared_bound, first, both, every, s0, e0, s1, e1,
+            D, WIDTH, BN, PRECISION, IDS, EQUAL, SCALES, PART, K, False,
+        )  # fmt: skip
     total *= tl.load(TOP) / LIFT
     d = tl.arange(0, WIDTH)
     at = OUT + (g * rows + i)[:, None] * D + d[None, :]
