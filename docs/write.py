@@ -32,7 +32,7 @@ def texts() -> dict[Path, str]:
     guide = DOCS / made.GUIDE
     settings = made.settings()
     pages = {DOCS / made.FOLDER / f"{card.name}.md": made.page(card) for card in made.cards()}
-    filled = made.SETTINGS_MARK.sub(lambda match: f"{match[1]}\n{settings}\n\n{match[2]}", guide.read_text())
+    filled = made.SETTINGS_MARK.sub(lambda match: f"{match[1]}\n{settings}\n\n{match[3]}", guide.read_text())
     return pages | {DOCS / made.GALLERY: made.gallery(), guide: filled}
 
 

@@ -53,7 +53,8 @@ class EMC2(GlobalObjective):
       + \mathrm{E}_{n \sim \mathrm{softmax}(s_a/\tau)} \frac{\nabla s_{an}}{\tau}$$
 
     The gradient of anchor a is $-\nabla s_{ap}/\tau$ plus the mean of $\nabla s_{an}/\tau$ over the kept states n of its
-    chain. The value is $-s_{ap}/\tau + \log u$, where u is a running mean per sample of the batch's mean of $e^{s_{an}/\tau}$.
+    chain. The value is $-s_{ap}/\tau + \log u$, where $u$ is a running mean per sample of the batch's mean of
+    $e^{s_{an}/\tau}$.
 
     Each row of the batch is proposed to a chain once, in a new random order at every step. A single proposal leaves the softmax
     invariant. If a batch covers most of the dataset, proposals are made without replacement and the stationary law deviates

@@ -24,7 +24,7 @@ DOCS = Path(__file__).parents[1]
 FOLDER = "objectives/"
 GUIDE = "choosing.md"
 GALLERY = "gallery.md"
-SETTINGS_MARK = re.compile(r"(<!-- settings -->\n)(?:.*?\n)?(<!-- /settings -->)", re.DOTALL)
+SETTINGS_MARK = re.compile(r"(<!-- settings -->\n)(.*?)(<!-- /settings -->)", re.DOTALL)
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _DISPLAYED = re.compile(r"\$\$(.*?)\$\$", re.DOTALL)
 _ENTRY = re.compile(r"@\w+\{(\w+),.*?\n\}", re.DOTALL)
@@ -77,14 +77,14 @@ def gallery() -> str:
 GALLERY_TEXT = """\
 # Gallery
 
-What an objective does to an embedding is the gradient in it. For every objective here, the gradient in an anchor is a weighted sum
-of the other embeddings: negatives push the anchor away, and positives pull it closer. The pictures show these weights.
+What an objective does to an embedding is the gradient in it. For every objective here, the gradient in an anchor is a weighted
+sum of the other embeddings: negatives push the anchor away, and positives pull it closer. The pictures show these weights.
 
 Each picture has two panels. The left panel shows the push of a negative against its similarity to the anchor, in a batch whose
-negatives have all similarities from -0.95 to 0.95; the mean size of the pushes is 1. The right panel shows the pull of the positive
-against its similarity; its largest size is 1. The grey curve is `ntxent` at the same temperature, or at 0.1 for objectives without
-a temperature. Other parameters have their defaults. Weights are exact, for the loss in `eval()`: tables are not read, and what
-training draws is replaced by its expectation over the batch.
+negatives have all similarities from -0.95 to 0.95; the mean size of the pushes is 1. The right panel shows the pull of the
+positive against its similarity; its largest size is 1. The grey curve is `ntxent` at the same temperature, or at 0.1 for
+objectives without a temperature. Other parameters have their defaults. Weights are exact, for the loss in `eval()`: no table is
+read, nothing is drawn, and all embeddings of the batch are negatives.
 
 [`zoo.plots`](api/plots.md) draws such a picture for any loss:
 
@@ -220,9 +220,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Fail if the guide is silent about an objective."""
+    """Take out the marks around the settings; fail if the guide is silent about an objective."""
     if page.file.src_uri == GUIDE:
         missing = [card.name for card in cards() if f"({FOLDER}{card.name}.md)" not in SETTINGS_MARK.sub("", markdown)]
         if missing:
             raise PluginError(f"docs/{GUIDE} does not say when to choose {', '.join(missing)}: link to each page.")
-    return markdown
+    return SETTINGS_MARK.sub(lambda match: match[2], markdown)
