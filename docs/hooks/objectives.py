@@ -91,7 +91,7 @@ read, nothing is drawn, and all embeddings of the batch are negatives.
 ```python
 import contrastive_zoo as zoo
 
-losses = {f"beta {beta}": zoo.get_loss("hcl", temperature=0.5, beta=beta) for beta in (0.0, 1.0, 4.0)}
+losses = {f"beta {beta}": zoo.get_loss("hcl", beta=beta) for beta in (0.0, 1.0, 4.0)}
 figure = zoo.plots.plot_gradient_weights(losses)
 figure.savefig("hcl.png")
 ```"""
