@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mkdocs.exceptions import PluginError
-from test_docs import CARDS, FENCED, ROOT, hook
+from test_docs import CARDS, FENCED, ROOT, hook, maths
 
 import contrastive_zoo as zoo
 from contrastive_zoo.registry import Card, batch_samplers, samplers
@@ -176,6 +176,19 @@ def test_a_page_that_shows_a_placeholder_stops_the_build(left: str) -> None:
 def test_a_page_of_a_file_holds_the_file() -> None:
     page = files.on_page_markdown((DOCS / "changelog.md").read_text(), page=SimpleNamespace())
     assert page.strip() == (ROOT / "CHANGELOG.md").read_text().strip()
+
+
+def test_dead_links_find_a_page_in_any_folder() -> None:
+    page = '<link href="/assets/main.css"><script src="/assets/a.js"></script><a href="//host/x">{"base": "/"}'
+    assert files.relative(page) == (
+        '<link href="./assets/main.css"><script src="./assets/a.js"></script><a href="//host/x">{"base": "."}'
+    )
+
+
+def test_search_leaves_out_formulas_of_their_own_line() -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="some.md"))
+    html = '<span class="arithmatex">\\(a\\)</span><div class="arithmatex">\\[b\\]</div>'
+    assert maths.on_page_content(html, page=page).count("data-search-exclude") == 1
 
 
 # Symbols
