@@ -250,3 +250,8 @@ def test_calls_of_the_readme_run() -> None:
     for name, call in rows:
         assert f'"{name}"' in call
         assert eval(call, given).isfinite()
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", DOCS / "index.md"], ids=relative)
+def test_number_of_objectives(path: Path) -> None:
+    assert f"{len(CARDS)} contrastive losses for PyTorch" in path.read_text()
