@@ -7,7 +7,7 @@
 >>> loss = loss_fn(z1, z2)
 """
 
-from contrastive_zoo import batch_samplers, functional, metrics, objectives, pairwise, samplers
+from contrastive_zoo import batch_samplers, functional, metrics, objectives, pairwise, plots, samplers
 from contrastive_zoo.batch import Batch
 from contrastive_zoo.batch_samplers import (
     describe_batch_sampler,
@@ -51,6 +51,7 @@ __all__ = [
     "objectives",
     "pairwise",
     "parameter_groups",
+    "plots",
     "register_batch_sampler",
     "register_loss",
     "register_sampler",

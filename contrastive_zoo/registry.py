@@ -60,7 +60,7 @@ class Card:
         parameters: Names and defaults; a parameter without a default must be given.
         ranges: Intervals of numeric parameters.
         check: Called with all parameters before the method is built; raises if the parameters are inconsistent.
-        scale: How value and gradient relate to the authors' code.
+        scale: How value and gradient relate to the authors' code; empty if nothing was compared.
         differences: Differences from the authors' code, with reasons.
     """
 
@@ -79,7 +79,7 @@ class Card:
     parameters: dict[str, Any] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
     check: Callable[..., None] | None = None
-    scale: str = "Equal to the authors' code."
+    scale: str = ""
     differences: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -93,7 +93,8 @@ class Card:
         defaults = ", ".join(
             f"{name} (required)" if value is REQUIRED else f"{name}={value!r}" for name, value in self.parameters.items()
         )
-        rows += [f"  parameters  {defaults or 'none'}", f"  scale       {self.scale}"]
+        rows += [f"  parameters  {defaults or 'none'}"]
+        rows += [f"  scale       {self.scale}"] if self.scale else []
         rows += [f"  difference  {difference}" for difference in self.differences]
         return "\n".join(rows)
 
@@ -207,7 +208,7 @@ class Registry:
         per_sample: bool = True,
         ranges: dict[str, Range] | None = None,
         check: Callable[..., None] | None = None,
-        scale: str = "Equal to the authors' code.",
+        scale: str = "",
         differences: tuple[str, ...] = (),
     ) -> Callable[[T], T]:
         """Make a decorator that registers a function or class under a name; see `Card` for the arguments.

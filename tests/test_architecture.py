@@ -32,6 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "logspace": set(),
     "operators": set(),
     "parameters": {"loss"},
+    "plots": {"checks", "loss"},
     "registry": {"checks"},
     "gradient_caching": {"checks", "processes"},
     "processes": {"checks", "operators"},

@@ -1,8 +1,9 @@
 r"""Alignment and uniformity: two separate terms, one for close views, one for samples spread evenly over the sphere.
 
-    loss = mean_i |a_i - b_i|^alpha + weight * (U(a) + U(b)) / 2,    U(z) = log mean_{i<j} exp(-t |z_i - z_j|^2)
+    loss = mean d_ap^alpha + weight/2 ( log mean exp(-t d_an^2) + log mean exp(-t d_pn^2) )
 
-On unit rows |z_i - z_j|^2 = 2 - 2 s_ij, so U is a log-sum-exp at scale 2t.
+The first mean is over samples, with rows a in view 1 and p in view 2; the others are over pairs of samples within a view.
+On unit rows d^2 = 2 - 2 s, so the logarithms are log-sum-exps at scale 2t.
 
 Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere",
 ICML 2020, sec. 4. arXiv:2005.10242
@@ -24,10 +25,12 @@ from contrastive_zoo.registry import POSITIVE, Range, losses
     title="Alignment and uniformity",
     summary="Mean distance of the views plus the logarithm of the mean Gaussian potential of each view.",
     paper="Wang and Isola, ICML 2020, sec. 4. arXiv:2005.10242",
-    equation=r"\mathrm{mean}_i\,\lVert a_i-b_i\rVert^\alpha + \frac{\lambda}{2}\big("
-    r"\log\mathrm{mean}_{i<j}\,e^{-t\lVert a_i-a_j\rVert^2} + \log\mathrm{mean}_{i<j}\,e^{-t\lVert b_i-b_j\rVert^2}\big)",
+    equation=r"\ell = \mathrm{mean}_a\,d_{ap}^{\alpha}"
+    r" + \frac{w}{2} \log \mathrm{mean}_{a,\,n \in \mathcal{N}_a}\,e^{-t d_{an}^2}"
+    r" + \frac{w}{2} \log \mathrm{mean}_{a,\,n \in \mathcal{N}_p}\,e^{-t d_{pn}^2}",
     per_sample=False,
     ranges={"alpha": POSITIVE, "t": POSITIVE, "weight": Range(0)},
+    scale="The authors' formula; no number of the authors' code is recorded.",
     differences=(
         "Views closer than their rounding error, (D + 32) eps times their length (1.9e-5 for unit rows of 128 features in "
         "float32), have distance 0 and no gradient: for alpha < 1 the gradient would be huge, and infinite for equal views.",
@@ -36,11 +39,11 @@ from contrastive_zoo.registry import POSITIVE, Range, losses
 def alignment_uniformity(batch: Batch, *, alpha: float = 2.0, t: float = 2.0, weight: float = 1.0) -> Tensor:
     r"""The loss of the batch, one number.
 
-    $$\mathrm{mean}_i\,\lVert a_i - b_i \rVert^\alpha + \frac{\text{weight}}{2} \big(U(a) + U(b)\big), \qquad
-      U(z) = \log \mathrm{mean}_{i<j}\,e^{-t \lVert z_i - z_j \rVert^2}$$
+    $$\ell = \mathrm{mean}_a\,d_{ap}^{\alpha} + \frac{w}{2} \log \mathrm{mean}_{a,\,n \in \mathcal{N}_a}\,e^{-t d_{an}^2}
+      + \frac{w}{2} \log \mathrm{mean}_{a,\,n \in \mathcal{N}_p}\,e^{-t d_{pn}^2}$$
 
     Args:
-        batch: Rows of both views, a and b.
+        batch: Rows of both views.
         alpha: Power of the distance between the views of a sample.
         t: Sharpness of the Gaussian potential: larger values emphasise the nearest neighbours.
         weight: Weight of the uniformity.

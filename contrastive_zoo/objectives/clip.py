@@ -1,6 +1,6 @@
 r"""CLIP: InfoNCE between two modalities with a learned temperature, stored as the logarithm of its inverse.
 
-    l_i = -e^t s_ii + log( exp(e^t s_ii) + sum_{j : id_j != id_i} exp(e^t s_ij) )        both directions, t = logit_scale
+    l_a = -s_ap/tau + log( exp(s_ap/tau) + sum_{n in N_a} exp(s_an/tau) ),    tau = exp(-logit_scale)
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, fig. 3. arXiv:2103.00020
 """
@@ -28,8 +28,9 @@ def _check(*, init_scale: float, max_scale: float) -> None:
     title="CLIP's contrastive loss",
     summary="InfoNCE between two modalities with a learned temperature.",
     paper="Radford et al., ICML 2021, fig. 3. arXiv:2103.00020",
-    equation=r"-e^t s_{ii} + "
-    r"\log\Big(e^{e^t s_{ii}} + \sum_{j:\,\mathrm{id}_j \ne \mathrm{id}_i} e^{e^t s_{ij}}\Big)",
+    equation=r"\ell_a = -\frac{s_{ap}}{\tau} + "
+    r"\log\Big(e^{s_{ap}/\tau} + \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}\Big), "
+    r"\quad \tau = e^{-\theta}",
     uses={"index", "negatives"},
     ranges={"init_scale": Range(1), "max_scale": Range(1)},
     check=_check,
@@ -40,9 +41,11 @@ def _check(*, init_scale: float, max_scale: float) -> None:
     ),
 )
 class CLIP(Objective):
-    r"""Loss of each anchor, (B, 2): `infonce` at temperature $e^{-t}$, where $t$ is the parameter `logit_scale`.
+    r"""Loss of each anchor, (B, 2): `infonce` at temperature $\tau = e^{-\theta}$, with $\theta$ the parameter `logit_scale`.
 
-    $$\ell_i = -e^t s_{ii} + \log\Big(e^{e^t s_{ii}} + \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} e^{e^t s_{ij}}\Big)$$
+    $$\ell_a = -\frac{s_{ap}}{\tau} +
+      \log\Big(e^{s_{ap}/\tau} + \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}\Big),
+      \quad \tau = e^{-\theta}$$
 
     Add ``loss_fn.parameters()`` to the optimiser, without weight decay; the learned parameter is ``loss_fn.logit_scale``.
 

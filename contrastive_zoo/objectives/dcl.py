@@ -1,6 +1,6 @@
 r"""DCL: NT-Xent without the positive in the denominator; DCLW: DCL with weighted positives.
 
-    l_a = -w_i s_ap/t + log sum_{b : id_b != id_a} exp(s_ab/t)        a, b over both views, w_i = 1 in DCL
+    l_a = -w_a s_ap/tau + log sum_{n in N_a} exp(s_an/tau)        N_a: rows of other samples, in all views; w_a = 1 in DCL
 
 Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, eq. 6. arXiv:2110.06848
 """
@@ -16,7 +16,7 @@ from contrastive_zoo.registry import POSITIVE, losses
     title="Decoupled contrastive loss",
     summary="NT-Xent without the positive in the denominator, so easy positives do not shrink the gradient.",
     paper="Yeh et al., ECCV 2022, eq. 6. arXiv:2110.06848",
-    equation=r"-\frac{s_{ap}}{\tau} + \log \sum_{b:\,\mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}",
+    equation=r"\ell_a = -\frac{s_{ap}}{\tau} + \log \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}",
     uses={"index", "negatives", "views"},
     scale="Equal to lightly's DCLLoss; the authors' code uses anchors of one view only.",
     differences=("Both views are anchors; the authors' code computes the loss of each view in a separate call.",),
@@ -24,7 +24,7 @@ from contrastive_zoo.registry import POSITIVE, losses
 def dcl(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
     r"""Loss of each anchor, (B, V).
 
-    $$\ell_a = -s_{ap}/\tau + \log \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}$$
+    $$\ell_a = -\frac{s_{ap}}{\tau} + \log \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}$$
 
     Args:
         batch: Rows of all views. With more than two, $s_{ap}$ is the mean over the positives.
@@ -48,8 +48,8 @@ def dcl(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
     title="Decoupled contrastive loss with weighted positives",
     summary="DCL with distant positives weighted up and close positives weighted down.",
     paper="Yeh et al., ECCV 2022, section 3. arXiv:2110.06848",
-    equation=r"-w_i \frac{s_{ap}}{\tau} + \log \sum_{b:\,\mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau},\quad "
-    r"w_i = 2 - \frac{e^{s_{ap}/\sigma}}{\frac{1}{B}\sum_j e^{s_{jj}/\sigma}}",
+    equation=r"\ell_a = -w_a \frac{s_{ap}}{\tau} + \log \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}, "
+    r"\quad w_a = 2 - B\,\mathrm{softmax}_a(s_{ap}/\sigma)",
     uses={"index", "negatives"},
     ranges={"sigma": POSITIVE},
     scale="Equal to lightly's DCLWLoss; the authors' code uses anchors of one view only.",
@@ -58,8 +58,8 @@ def dcl(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
 def dclw(batch: Batch, *, temperature: Tensor | float = 0.1, sigma: float = 0.5) -> Tensor:
     r"""Loss of each anchor, (B, 2).
 
-    $$\ell_a = -w_i \frac{s_{ap}}{\tau} + \log \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}, \qquad
-      w_i = 2 - B\, \mathrm{softmax}_i(s_{ii}/\sigma)$$
+    $$\ell_a = -w_a \frac{s_{ap}}{\tau} + \log \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},
+      \quad w_a = 2 - B\,\mathrm{softmax}_a(s_{ap}/\sigma)$$
 
     Both views of a sample share one weight, which is detached; the weights of a batch average 1. The weight of a sample that is
     much better aligned than the others can be negative, which pushes its views apart.

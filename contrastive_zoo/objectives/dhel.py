@@ -1,6 +1,8 @@
 r"""DHEL: aligns the two views, and spreads the samples within each view, without negatives across the views.
 
-    l_i = -s(a_i, b_i)/t + log sum_{j : id_j != id_i} exp(s(a_i, a_j)/t) + log sum_{j : id_j != id_i} exp(s(b_i, b_j)/t)
+    l_a = -s_ap/tau + log sum_{n in N_a} exp(s_an/tau) + log sum_{n in N_p} exp(s_pn/tau)
+
+a is the row of a sample in view 1, p its row in view 2; N_a and N_p are the rows of other samples in the same view.
 
 Koromilas et al., "Bridging Mini-Batch and Asymptotic Analysis in Contrastive Learning", ICML 2024, eq. 7. arXiv:2405.18045
 """
@@ -16,18 +18,18 @@ from contrastive_zoo.registry import losses
     title="Decoupled hyperspherical energy loss",
     summary="Alignment of the views plus the energy within each view, without negatives across the views.",
     paper="Koromilas et al., ICML 2024. arXiv:2405.18045",
-    equation=r"-\frac{a_i^\top b_i}{\tau} + \log\sum_{j \ne i} e^{a_i^\top a_j/\tau}"
-    r" + \log\sum_{j \ne i} e^{b_i^\top b_j/\tau}",
+    equation=r"\ell_a = -\frac{s_{ap}}{\tau} + \log \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}"
+    r" + \log \sum_{n \in \mathcal{N}_p} e^{s_{pn}/\tau}",
     scale="Equal to the authors' code: the sum of both energies, and the alignment once.",
 )
 def dhel(batch: Batch, *, temperature: Tensor | float = 0.3, both_views: bool = True) -> Tensor:
     r"""Loss of each sample, (B, 1).
 
-    $$\ell_i = -\frac{a_i^\top b_i}{\tau} + \log\sum_{j \ne i} e^{a_i^\top a_j/\tau}
-      + \log\sum_{j \ne i} e^{b_i^\top b_j/\tau}$$
+    $$\ell_a = -\frac{s_{ap}}{\tau} + \log \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}
+      + \log \sum_{n \in \mathcal{N}_p} e^{s_{pn}/\tau}$$
 
     Args:
-        batch: Rows of both views, a and b.
+        batch: Rows of both views.
         temperature: Divides the similarities.
         both_views: Whether the energy of view 2 counts too.
 

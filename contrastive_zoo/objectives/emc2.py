@@ -1,6 +1,6 @@
 r"""EMC2: the contrastive loss over the whole dataset, with negatives from a Markov chain per sample and view.
 
-    grad l_a = -grad s_ap/t + E_{n ~ softmax(s_a./t)} grad s_an/t
+    grad l_a = -grad s_ap/tau + E_{n ~ softmax(s_a/tau)} grad s_an/tau
 
 The expectation is over all rows of other samples in the dataset. A Metropolis-Hastings chain per (sample, view) has this
 softmax as its target: the chain walks over the rows of each batch that holds the sample, and keeps its state until the next
@@ -23,8 +23,9 @@ from contrastive_zoo.samplers.mcmc import ChainSampler, check_out_of_batch
     title="EMC2, efficient MCMC negative sampling",
     summary="Contrasts with the whole dataset through negatives from a Markov chain per sample and view.",
     paper="Yau et al., ICML 2024, algorithm 1. arXiv:2404.10575",
-    equation=r"-\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},\quad"
-    r"\text{gradient with } n \sim \mathrm{softmax}(s_{a\cdot}/\tau)",
+    equation=r"\ell_a = -\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}, "
+    r"\quad \nabla \ell_a = -\frac{\nabla s_{ap}}{\tau} "
+    r"+ \mathrm{E}_{n \sim \mathrm{softmax}(s_a/\tau)} \frac{\nabla s_{an}}{\tau}",
     needs={"index"},
     stateful=True,
     draws=True,
@@ -47,8 +48,13 @@ from contrastive_zoo.samplers.mcmc import ChainSampler, check_out_of_batch
 class EMC2(GlobalObjective):
     r"""Loss of each anchor, (B, 2); value and gradient are different estimates, joined.
 
+    $$\ell_a = -\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},
+      \quad \nabla \ell_a = -\frac{\nabla s_{ap}}{\tau}
+      + \mathrm{E}_{n \sim \mathrm{softmax}(s_a/\tau)} \frac{\nabla s_{an}}{\tau}$$
+
     The gradient of anchor a is $-\nabla s_{ap}/\tau$ plus the mean of $\nabla s_{an}/\tau$ over the kept states n of its
-    chain. The value is $-s_{ap}/\tau + \log u$, where u is a running mean per sample of the batch's mean of $e^{s/\tau}$.
+    chain. The value is $-s_{ap}/\tau + \log u$, where $u$ is a running mean per sample of the batch's mean of
+    $e^{s_{an}/\tau}$.
 
     Each row of the batch is proposed to a chain once, in a new random order at every step. A single proposal leaves the softmax
     invariant. If a batch covers most of the dataset, proposals are made without replacement and the stationary law deviates

@@ -1,10 +1,10 @@
 r"""Shared by UCL, HUCL, SCL and HSCL: each positive separately against a mean over negatives, weighted by hardness.
 
-    loss = mean over pairs (i, j), j in P(i), of log(1 + exp(m_i - s_ij)),    m_i = log E_{n ~ q_i} exp(s_in)
+    loss = mean over pairs (a, p) of log(1 + exp(m_a - s_ap)),    m_a = log E_{n ~ q_a} exp(s_an)
 
-P(i) are the rows of the anchor's sample (UCL) or class (SCL). q_i is uniform over the negatives, or proportional to
-exp(beta s_in) (HUCL, HSCL); the gradient treats q_i as constant. The exact expectation is m_i = lse_i(1 + beta) - lse_i(beta),
-where lse_i(c) is the log-sum-exp of c s_in; alternatively m_i is a mean over K draws per anchor. There is no temperature.
+The positives p are the rows of the anchor's sample (UCL) or class (SCL). q_a is uniform over the negatives, or proportional to
+exp(beta s_an) (HUCL, HSCL); the gradient treats q_a as constant. The exact expectation is m_a = lse_a(1 + beta) - lse_a(beta),
+where lse_a(c) is the log-sum-exp of c s_an; alternatively m_a is a mean over K draws per anchor. There is no temperature.
 
 Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learning: Optimal Representation Geometry and Neural-
 vs Dimensional-Collapse", 2023. arXiv:2311.05139
@@ -24,8 +24,15 @@ from contrastive_zoo.samplers.randomness import step_seed
 from contrastive_zoo.state.modules import StepCounter
 
 PAPER = "Jiang et al., 2023. arXiv:2311.05139"
-EASY = r"\log\Big(1 + \frac{1}{|N(i)|} \sum_{n \in N(i)} e^{s_{in} - s_{ij}}\Big)"
-HARD = r"\log\Big(1 + \frac{\sum_{n \in N(i)} e^{(1+\beta) s_{in}}}{\sum_{n \in N(i)} e^{\beta s_{in}}}\, e^{-s_{ij}}\Big)"
+EASY = (
+    r"\ell = \mathrm{mean}_{a,\,p \in \mathcal{P}_a} "
+    r"\log\Big(1 + \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an} - s_{ap}}\Big)"
+)
+HARD = (
+    r"\ell = \mathrm{mean}_{a,\,p \in \mathcal{P}_a} "
+    r"\log\Big(1 + \frac{\sum_{n \in \mathcal{N}_a} e^{(1+\beta) s_{an}}}"
+    r"{\sum_{n \in \mathcal{N}_a} e^{\beta s_{an}}}\, e^{-s_{ap}}\Big)"
+)
 SCALE = "Equal in expectation to the authors' code, which samples negatives: the mean over pairs (anchor, positive)."
 DRAWS = (
     "With num_negatives=K an anchor draws K negatives for all its positives; the authors' code draws K negatives for each pair "
@@ -76,7 +83,7 @@ class Generalised(Objective):
         return batch.per_view(values if order is None else values[batch.placed(order.argsort())])
 
     def _log_mean(self, batch: Batch, x: Tensor, excluded: Tensor | None, negatives: Tensor) -> Tensor:
-        """(N,) m_i: the exact expectation, or a mean over draws."""
+        """(N,) m_a: the exact expectation, or a mean over draws."""
         if self.num_negatives is None or not self.training:
             return _log_expectation(batch, x, excluded, negatives, self.beta)
         seed = step_seed(self.seed, self.step.value)
@@ -93,7 +100,7 @@ def _count(ids: Tensor) -> Tensor:
 
 
 def _log_expectation(batch: Batch, x: Tensor, excluded: Tensor | None, negatives: Tensor, beta: float) -> Tensor:
-    """(N,) log of the expectation of exp(s_in) over q_i, with q_i constant in the gradient; 0 without negatives."""
+    """(N,) log of the expectation of exp(s_an) over q_a, with q_a constant in the gradient; 0 without negatives."""
     exponent = _lse(batch, x, excluded, 1 + beta)
     weight = _lse(batch, x.detach(), excluded, beta) if beta else negatives.clamp_min(1).to(x.dtype).log()
     exponent, weight = (torch.where(negatives > 0, t, 0) for t in (exponent, weight))

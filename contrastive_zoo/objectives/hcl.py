@@ -1,9 +1,9 @@
 r"""HCL: NT-Xent with negatives debiased and weighted by hardness; without the weights, the debiased loss.
 
-    l_a = log(1 + Ng_a / exp(s_ap/t)),    Ng = max( (N R - tau_plus N exp(s_ap/t)) / (1 - tau_plus),  N exp(-1/t) )
+    l_a = log(1 + G_a / exp(s_ap/tau)),    G_a = max( N (R_a - tau_plus exp(s_ap/tau)) / (1 - tau_plus),  N exp(-1/tau) )
 
-where R is the mean of exp(s/t) over the N negatives, weighted by exp(beta s/t): hard negatives count more. In log space
-log R = lse((1+beta)/t) - lse(beta/t), both from one pass over the pairs.
+where R_a is the mean of exp(s/tau) over the N negatives, weighted by exp(beta s/tau): hard negatives count more. In log space
+log R_a = lse((1+beta)/tau) - lse(beta/tau), both from one pass over the pairs.
 
 Robinson et al., "Contrastive Learning with Hard Negative Samples", ICLR 2021, eq. 4. arXiv:2010.04592
 Chuang et al., "Debiased Contrastive Learning", NeurIPS 2020, eq. 8. arXiv:2007.00224
@@ -31,19 +31,22 @@ FLOOR = (
     title="Contrastive learning with hard negatives",
     summary="NT-Xent with debiased negatives; harder negatives weigh more.",
     paper="Robinson et al., ICLR 2021, eq. 4. arXiv:2010.04592",
-    equation=r"\log\Big(1 + \frac{N_g}{e^{s_{ap}/\tau}}\Big),\quad "
-    r"N_g = \max\Big(\frac{N R - \tau^+ N e^{s_{ap}/\tau}}{1-\tau^+},"
-    r"\ N e^{-1/\tau}\Big),\quad R = \frac{\sum_n e^{(1+\beta) s_{an}/\tau}}{\sum_n e^{\beta s_{an}/\tau}}",
+    equation=r"\ell_a = \log\big(1 + G_a\, e^{-s_{ap}/\tau}\big), "
+    r"\quad G_a = \max\Big(N\, \frac{R_a - \tau^{+} e^{s_{ap}/\tau}}{1 - \tau^{+}},\ N e^{-1/\tau}\Big), "
+    r"\quad R_a = \frac{\sum_{n \in \mathcal{N}_a} e^{(1+\beta) s_{an}/\tau}}"
+    r"{\sum_{n \in \mathcal{N}_a} e^{\beta s_{an}/\tau}}",
     uses={"index", "negatives"},
     ranges={"tau_plus": TAU_PLUS, "beta": Range(0)},
+    scale="Equal to the authors' code.",
     differences=(FLOOR,),
 )
 def hcl(batch: Batch, *, temperature: Tensor | float = 0.5, tau_plus: float = 0.1, beta: float = 1.0) -> Tensor:
     r"""Loss of each anchor, (B, 2).
 
-    $$\ell_a = \log\big(1 + N_g\, e^{-s_{ap}/\tau}\big),\quad
-      N_g = \max\Big(\frac{N R - \tau^+ N e^{s_{ap}/\tau}}{1 - \tau^+},\ N e^{-1/\tau}\Big),\quad
-      R = \frac{\sum_n e^{(1 + \beta) s_{an}/\tau}}{\sum_n e^{\beta s_{an}/\tau}}$$
+    $$\ell_a = \log\big(1 + G_a\, e^{-s_{ap}/\tau}\big),
+      \quad G_a = \max\Big(N\, \frac{R_a - \tau^{+} e^{s_{ap}/\tau}}{1 - \tau^{+}},\ N e^{-1/\tau}\Big),
+      \quad R_a = \frac{\sum_{n \in \mathcal{N}_a} e^{(1+\beta) s_{an}/\tau}}
+      {\sum_{n \in \mathcal{N}_a} e^{\beta s_{an}/\tau}}$$
 
     Args:
         batch: Rows of both views.
@@ -74,9 +77,9 @@ def hcl(batch: Batch, *, temperature: Tensor | float = 0.5, tau_plus: float = 0.
     title="Debiased contrastive loss",
     summary="NT-Xent corrected for negatives that belong to the anchor's own class.",
     paper="Chuang et al., NeurIPS 2020, eq. 8. arXiv:2007.00224",
-    equation=r"\log\Big(1 + \frac{N_g}{e^{s_{ap}/\tau}}\Big),\quad "
-    r"N_g = \max\Big(\frac{\sum_n e^{s_{an}/\tau} - \tau^+ N e^{s_{ap}/\tau}}"
-    r"{1-\tau^+},\ N e^{-1/\tau}\Big)",
+    equation=r"\ell_a = \log\big(1 + G_a\, e^{-s_{ap}/\tau}\big), "
+    r"\quad G_a = \max\Big(N\, \frac{R_a - \tau^{+} e^{s_{ap}/\tau}}{1 - \tau^{+}},\ N e^{-1/\tau}\Big), "
+    r"\quad R_a = \frac{1}{N} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}",
     uses={"index", "negatives"},
     ranges={"tau_plus": TAU_PLUS},
     scale="Equal to the code of arXiv:2010.04592 at beta = 0.",
@@ -85,8 +88,9 @@ def hcl(batch: Batch, *, temperature: Tensor | float = 0.5, tau_plus: float = 0.
 def debiased(batch: Batch, *, temperature: Tensor | float = 0.5, tau_plus: float = 0.1) -> Tensor:
     r"""Loss of each anchor, (B, 2): `hcl` with beta = 0.
 
-    $$\ell_a = \log\big(1 + N_g\, e^{-s_{ap}/\tau}\big),\quad
-      N_g = \max\Big(\frac{\sum_n e^{s_{an}/\tau} - \tau^+ N e^{s_{ap}/\tau}}{1 - \tau^+},\ N e^{-1/\tau}\Big)$$
+    $$\ell_a = \log\big(1 + G_a\, e^{-s_{ap}/\tau}\big),
+      \quad G_a = \max\Big(N\, \frac{R_a - \tau^{+} e^{s_{ap}/\tau}}{1 - \tau^{+}},\ N e^{-1/\tau}\Big),
+      \quad R_a = \frac{1}{N} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}$$
 
     Args:
         batch: Rows of both views.

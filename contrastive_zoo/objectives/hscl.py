@@ -1,6 +1,6 @@
 r"""HSCL: SCL with negatives similar to the anchor weighted up.
 
-    loss = mean over pairs (i, j), j in P(i), of log(1 + mean_n exp(s_in - s_ij)),       weight of n: exp(beta s_in)
+    loss = mean over pairs (a, p) of log(1 + mean_{n in N_a} exp(s_an - s_ap)),       weight of n in the mean: exp(beta s_an)
 
 Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learning: Optimal Representation Geometry and Neural-
 vs Dimensional-Collapse", 2023. arXiv:2311.05139
@@ -27,8 +27,12 @@ from contrastive_zoo.registry import Range, losses
 class HSCL(Generalised):
     r"""Loss of each anchor, (B, V), weighted so the mean is over pairs of an anchor and a positive; `SCL` for beta = 0.
 
-    HSCL uses the formula of `HUCL`: P(i) are the rows with the anchor's label, including the anchor, and N(i) the rows with
-    other labels. Takes one or two views, like `SCL`.
+    $$\ell = \mathrm{mean}_{a,\,p \in \mathcal{P}_a}
+      \log\Big(1 + \frac{\sum_{n \in \mathcal{N}_a} e^{(1+\beta) s_{an}}}
+      {\sum_{n \in \mathcal{N}_a} e^{\beta s_{an}}}\, e^{-s_{ap}}\Big)$$
+
+    $\mathcal{P}_a$ and $\mathcal{N}_a$ are as in `SCL`; the weights $e^{\beta s_{an}}$ are detached.
+    Takes one or two views, like `SCL`.
 
     Args:
         beta: Strength of the weight on hard negatives, at least 0.

@@ -1,6 +1,6 @@
 r"""HUCL: UCL with rows similar to the anchor weighted up.
 
-    loss = mean over pairs (i, j), j in P(i), of log(1 + mean_n exp(s_in - s_ij)),       weight of n: exp(beta s_in)
+    loss = mean over pairs (a, p) of log(1 + mean_{n in N_a} exp(s_an - s_ap)),       weight of n in the mean: exp(beta s_an)
 
 Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learning: Optimal Representation Geometry and Neural-
 vs Dimensional-Collapse", 2023. arXiv:2311.05139
@@ -25,10 +25,11 @@ from contrastive_zoo.registry import Range, losses
 class HUCL(Generalised):
     r"""Loss of each anchor, (B, 2), weighted so the mean is over pairs of an anchor and a positive; `UCL` for beta = 0.
 
-    $$\frac{1}{\sum_i |P(i)|} \sum_i \sum_{j \in P(i)}
-      \log\Big(1 + \frac{\sum_{n \in N(i)} e^{(1+\beta) s_{in}}}{\sum_{n \in N(i)} e^{\beta s_{in}}}\, e^{-s_{ij}}\Big)$$
+    $$\ell = \mathrm{mean}_{a,\,p \in \mathcal{P}_a}
+      \log\Big(1 + \frac{\sum_{n \in \mathcal{N}_a} e^{(1+\beta) s_{an}}}
+      {\sum_{n \in \mathcal{N}_a} e^{\beta s_{an}}}\, e^{-s_{ap}}\Big)$$
 
-    The weights $e^{\beta s_{in}}$ are detached, as in the authors' code.
+    The weights $e^{\beta s_{an}}$ are detached, as in the authors' code. $\mathcal{P}_a$ and $\mathcal{N}_a$ are as in `UCL`.
 
     Args:
         beta: Strength of the weight on hard negatives, at least 0.

@@ -1,6 +1,6 @@
 r"""InfoNCE: each row must identify its partner among the rows of the other view.
 
-    l_i = -s_ii/t + log( exp(s_ii/t) + sum_{j : id_j != id_i} exp(s_ij/t) )        i in view 1, j in view 2, and vice versa
+    l_a = -s_ap/tau + log( exp(s_ap/tau) + sum_{n in N_a} exp(s_an/tau) )        N_a: rows of other samples, in the other view
 
 van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, eq. 4. arXiv:1807.03748
 """
@@ -24,8 +24,8 @@ def _check(*, temperature: object, symmetric: bool, in_batch: bool) -> None:
     title="InfoNCE",
     summary="Softmax cross-entropy: find the partner among the rows of the other view and any extra negatives.",
     paper="van den Oord et al., 2018, eq. 4. arXiv:1807.03748",
-    equation=r"-\frac{s_{ii}}{\tau} + "
-    r"\log\Big(e^{s_{ii}/\tau} + \sum_{j:\,\mathrm{id}_j \ne \mathrm{id}_i} e^{s_{ij}/\tau}\Big)",
+    equation=r"\ell_a = -\frac{s_{ap}}{\tau} + "
+    r"\log\Big(e^{s_{ap}/\tau} + \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}\Big)",
     uses={"index", "negatives"},
     check=_check,
     scale="Equal to info-nce-pytorch with symmetric=False, and to open_clip's ClipLoss at temperature 1 / logit_scale.",
@@ -33,7 +33,8 @@ def _check(*, temperature: object, symmetric: bool, in_batch: bool) -> None:
 def infonce(batch: Batch, *, temperature: Tensor | float = 0.1, symmetric: bool = True, in_batch: bool = True) -> Tensor:
     r"""Loss of each anchor, (B, 2), or (B, 1) if not symmetric.
 
-    $$\ell_i = -s_{ii}/\tau + \log\Big(e^{s_{ii}/\tau} + \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} e^{s_{ij}/\tau}\Big)$$
+    $$\ell_a = -\frac{s_{ap}}{\tau} +
+      \log\Big(e^{s_{ap}/\tau} + \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}\Big)$$
 
     Args:
         batch: Rows of both views; extra negatives are for the anchors of view 1.

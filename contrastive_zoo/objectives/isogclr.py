@@ -1,10 +1,10 @@
 r"""iSogCLR: SogCLR with a learned temperature for each sample.
 
-    l_a = ( t_i (log u_a + rho) - s_ap ) / t_0,    u_a = (1 - gamma) u[i] + gamma mean_{b : id_b != id_a} exp(s_ab/t_i)
-    t_i <- clamp(t_i - eta m_i),    m_i <- momentum m_i + (1 - momentum) G_i,    G_a = log u_a + rho - sum_b q_ab s_ab/t_i
+    l_a = ( tau_i (log u_a + rho) - s_ap ) / tau_0,    u_a = (1 - gamma) u[i] + gamma mean_{n in N_a} exp(s_an/tau_i)
+    tau_i <- clamp(tau_i - eta m_i),    m_i <- momentum m_i + (1 - momentum) g_i,    g_a = log u_a + rho - sum_n q_an s_an/tau_i
 
-where q_ab = exp(s_ab/t_i) / (n u_a). G is the derivative of t_i (log u_a + rho): a temperature moves until the softmax over its
-sample's negatives has divergence rho from the uniform distribution.
+where q_an = exp(s_an/tau_i) / (|N_a| u_a). g is the derivative of tau_i (log u_a + rho): a temperature moves until the
+softmax over its sample's negatives has divergence rho from the uniform distribution.
 
 Qiu et al., "Not All Semantics are Created Equal: Contrastive Self-supervised Learning with Automatic Temperature
 Individualization", ICML 2023, algorithm 1. arXiv:2305.11965
@@ -41,8 +41,8 @@ def _check(*, temperature_min: float, temperature_max: float, **_: object) -> No
     title="iSogCLR, SogCLR with individual temperatures",
     summary="SogCLR with a separate learned temperature for each sample.",
     paper="Qiu et al., ICML 2023, algorithm 1. arXiv:2305.11965",
-    equation=r"\frac{\tau_i (\log u_a + \rho) - s_{ap}}{\tau_0},\quad "
-    r"u_a = (1-\gamma)\,u[i] + \gamma\,\frac{1}{n}\sum_{b:\,\mathrm{id}_b\ne\mathrm{id}_a} e^{s_{ab}/\tau_i}",
+    equation=r"\ell_a = \frac{\tau_i (\log u_a + \rho) - s_{ap}}{\tau_0}, "
+    r"\quad u_a = (1-\gamma)\,u_i + \frac{\gamma}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau_i}",
     needs={"index"},
     stateful=True,
     ranges={
@@ -66,12 +66,17 @@ def _check(*, temperature_min: float, temperature_max: float, **_: object) -> No
 class ISogCLR(Objective):
     r"""Loss of each anchor, (B, 2); value and gradient are different estimates, joined.
 
-    $$\ell_a = \frac{\tau_i (\log u_a + \rho) - s_{ap}}{\tau_0}, \qquad
-      \nabla \ell_a = \frac{\tau_i}{\tau_0} \Big({-\frac{\nabla s_{ap}}{\tau_i}}
-      + \frac{1}{n u_a} \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau_i}\, \frac{\nabla s_{ab}}{\tau_i}\Big)$$
+    $$\ell_a = \frac{\tau_i (\log u_a + \rho) - s_{ap}}{\tau_0},
+      \quad u_a = (1-\gamma)\,u_i + \frac{\gamma}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau_i}$$
+
+    The gradient is the batch's softmax, with its normaliser replaced by the moving average:
+
+    $$\nabla \ell_a = \frac{\tau_i}{\tau_0} \Big({-\frac{\nabla s_{ap}}{\tau_i}}
+      + \frac{1}{|\mathcal{N}_a|\, u_a} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau_i}\, \frac{\nabla s_{an}}{\tau_i}\Big)$$
 
     Each step also updates the temperatures of the batch's samples by their gradient
-    $G_a = \log u_a + \rho - \frac{1}{n u_a} \sum_b e^{s_{ab}/\tau_i} s_{ab}/\tau_i$, averaged over the two views.
+    $g_a = \log u_a + \rho - \frac{1}{|\mathcal{N}_a|\, u_a} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau_i} s_{an}/\tau_i$,
+    averaged over the two views.
 
     In `eval()` the batch's own mean replaces u, and $\tau_0$ replaces all temperatures; no table is read or written.
 

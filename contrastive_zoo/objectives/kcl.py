@@ -1,6 +1,8 @@
 r"""KCL: alignment of the views and spread within each view, both measured by a kernel of the distance.
 
-    loss = -2 mean_i k(|a_i - b_i|^2) + gamma * ( mean_{i<j} k(|a_i - a_j|^2) + mean_{i<j} k(|b_i - b_j|^2) )
+    loss = -2 mean k(d_ap) + gamma ( mean k(d_an) + mean k(d_pn) )
+
+The first mean is over samples, with rows a in view 1 and p in view 2; the others are over pairs of samples within a view.
 
 Koromilas et al., "Bridging Mini-Batch and Asymptotic Analysis in Contrastive Learning", ICML 2024, sec. 5. arXiv:2405.18045
 """
@@ -36,8 +38,8 @@ def _check(*, kernel: str, t: float, gamma: float) -> None:
     title="Kernel contrastive loss",
     summary="Alignment and spread by a kernel; its expected value does not depend on the batch size.",
     paper="Koromilas et al., ICML 2024. arXiv:2405.18045",
-    equation=r"-2\,\mathrm{mean}_i\,k(\lVert a_i-b_i\rVert^2) + \gamma\big(\mathrm{mean}_{i<j}\,k(\lVert a_i-a_j\rVert^2)"
-    r" + \mathrm{mean}_{i<j}\,k(\lVert b_i-b_j\rVert^2)\big)",
+    equation=r"\ell = -2\,\mathrm{mean}_a\,k(d_{ap}) + \gamma\,\mathrm{mean}_{a,\,n \in \mathcal{N}_a}\,k(d_{an})"
+    r" + \gamma\,\mathrm{mean}_{a,\,n \in \mathcal{N}_p}\,k(d_{pn})",
     per_sample=False,
     ranges={"gamma": Range(0), "t": Range()},
     check=_check,
@@ -52,11 +54,11 @@ def _check(*, kernel: str, t: float, gamma: float) -> None:
 def kcl(batch: Batch, *, kernel: str = "gaussian", t: float = 2.0, gamma: float = 16.0) -> Tensor:
     r"""The loss of the batch, one number.
 
-    $$-2\,\mathrm{mean}_i\,k(\lVert a_i - b_i \rVert^2)
-      + \gamma \big(\mathrm{mean}_{i<j}\,k(\lVert a_i - a_j \rVert^2) + \mathrm{mean}_{i<j}\,k(\lVert b_i - b_j \rVert^2)\big)$$
+    $$\ell = -2\,\mathrm{mean}_a\,k(d_{ap}) + \gamma\,\mathrm{mean}_{a,\,n \in \mathcal{N}_a}\,k(d_{an})
+      + \gamma\,\mathrm{mean}_{a,\,n \in \mathcal{N}_p}\,k(d_{pn})$$
 
     Args:
-        batch: Rows of both views, a and b.
+        batch: Rows of both views.
         kernel: "gaussian" $e^{-t d^2}$, "log" $-\log(1 + t d^2)$, "imq" $t/\sqrt{t^2 + d^2}$, "riesz" $\pm d^{-t}$, or
             "gaussian_riesz": riesz for the spread and the gaussian with t = 2 for the alignment.
         t: Parameter of the kernel; positive, or for riesz any number except 0.

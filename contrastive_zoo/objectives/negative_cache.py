@@ -1,8 +1,8 @@
 r"""Negative cache: the contrastive loss over the whole dataset, with negatives drawn from a cache of stale embeddings.
 
-    grad l_a = -grad s_ap/t + 1/K sum_j [ sum_{l<j} p_l grad s_{a n_l}/t + (1 - C_j) grad s_{a n_j}/t ],    C_j = sum_{l<j} p_l
+    grad l_a = -grad s_ap/tau + 1/K sum_j [ sum_{l<j} q_l grad s_an_l + (1 - C_j) grad s_an_j ]/tau,    C_j = sum_{l<j} q_l
 
-n_1, ..., n_K are draws without replacement from p = softmax(s_a/t) over the cache, by Gumbel noise. The expectation over the
+n_1, ..., n_K are draws without replacement from q = softmax(s_a/tau) over the cache, by Gumbel noise. The expectation over the
 draws is exact for every K.
 
 Lindgren et al., "Efficient Training of Retrieval Models using Negative Cache", NeurIPS 2021, sections 3 and 4.
@@ -21,8 +21,9 @@ from contrastive_zoo.samplers.base import Encode
     title="Negative cache, Gumbel-max sampling over stale embeddings",
     summary="Contrasts with the whole dataset through negatives drawn from the softmax over a cache of last embeddings.",
     paper="Lindgren et al., NeurIPS 2021, sections 3 and 4; compared with in arXiv:2404.10575",
-    equation=r"-\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},\quad"
-    r"\text{gradient with } n_1, \ldots, n_K \sim \mathrm{softmax}(s_{a\cdot}/\tau)",
+    equation=r"\ell_a = -\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}, "
+    r"\quad \nabla \ell_a = -\frac{\nabla s_{ap}}{\tau} "
+    r"+ \mathrm{E}_{n \sim \mathrm{softmax}(s_a/\tau)} \frac{\nabla s_{an}}{\tau}",
     needs={"index"},
     stateful=True,
     draws=True,
@@ -41,12 +42,19 @@ from contrastive_zoo.samplers.base import Encode
 class NegativeCache(GlobalObjective):
     r"""Loss of each anchor, (B, 2); value and gradient are different estimates, joined.
 
-    $$\nabla \ell_a = -\frac{\nabla s_{ap}}{\tau}
-      + \frac{1}{K} \sum_{j=1}^{K} \Big[\sum_{l<j} p_{n_l} \nabla s_{an_l} + (1 - C_j) \nabla s_{an_j}\Big] \Big/ \tau,
-      \qquad C_j = \sum_{l<j} p_{n_l}$$
+    $$\ell_a = -\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},
+      \quad \nabla \ell_a = -\frac{\nabla s_{ap}}{\tau}
+      + \mathrm{E}_{n \sim \mathrm{softmax}(s_a/\tau)} \frac{\nabla s_{an}}{\tau}$$
 
-    with draws n without replacement from the softmax p over the cache, without rows of the anchor's own sample and rows that no
-    batch has filled yet. The value is $-s_{ap}/\tau$ plus the exact logarithm of the mean of $e^{s/\tau}$ over the cache.
+    The gradient is estimated as
+
+    $$\nabla \ell_a = -\frac{\nabla s_{ap}}{\tau}
+      + \frac{1}{K} \sum_{j=1}^{K} \Big[\sum_{l<j} q_{n_l} \nabla s_{an_l} + (1 - C_j) \nabla s_{an_j}\Big] \Big/ \tau,
+      \qquad C_j = \sum_{l<j} q_{n_l}$$
+
+    with draws $n_1, \ldots, n_K$ without replacement from the softmax $q$ over the cache, without rows of the anchor's
+    own sample and rows that no batch has filled yet. The value is $-s_{ap}/\tau$ plus the exact logarithm of the mean of
+    $e^{s_{an}/\tau}$ over the cache.
 
     Without `encode`, negatives outside the batch are constants and get no gradient, so the expected gradient over batches is
     not exact, regardless of the number of draws. With `encode` and an up-to-date cache the expected gradient is exact.

@@ -1,6 +1,6 @@
 r"""NT-Xent: each row must identify its other view among all other rows of the batch.
 
-    l_a = -s_ap/t + log( exp(s_ap/t) + sum_{b : id_b != id_a} exp(s_ab/t) )        a, b over both views
+    l_a = -s_ap/tau + log( exp(s_ap/tau) + sum_{n in N_a} exp(s_an/tau) )        N_a: rows of other samples, in all views
 
 Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, eq. 1. arXiv:2002.05709
 """
@@ -19,15 +19,16 @@ from contrastive_zoo.registry import losses
     title="NT-Xent, the loss of SimCLR",
     summary="Softmax cross-entropy: find the other view among all other rows of the batch.",
     paper="Chen et al., ICML 2020, eq. 1. arXiv:2002.05709",
-    equation=r"-\frac{s_{ap}}{\tau} + "
-    r"\log\Big(e^{s_{ap}/\tau} + \sum_{b:\,\mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\Big)",
+    equation=r"\ell_a = -\frac{s_{ap}}{\tau} + "
+    r"\log\Big(e^{s_{ap}/\tau} + \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}\Big)",
     uses={"index", "negatives", "views"},
     scale="Equal to lightly's and pytorch-metric-learning's NTXentLoss.",
 )
 def ntxent(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
     r"""Loss of each anchor, (B, V).
 
-    $$\ell_a = -s_{ap}/\tau + \log\Big(e^{s_{ap}/\tau} + \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\Big)$$
+    $$\ell_a = -\frac{s_{ap}}{\tau} +
+      \log\Big(e^{s_{ap}/\tau} + \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}\Big)$$
 
     Args:
         batch: Rows of all views. With more than two views, the loss of an anchor is the mean over its positives p; the

@@ -1,6 +1,6 @@
 r"""Sampled: the contrastive loss over the whole dataset, with negatives from any sampler.
 
-    l_a = -s_ap/t + log 1/|N_a| sum_{n in N_a} exp(s_an/t),    gradient -grad s_ap/t + sum_k w_k grad s_{a n_k}/t
+    l_a = -s_ap/tau + log 1/|N_a| sum_{n in N_a} exp(s_an/tau),    gradient -grad s_ap/tau + sum_k w_k grad s_{a n_k}/tau
 
 N_a are the rows of other samples in the dataset. The sampler finds the negatives n_k and their weights w_k, and estimates the
 logarithm. EMC2 is this loss with the sampler "mcmc"; the negative cache is this loss with the sampler "gumbel".
@@ -25,7 +25,7 @@ from contrastive_zoo.samplers import NegativeSampler, get_sampler
 class GlobalObjective(Objective):
     """The global contrastive loss, whose value and gradient a sampler estimates separately.
 
-    In `eval()` the loss is the in-batch form, -s_ap/t + log of the mean of exp(s/t) over the batch, without the sampler.
+    In `eval()` the loss is the in-batch form, -s_ap/tau + log of the mean of exp(s/tau) over the batch, without the sampler.
 
     Args:
         sampler: Finds the negatives.
@@ -77,19 +77,20 @@ class GlobalObjective(Objective):
     title="Global contrastive loss with sampled negatives",
     summary="Contrasts with the whole dataset through weighted negatives from any sampler.",
     paper="Yau et al., ICML 2024, eq. 2. arXiv:2404.10575",
-    equation=r"-\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},\quad"
-    r"\text{gradient with } \sum_k w_k \nabla s_{an_k}/\tau",
+    equation=r"\ell_a = -\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}, "
+    r"\quad \nabla \ell_a = -\frac{\nabla s_{ap}}{\tau} + \sum_k w_k \frac{\nabla s_{an_k}}{\tau}",
     needs={"index"},
     stateful=True,
     draws=True,
-    scale="Same scale as sogclr, emc2 and negative_cache: the values can be compared.",
+    scale="Same scale as sogclr, emc2 and negative_cache. No authors' code computes this loss.",
 )
 class Sampled(GlobalObjective):
     r"""Loss of each anchor, (B, 2); value and gradient are different estimates, joined.
 
-    $$\nabla \ell_a = -\frac{\nabla s_{ap}}{\tau} + \sum_k w_k \frac{\nabla s_{an_k}}{\tau}$$
+    $$\ell_a = -\frac{s_{ap}}{\tau} + \log \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau},
+      \quad \nabla \ell_a = -\frac{\nabla s_{ap}}{\tau} + \sum_k w_k \frac{\nabla s_{an_k}}{\tau}$$
 
-    with negatives n and weights w from the sampler; the sampler's documentation states their law. The value is
+    The negatives $n_k$ and weights $w_k$ come from the sampler; the sampler's documentation states their law. The value is
     $-s_{ap}/\tau$ plus the sampler's estimate of $\log \frac{1}{|\mathcal{N}_a|} \sum_n e^{s_{an}/\tau}$.
 
     In `eval()` the loss is the in-batch form: the sampler is not called, no table is read or written, and no random numbers

@@ -1,6 +1,6 @@
 r"""SCL: the generalised supervised loss. Each row of the anchor's class against the mean over the rows of other classes.
 
-    loss = mean over pairs (i, j), j in P(i), of log(1 + mean_n exp(s_in - s_ij))        P(i): rows of the class of i; n: others
+    loss = mean over pairs (a, p) of log(1 + mean_{n in N_a} exp(s_an - s_ap))        p: rows of the class of a; N_a: other rows
 
 Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learning: Optimal Representation Geometry and Neural-
 vs Dimensional-Collapse", 2023. arXiv:2311.05139
@@ -26,8 +26,11 @@ from contrastive_zoo.registry import losses
 class SCL(Generalised):
     r"""Loss of each anchor, (B, V), weighted so the mean is over pairs of an anchor and a positive.
 
-    SCL uses the formula of `UCL`: P(i) are the rows with the anchor's label, including the anchor, and N(i) the rows with other
-    labels. The cost of the positives is the sum of the squared class sizes.
+    $$\ell = \mathrm{mean}_{a,\,p \in \mathcal{P}_a}
+      \log\Big(1 + \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an} - s_{ap}}\Big)$$
+
+    $\mathcal{P}_a$ are the rows with the anchor's label, including the anchor, and $\mathcal{N}_a$ the rows with other labels.
+    The cost of the positives is the sum of the squared class sizes.
 
     Takes two views, or one: ``loss_fn(z, labels=labels)`` with z of shape (B, D), as the authors train. With one view, an
     anchor that is alone in its class is its own only positive; with ``self_positive=False`` the anchor is left out.

@@ -1,6 +1,6 @@
 r"""SigLIP: independent binary classification of every cross-view pair of rows: same sample or not.
 
-    l_i = softplus(-(t s_ii + b)) + sum_{j : id_j != id_i} softplus(t s_ij + b)        i in view 1, j in view 2
+    l_a = softplus(-c s_ap - b) + sum_{n in N_a} softplus(c s_an + b)        a in view 1; p, n in view 2; c = exp(logit_scale)
 
 Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, eq. 2. arXiv:2303.15343
 """
@@ -28,8 +28,9 @@ def _check(*, init_scale: float, init_bias: float, max_scale: float) -> None:
     title="SigLIP, the pairwise sigmoid loss",
     summary="Logistic regression on every cross-view pair: same sample or not; scale and bias are learned.",
     paper="Zhai et al., ICCV 2023, eq. 2. arXiv:2303.15343",
-    equation=r"\log\big(1 + e^{-(t s_{ii} + b)}\big) + "
-    r"\sum_{j:\,\mathrm{id}_j \ne \mathrm{id}_i} \log\big(1 + e^{t s_{ij} + b}\big)",
+    equation=r"\ell_a = \log\big(1 + e^{-c\,s_{ap} - b}\big) + "
+    r"\sum_{n \in \mathcal{N}_a} \log\big(1 + e^{c\,s_{an} + b}\big), "
+    r"\quad c = e^{\theta}",
     ranges={"init_scale": POSITIVE, "init_bias": Range(), "max_scale": POSITIVE},
     check=_check,
     scale="Equal to open_clip's SigLipLoss: the sum over all B x B pairs, divided by B.",
@@ -41,17 +42,18 @@ def _check(*, init_scale: float, init_bias: float, max_scale: float) -> None:
 class SigLIP(Objective):
     r"""Loss of each row of view 1 against all rows of view 2, (B, 1).
 
-    $$\ell_i = \log\big(1 + e^{-(t s_{ii} + b)}\big)
-      + \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} \log\big(1 + e^{t s_{ij} + b}\big)$$
+    $$\ell_a = \log\big(1 + e^{-c\,s_{ap} - b}\big) +
+      \sum_{n \in \mathcal{N}_a} \log\big(1 + e^{c\,s_{an} + b}\big),
+      \quad c = e^{\theta}$$
 
-    The scale t is the exponential of the parameter ``loss_fn.logit_scale``; the bias b is the parameter ``loss_fn.logit_bias``.
+    The scale $c$ is the exponential of the parameter ``loss_fn.logit_scale``; the bias $b$ is ``loss_fn.logit_bias``.
     Add both parameters to the optimiser, without weight decay (`contrastive_zoo.parameter_groups`). The scale is clamped to
     ``max_scale``; at the maximum, only gradients that reduce the parameter are kept.
 
     Args:
-        init_scale: Initial value of t.
-        init_bias: Initial value of b; strongly negative, since nearly all pairs are pairs of different samples.
-        max_scale: Largest t.
+        init_scale: Initial value of the scale c.
+        init_bias: Initial value of the bias b; strongly negative, since nearly all pairs are pairs of different samples.
+        max_scale: Largest scale.
 
     Raises:
         ValueError: ``init_scale`` is not in (0, max_scale].

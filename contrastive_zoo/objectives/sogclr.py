@@ -1,9 +1,9 @@
 r"""SogCLR: the contrastive loss over the whole dataset, from batches of any size.
 
-    l_a = -s_ap/t + log u_a,    u_a = (1 - gamma) u[i] + gamma mean_{b : id_b != id_a} exp(s_ab/t)
+    l_a = -s_ap/tau + log u_a,    u_a = (1 - gamma) u[i] + gamma mean_{n in N_a} exp(s_an/tau)
 
-u[i] is a moving average per sample i. The gradient is the gradient of -s_ap/t + exp(lse_a - log n - log u_a) with u_a constant:
-the batch's softmax, with its normaliser replaced by the moving average.
+u[i] is a moving average per sample i. The gradient is the gradient of -s_ap/tau + exp(lse_a - log |N_a| - log u_a) with u_a
+constant: the batch's softmax, with its normaliser replaced by the moving average.
 
 Yuan et al., "Provable Stochastic Optimization for Global Contrastive Learning: Small Batch Does Not Harm Performance",
 ICML 2022, algorithm 1. arXiv:2202.12387
@@ -24,8 +24,8 @@ from contrastive_zoo.state.tables import LogAverage
     title="SogCLR, stochastic optimisation of the global contrastive loss",
     summary="Contrasts with the whole dataset through a moving average per sample; works with small batches.",
     paper="Yuan et al., ICML 2022, algorithm 1. arXiv:2202.12387",
-    equation=r"-\frac{s_{ap}}{\tau} + \log u_a,\quad "
-    r"u_a = (1-\gamma)\,u[i] + \gamma\,\frac{1}{n}\sum_{b:\,\mathrm{id}_b\ne\mathrm{id}_a} e^{s_{ab}/\tau}",
+    equation=r"\ell_a = -\frac{s_{ap}}{\tau} + \log u_a, "
+    r"\quad u_a = (1-\gamma)\,u_i + \frac{\gamma}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}",
     needs={"index"},
     uses={"views"},
     stateful=True,
@@ -42,9 +42,13 @@ from contrastive_zoo.state.tables import LogAverage
 class SogCLR(Objective):
     r"""Loss of each anchor, (B, V); value and gradient are different estimates, joined.
 
-    $$\ell_a = -s_{ap}/\tau + \log u_a, \qquad
-      \nabla \ell_a = -\frac{\nabla s_{ap}}{\tau}
-      + \frac{1}{n u_a} \sum_{b : \mathrm{id}_b \ne \mathrm{id}_a} e^{s_{ab}/\tau}\, \frac{\nabla s_{ab}}{\tau}$$
+    $$\ell_a = -\frac{s_{ap}}{\tau} + \log u_a,
+      \quad u_a = (1-\gamma)\,u_i + \frac{\gamma}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}$$
+
+    The gradient is the batch's softmax, with its normaliser replaced by the moving average:
+
+    $$\nabla \ell_a = -\frac{\nabla s_{ap}}{\tau}
+      + \frac{1}{|\mathcal{N}_a|\, u_a} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}\, \frac{\nabla s_{an}}{\tau}$$
 
     In `eval()` the batch's own mean replaces u; no table is read or written.
 

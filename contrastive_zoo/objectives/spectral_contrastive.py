@@ -1,8 +1,8 @@
 r"""Spectral contrastive loss: makes views similar and rows of different samples orthogonal.
 
-    loss = -2 mean_i s_ii + r^2 mean_{i, j : id_i != id_j} s_ij^2        i in view 1, j in view 2
+    loss = -2 mean s_ap + r^2 mean s_an^2        a in view 1; p, n in view 2
 
-The sum of squares needs no pass over pairs: sum_ij s_ij^2 = <A^T A, B^T B>, in O(B D^2).
+The sum of squares needs no pass over pairs: for views X and Y, sum_ab s_ab^2 = <X^T X, Y^T Y>, in O(B D^2).
 
 HaoChen et al., "Provable Guarantees for Self-Supervised Deep Learning with Spectral Contrastive Loss", NeurIPS 2021, eq. 6.
 arXiv:2106.04156
@@ -20,7 +20,7 @@ from contrastive_zoo.registry import POSITIVE, losses
     title="Spectral contrastive loss",
     summary="Makes views similar and different samples orthogonal; cost is linear in the batch size.",
     paper="HaoChen et al., NeurIPS 2021, eq. 6. arXiv:2106.04156",
-    equation=r"-2\,\mathrm{mean}_i\,s_{ii} + r^2\,\mathrm{mean}_{i,j:\,\mathrm{id}_i\ne\mathrm{id}_j}\,s_{ij}^2",
+    equation=r"\ell_a = -2 s_{ap} + r^2\, \frac{B}{P} \sum_{n \in \mathcal{N}_a} s_{an}^2",
     ranges={"radius": POSITIVE},
     scale="Equal to the authors' code at mu = radius^2, if rows are no shorter than the radius.",
     differences=(
@@ -31,11 +31,11 @@ from contrastive_zoo.registry import POSITIVE, losses
 def spectral_contrastive(batch: Batch, *, radius: float = 1.0) -> Tensor:
     r"""Loss of each row of view 1, (B, 1).
 
-    $$\ell_i = -2 s_{ii} + r^2 \frac{B}{P} \sum_{j : \mathrm{id}_j \ne \mathrm{id}_i} s_{ij}^2$$
+    $$\ell_a = -2 s_{ap} + r^2\, \frac{B}{P} \sum_{n \in \mathcal{N}_a} s_{an}^2$$
 
-    with P the number of pairs in the sum, B (B - 1) if all samples differ. For features f of length r the loss is the
-    paper's $-2 f_i^\top f_i^+ + \mathrm{mean}_j\,(f_i^\top f_j^+)^2$ divided by $r^2$, as in the authors' code: r does not
-    affect the attraction of the positives, and weighs the repulsion of the negatives.
+    B is the number of samples and P the number of pairs of rows of different samples, B (B - 1) if all samples differ. This is
+    the paper's loss of features of length r, divided by $r^2$ as in the authors' code: r does not affect the attraction of the
+    positives, and weighs the repulsion of the negatives.
 
     Args:
         batch: Rows of both views.

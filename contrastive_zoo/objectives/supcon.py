@@ -1,6 +1,6 @@
 r"""SupCon: every row of the anchor's class is a positive, and all other rows are keys.
 
-    l_a = -mean_{p in P(a)} s_ap/t + log sum_{b != a} exp(s_ab/t)        P(a): other rows with the label of a, of all views
+    l_a = -mean_{p in P_a} s_ap/tau + log sum_{b != a} exp(s_ab/tau)        P_a: other rows with the label of a, of all views
 
 The mean over the positives is computed from sums of rows per class, without a pass over pairs of positives.
 
@@ -19,7 +19,8 @@ from contrastive_zoo.registry import losses
     title="Supervised contrastive loss",
     summary="Every row of the anchor's class is a positive; needs labels.",
     paper="Khosla et al., NeurIPS 2020, eq. 2. arXiv:2004.11362",
-    equation=r"-\frac{1}{|P(a)|}\sum_{p \in P(a)} \frac{s_{ap}}{\tau} + \log \sum_{b \ne a} e^{s_{ab}/\tau}",
+    equation=r"\ell_a = -\frac{1}{|\mathcal{P}_a|} \sum_{p \in \mathcal{P}_a} \frac{s_{ap}}{\tau} + "
+    r"\log \sum_{b \ne a} e^{s_{ab}/\tau}",
     needs={"labels"},
     uses={"index", "views", "one_view"},
     scale="Equal to pytorch-metric-learning's SupConLoss; the authors' code multiplies by temperature / 0.07.",
@@ -31,13 +32,14 @@ from contrastive_zoo.registry import losses
 def supcon(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
     r"""Loss of each anchor, (B, V).
 
-    $$\ell_a = -\frac{1}{|P(a)|}\sum_{p \in P(a)} \frac{s_{ap}}{\tau} + \log \sum_{b \ne a} e^{s_{ab}/\tau}$$
+    $$\ell_a = -\frac{1}{|\mathcal{P}_a|} \sum_{p \in \mathcal{P}_a} \frac{s_{ap}}{\tau} +
+      \log \sum_{b \ne a} e^{s_{ab}/\tau}$$
 
-    P(a) are all other rows with the label of a, of any view. Positives stay in the denominator: with n positives the loss is
-    never below log n. With two views each anchor has a positive, its other view; an anchor that is alone in its class is
-    treated as in NT-Xent. With one view, ``loss_fn(z, labels=labels)`` and z of shape (B, D), the positives are the other
-    samples of the class, and an anchor that is alone in its class is left out of the mean. If all labels are equal the loss
-    only makes the similarities uniform.
+    $\mathcal{P}_a$ are all other rows with the label of a, of any view. Positives stay in the denominator: with n positives
+    the loss is never below log n. With two views each anchor has a positive, its other view; an anchor that is alone in its
+    class is treated as in NT-Xent. With one view, ``loss_fn(z, labels=labels)`` and z of shape (B, D), the positives are the
+    other samples of the class, and an anchor that is alone in its class is left out of the mean. If all labels are equal the
+    loss only makes the similarities uniform.
 
     Args:
         batch: Rows of all views, one or more, and labels.

@@ -1,6 +1,6 @@
 r"""UCL: the generalised unsupervised loss. Each positive against the mean over all rows.
 
-    loss = mean over pairs (i, j), j in P(i), of log(1 + mean_n exp(s_in - s_ij))       P(i): rows of the sample of i; n: all
+    loss = mean over pairs (a, p) of log(1 + mean_{n in N_a} exp(s_an - s_ap))       p: rows of the sample of a; N_a: all rows
 
 Jiang, Nguyen, Aeron and Ishwar, "Hard-Negative Sampling for Contrastive Learning: Optimal Representation Geometry and Neural-
 vs Dimensional-Collapse", 2023. arXiv:2311.05139
@@ -24,16 +24,16 @@ from contrastive_zoo.registry import losses
 class UCL(Generalised):
     r"""Loss of each anchor, (B, 2), weighted so the mean is over pairs of an anchor and a positive.
 
-    $$\frac{1}{\sum_i |P(i)|} \sum_i \sum_{j \in P(i)}
-      \log\Big(1 + \frac{1}{|N(i)|} \sum_{n \in N(i)} e^{s_{in} - s_{ij}}\Big)$$
+    $$\ell = \mathrm{mean}_{a,\,p \in \mathcal{P}_a}
+      \log\Big(1 + \frac{1}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an} - s_{ap}}\Big)$$
 
-    P(i) are the rows of the anchor's sample, including the anchor, and N(i) all rows.
+    $\mathcal{P}_a$ are the rows of the anchor's sample, including the anchor, and $\mathcal{N}_a$ all rows.
 
     Args:
         num_negatives: None for the mean over all negatives; a number K for the mean over K draws per anchor, with
             replacement. `eval()` uses the mean over all negatives.
-        self_positive: Whether an anchor is a positive of itself, as in the authors' code. If not, N(i) are the rows of other
-            samples.
+        self_positive: Whether an anchor is a positive of itself, as in the authors' code. If not, the negatives are the
+            rows of other samples.
         seed: Random seed.
 
     Raises:

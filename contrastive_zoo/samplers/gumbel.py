@@ -15,7 +15,7 @@ from contrastive_zoo.samplers.table import Draws, TableSampler, log_count
     title="Gumbel-max draws from the table",
     summary="Draws without replacement from softmax(s / temperature) over the whole dataset, weighed to be unbiased.",
     paper="Lindgren et al., NeurIPS 2021, sections 3 and 4; Des Raj, JASA 1956 (weights). arXiv:2110.15738",
-    equation=r"n_1, \ldots, n_K = \operatorname{arg\,top}_K \left(s_{an}/\tau + g_{an}\right), \quad"
+    equation=r"n_1, \ldots, n_K = \operatorname{arg\,top}_K \left(s_{an}/\tau + g_{an}\right), \quad "
     r"w_l = \frac{1 - \sum_{m<l} p_{n_m} + (K - l)\,p_{n_l}}{K}",
     needs={"index"},
     stateful=True,

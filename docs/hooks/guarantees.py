@@ -1,6 +1,7 @@
 """MkDocs hook: what holds for which objective, from the list that the tests go by, and how large each one's gradient is."""
 
 import importlib.util
+import re
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -13,8 +14,8 @@ from torch import Tensor
 import contrastive_zoo as zoo
 from contrastive_zoo.registry import Card
 
-GUARANTEES_MARK = "<!-- guarantees -->"
-SIZES_MARK = "<!-- gradient sizes -->"
+GUARANTEES_MARK = re.compile("<!-- guarantees -->.*?<!-- /guarantees -->", re.DOTALL)
+SIZES_MARK = re.compile("<!-- gradient sizes -->.*?<!-- /gradient sizes -->", re.DOTALL)
 HOLDS, MEANINGLESS = "✓", "–"
 
 NUM_SAMPLES, BATCH, WIDTH, CLASSES, EPOCHS = 512, 128, 64, 10, 3
@@ -124,8 +125,7 @@ def sizes_table() -> str:
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Fill in the tables where a page asks for them."""
-    if GUARANTEES_MARK in markdown:
-        markdown = markdown.replace(GUARANTEES_MARK, guarantees())
-    if SIZES_MARK in markdown:
-        markdown = markdown.replace(SIZES_MARK, sizes_table())
+    if GUARANTEES_MARK.search(markdown):
+        text, sizes = guarantees(), sizes_table()
+        markdown = GUARANTEES_MARK.sub(lambda _: text, SIZES_MARK.sub(lambda _: sizes, markdown))
     return markdown

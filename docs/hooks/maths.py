@@ -43,7 +43,9 @@ def on_page_content(content: str, page: Page, **_: object) -> str:
 
     def render(match: re.Match[str]) -> str:
         opening, tag, latex, closing = match.groups()
-        return opening + to_mathml(html.unescape(latex), "block" if tag == "div" else "inline") + closing
+        if tag == "div":  # the search would show a line of letters
+            return opening.replace(">", " data-search-exclude>") + to_mathml(html.unescape(latex), "block") + closing
+        return opening + to_mathml(html.unescape(latex), "inline") + closing
 
     try:
         return _MARKED.sub(render, content)

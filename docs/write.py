@@ -1,0 +1,71 @@
+"""Write what the documentation derives from the package: pages and pictures of the objectives, and the table of their settings.
+
+python docs/write.py             # after a change of a card, a docstring or docs/hooks/objectives.yml
+python docs/write.py --pictures  # after a change of a formula; needs Matplotlib
+"""
+
+import argparse
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import contrastive_zoo as zoo
+from contrastive_zoo.registry import Card
+
+DOCS = Path(__file__).parent
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "lines.linewidth": 2}
+
+
+def hook() -> ModuleType:
+    """The hook that makes the pages."""
+    spec = importlib.util.spec_from_file_location("docs_hook_objectives", DOCS / "hooks" / "objectives.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def texts() -> dict[Path, str]:
+    """Every derived text by the file that holds it."""
+    made = hook()
+    guide = DOCS / made.GUIDE
+    settings = made.settings()
+    pages = {DOCS / made.FOLDER / f"{card.name}.md": made.page(card) for card in made.cards()}
+    filled = made.SETTINGS_MARK.sub(lambda match: f"{match[1]}\n{settings}\n\n{match[3]}", guide.read_text())
+    return pages | {DOCS / made.GALLERY: made.gallery(), guide: filled}
+
+
+def draw(card: Card, path: Path) -> None:
+    """The picture of one objective, beside ntxent at the same temperature."""
+    from matplotlib import rc_context
+
+    temperature = card.parameters.get("temperature", 0.1)
+    reference = zoo.get_loss("ntxent", temperature=temperature)
+    losses = {} if card.name == "ntxent" else {f"ntxent, temperature {temperature:g}": reference}
+    losses[card.name] = zoo.get_loss(card.name, num_samples=100)
+    with rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": card.name}):
+        figure = zoo.plots.plot_gradient_weights(losses)
+        for axes in figure.axes:
+            axes.lines[0].set(color="#8a8a8a", linewidth=4)
+            axes.lines[-1].set(color="#e0662b", linewidth=2)
+        figure.axes[0].legend(fontsize=8)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Write all texts, and the pictures if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", action="store_true", help="draw the pictures too")
+    for path, text in texts().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    if parser.parse_args().pictures:
+        folder = DOCS / "images" / "objectives"
+        folder.mkdir(exist_ok=True)
+        for card in hook().cards():
+            draw(card, folder / f"{card.name}.svg")
+
+
+if __name__ == "__main__":
+    main()
