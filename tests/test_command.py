@@ -20,7 +20,9 @@ def test_every_name_has_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert sogclr.endswith(zoo.describe_loss("sogclr").summary)
 
 
-@pytest.mark.parametrize(("name", "meant"), [("emc2", "emc2"), ("simclr", "ntxent"), ("topk", "topk"), ("spectral", "spectral")])
+@pytest.mark.parametrize(
+    ("name", "meant"), [("emc2", "emc2"), ("simclr", "ntxent"), ("topk", "topk"), ("spectral", "spectral")]
+)
 def test_a_name_is_described(name: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     main([name])
     printed = capsys.readouterr().out

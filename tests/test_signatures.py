@@ -34,7 +34,16 @@ def test_a_type_checker_reads_them(tmp_path: Path) -> None:
         "    return zoo.get_loss(name, anything=1)\n"
         "reveal_type(zoo.get_loss)\n"
     )
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--cache-dir", str(tmp_path / "cache"), str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--no-incremental",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        str(script),
+    ]
     found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert found.returncode == 0, found.stdout
     assert 'Revealed type is "contrastive_zoo.loss.module.Loss"' in found.stdout
