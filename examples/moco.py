@@ -1,4 +1,4 @@
-"""MoCo: a momentum encoder makes the keys, a queue keeps them, and the loss contrasts queries with both."""
+"""MoCo: a momentum encoder makes the keys, a queue keeps them."""
 
 import copy
 
@@ -25,7 +25,8 @@ for epoch in range(10):
                 old.lerp_(new, 1 - 0.99)
             keys = momentum_encoder(images + 0.3 * torch.randn_like(images))
         if len(queue):  # an anchor's own sample is never a negative
-            loss = loss_fn(queries, keys, index=index, negatives=queue.negatives, negatives_index=queue.negatives_index)
+            known = {"negatives": queue.negatives, "negatives_index": queue.negatives_index}
+            loss = loss_fn(queries, keys, index=index, **known)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Pretrains a timm backbone on scikit-learn's digits: one file to copy. Needs pip install "contrastive-zoo[examples]"."""
+"""Pretrains a timm backbone on scikit-learn's digits. Needs contrastive-zoo[examples]."""
 
 import argparse
 
@@ -30,11 +30,12 @@ loader = DataLoader(dataset, batch_size=128, shuffle=True, drop_last=True)
 # The loss is a module: its tables and learned parameters are saved and optimised with the model.
 encoder = timm.create_model("resnet10t", pretrained=False, num_classes=0, in_chans=1).to(device)
 width = encoder.num_features
-head = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 64)).to(device)
+hidden = [nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU()]
+head = nn.Sequential(*hidden, nn.Linear(width, 64)).to(device)
 loss_fn = zoo.get_loss(args.loss, num_samples=len(dataset)).to(device)
 groups = [{"params": [*encoder.parameters(), *head.parameters()]}, *zoo.parameter_groups(loss_fn)]
 optimizer = torch.optim.AdamW(groups, lr=2e-3, weight_decay=1e-4)
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(1, args.epochs) * len(loader))
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, args.epochs * len(loader))
 
 
 def augment(batch: torch.Tensor) -> torch.Tensor:
@@ -48,16 +49,17 @@ def augment(batch: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def evaluate() -> tuple[torch.Tensor, float]:
-    """Features of all images, and the accuracy of the nearest class mean on the held-out ones."""
-    features = encoder.eval()(images.to(device)).cpu()
+    """Features of all images, and how many of the held-out ones the nearest class mean tells."""
+    z = encoder.eval()(images.to(device)).cpu()
     encoder.train()
-    return features, zoo.metrics.nearest_class_mean(features[~test], labels[~test], features[test], labels[test])
+    return z, zoo.metrics.nearest_class_mean(z[~test], labels[~test], z[test], labels[test])
 
 
 losses, accuracy = [], [evaluate()[1]]
 for epoch in range(args.epochs):
     for batch, target, index in loader:
-        z1, z2 = head(encoder(torch.cat([augment(batch), augment(batch)]).to(device))).chunk(2)
+        views = torch.cat([augment(batch), augment(batch)]).to(device)
+        z1, z2 = head(encoder(views)).chunk(2)
         loss = loss_fn(z1, z2, index=index, labels=target)
         optimizer.zero_grad()
         loss.backward()
@@ -65,15 +67,16 @@ for epoch in range(args.epochs):
         schedule.step()
         losses.append(loss.item())
     accuracy.append(evaluate()[1])
-    print(f"epoch {epoch + 1}: loss {losses[-1]:.2f}, nearest class mean {accuracy[0]:.1%} -> {accuracy[-1]:.1%}")
+    print(f"epoch {epoch + 1}: loss {losses[-1]:.2f}, accuracy {accuracy[0]:.1%} -> {accuracy[-1]:.1%}")
 
-torch.save({"encoder": encoder.state_dict(), "head": head.state_dict(), "loss": loss_fn.state_dict()}, "encoder.pt")
+parts = {"encoder": encoder, "head": head, "loss": loss_fn}
+torch.save({name: part.state_dict() for name, part in parts.items()}, "encoder.pt")
 figure = Figure(figsize=(11, 3.6), layout="constrained")
 left, middle, right = figure.subplots(1, 3)
 left.plot(losses)
 left.set(xlabel="step", ylabel="loss")
 middle.plot([100 * value for value in accuracy], marker="o")
-middle.set(xlabel="epoch", ylabel="nearest class mean on held-out digits, %")
+middle.set(xlabel="epoch", ylabel="accuracy on held-out digits, %")
 points = PCA(2).fit_transform(F.normalize(evaluate()[0][test], dim=1))
 right.scatter(*points.T, c=labels[test], cmap="tab10", s=10)
 right.set(xticks=[], yticks=[], xlabel="principal components of held-out digits")
