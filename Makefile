@@ -35,7 +35,7 @@ test: $(VENV)/.dev
 test-gpu: $(VENV)/.dev
 	$(BIN)/pytest --device cuda tests/contract tests/pairwise tests/objectives
 
-test-integrations: $(VENV)/.dev $(VENV)/.integrations
+test-integrations: $(VENV)/.dev $(VENV)/.integrations $(VENV)/.peers
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile tests/integrations
 
 docs: $(VENV)/.dev
@@ -56,6 +56,11 @@ $(VENV)/.created:
 
 $(VENV)/.%: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install --editable '.[$*]'
+	touch $@
+
+# Their losses need PyTorch alone, the rest of them much more. A folder of their own keeps them from being imported by chance.
+$(VENV)/.peers: | $(VENV)/.created
+	$(BIN)/python -m pip install --no-deps --upgrade --target $(VENV)/peers libauc==2.0.1 solo-learn==1.0.2
 	touch $@
 
 clean:

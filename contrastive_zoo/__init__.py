@@ -24,7 +24,7 @@ from contrastive_zoo.registry import Card, Range
 from contrastive_zoo.samplers import describe_sampler, get_sampler, list_samplers, register_sampler
 from contrastive_zoo.schedules import CosineSchedule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Batch",

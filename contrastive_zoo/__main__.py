@@ -1,0 +1,50 @@
+"""Lists the registered names with one line each: ``python -m contrastive_zoo``; with a name, prints its summary."""
+
+import argparse
+from collections.abc import Sequence
+
+from contrastive_zoo.batch_samplers import describe_batch_sampler, list_batch_samplers
+from contrastive_zoo.loss import describe_loss, list_losses
+from contrastive_zoo.samplers import describe_sampler, list_samplers
+
+KINDS = {
+    "Objectives, zoo.get_loss(name)": (list_losses, describe_loss),
+    "Negative samplers, zoo.get_sampler(name)": (list_samplers, describe_sampler),
+    "Batch samplers, zoo.get_batch_sampler(name)": (list_batch_samplers, describe_batch_sampler),
+}
+
+
+def listing() -> str:
+    """Every name with what its call needs and its summary, on one line each."""
+    lines = []
+    for title, (names, describe) in KINDS.items():
+        lines += ["", title, f"  {'name':<22}{'needs':<8}summary"]
+        cards = [describe(name) for name in names()]
+        lines += [f"  {card.name:<22}{', '.join(sorted(card.needs)):<8}{card.summary}" for card in cards]
+    return "\n".join(lines[1:])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the list, or the summary of a name.
+
+    Raises:
+        SystemExit: The name is unknown.
+    """
+    parser = argparse.ArgumentParser(prog="python -m contrastive_zoo", description="Objectives and samplers by name.")
+    parser.add_argument("name", nargs="?", help="a name to describe in full")
+    name = parser.parse_args(arguments).name
+    if name is None:
+        print(listing())
+        return
+    for names, describe in KINDS.values():
+        if name in names():
+            print(describe(name))
+            return
+    try:
+        print(describe_loss(name))  # an alias, or an error that lists the names
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
