@@ -4,17 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from contrastive_zoo.batch_samplers import BatchSampler
 from contrastive_zoo.integrations.arguments import check_batch_sampler, check_loss
-from contrastive_zoo.integrations.checkpoint_files import read_state, write_state
+from contrastive_zoo.integrations.state_callback import StateCallback
 from contrastive_zoo.loss import Loss
 
 __all__ = ["BatchSamplerCallback", "LossCallback", "parameter_groups"]
 
 
-class LossCallback(TrainerCallback):
+class LossCallback(StateCallback):
     """Saves a loss as ``loss.pt`` in each checkpoint folder of `Trainer`, and restores the loss when a run is resumed.
 
     `Trainer` saves the model alone. A loss outside the model, in ``compute_loss`` or as the loss of a
@@ -25,17 +25,11 @@ class LossCallback(TrainerCallback):
         checkpoint: The folder to resume from; by default the folder of the step in ``args.output_dir``.
     """
 
+    file = "loss.pt"
+
     def __init__(self, loss_fn: Loss, checkpoint: str | Path | None = None) -> None:
-        self.loss_fn, self.checkpoint = check_loss(loss_fn), checkpoint
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Restore the loss if the run is resumed."""
-        if state.global_step > 0:
-            self.load_state_dict(read_state("loss.pt", self.checkpoint, args, state))
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save the loss in the folder of the checkpoint."""
-        write_state(self.state_dict(), "loss.pt", args, state)
+        super().__init__(checkpoint)
+        self.loss_fn = check_loss(loss_fn)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the loss; `torch.distributed.checkpoint` calls this too."""
@@ -46,7 +40,7 @@ class LossCallback(TrainerCallback):
         self.loss_fn.load_state_dict(state_dict)
 
 
-class BatchSamplerCallback(TrainerCallback):
+class BatchSamplerCallback(StateCallback):
     """Saves a batch sampler as ``batch_sampler.pt``, restores it when a run is resumed, and sets its epoch.
 
     Return the loader with the batch sampler from ``get_train_dataloader``, unprepared. `Trainer` skips the batches of the epoch
@@ -57,14 +51,12 @@ class BatchSamplerCallback(TrainerCallback):
         checkpoint: The folder to resume from; by default the folder of the step in ``args.output_dir``.
     """
 
-    def __init__(self, sampler: BatchSampler, checkpoint: str | Path | None = None) -> None:
-        self.sampler, self.checkpoint = check_batch_sampler(sampler), checkpoint
-        self._epoch: float | None = None
+    file = "batch_sampler.pt"
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Restore the batch sampler if the run is resumed."""
-        if state.global_step > 0:
-            self.load_state_dict(read_state("batch_sampler.pt", self.checkpoint, args, state))
+    def __init__(self, sampler: BatchSampler, checkpoint: str | Path | None = None) -> None:
+        super().__init__(checkpoint)
+        self.sampler = check_batch_sampler(sampler)
+        self._epoch: float | None = None
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Set the epoch of the batch sampler."""
@@ -73,10 +65,6 @@ class BatchSamplerCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note the position: the number of epochs, with the fraction of the running epoch."""
         self._epoch = state.epoch
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save the batch sampler in the folder of the checkpoint."""
-        write_state(self.state_dict(), "batch_sampler.pt", args, state)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the batch sampler after the last step; `torch.distributed.checkpoint` calls this too."""

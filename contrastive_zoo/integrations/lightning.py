@@ -13,12 +13,12 @@ __all__ = ["BatchSamplerCallback"]
 class BatchSamplerCallback(Callback):
     """Puts a batch sampler into every checkpoint: a resumed run continues with the next batch, in the middle of an epoch too.
 
-    Lightning saves no state of a `DataLoader`. A loader with workers requests batches before training sees them, so the callback
-    counts the batches that the model was trained on.
+    Lightning saves no state of a `DataLoader`. A loader with workers requests batches before training sees them, so the
+    callback counts the batches that the model was trained on.
 
-    The loss needs no callback as long as it is a submodule of the `LightningModule`. Gradient caching needs none either:
-    under `DistributedDataParallel`, `contrastive_zoo.cached_loss` (automatic optimization) and `contrastive_zoo.cached_backward`
-    with ``backward=self.manual_backward`` (manual optimization) reduce each gradient once.
+    The loss needs no callback as long as it is a submodule of the `LightningModule`. Gradient caching needs none either: under
+    `DistributedDataParallel`, `contrastive_zoo.cached_loss` (automatic optimization) and `contrastive_zoo.cached_backward` with
+    ``backward=self.manual_backward`` (manual optimization) reduce each gradient once.
 
     Make the trainer with ``Trainer(use_distributed_sampler=False)``: a batch sampler already gives each process its share.
 
@@ -45,7 +45,9 @@ class BatchSamplerCallback(Callback):
         """Set the epoch of the batch sampler, in a loader where Lightning does not find the sampler too."""
         self.sampler.set_epoch(trainer.current_epoch)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Note the position."""
         epoch = trainer.current_epoch
         # Lightning resumes a run that stopped after the last batch of an epoch with the next epoch.

@@ -16,14 +16,17 @@ DIVIDED = ("infonce", "sogclr", "isogclr")  # objectives with a temperature
 class OpenClipLoss(nn.Module):
     """A loss of two towers that takes its scale, and its bias if it has one, from the model in each call, as open_clip does.
 
-    ``OpenClipLoss(zoo.get_loss("clip"))`` equals ``open_clip.loss.ClipLoss()`` and ``OpenClipLoss(zoo.get_loss("siglip"))`` equals
-    ``open_clip.loss.SigLipLoss()``; so do their gradients, on several processes too, after `DistributedDataParallel` has averaged them.
-    No ``rank``, ``world_size`` or ``local_loss`` is needed: the zoo contrasts with the batches of all processes in the process
-    group.
+    ``OpenClipLoss(zoo.get_loss("clip"))`` equals ``open_clip.loss.ClipLoss()``, and ``OpenClipLoss(zoo.get_loss("siglip"))``
+    equals ``open_clip.loss.SigLipLoss()``, in value and gradient. On several processes the gradients are equal once
+    `DistributedDataParallel` has averaged them; no ``rank``, ``world_size`` or ``local_loss`` is needed, because the zoo
+    contrasts with the batches of all processes.
 
-    The scale of the call replaces the own scale of `clip` and `siglip`, whose parameters are frozen, and sets the temperature
-    1 / scale of `infonce` and `sogclr`, with its gradient. `isogclr` learns a temperature for each sample and divides by 1 / scale,
-    so it gives the scale a gradient of zero.
+    `clip` and `siglip` use the scale of the call in place of their own parameters, which are frozen here. `infonce` and
+    `sogclr` use 1 / scale as their temperature, and the scale gets its gradient. `isogclr` learns a temperature for each
+    sample; it starts at 1 / scale and divides the loss by 1 / scale, and the scale gets a gradient of zero.
+
+    The scale is clamped to [1, 100] by `clip`, to at most 100 by `siglip` (``max_scale`` of `zoo.get_loss`), and to
+    [0.1, 1000] by the others.
 
     Args:
         loss_fn: `clip`, `siglip`, `infonce`, or `sogclr` or `isogclr` with ``intra_view=False``.
@@ -50,7 +53,7 @@ class OpenClipLoss(nn.Module):
             raise ValueError(f"loss_fn must be one of {', '.join(LEARNED + DIVIDED)}, got {name!r}. Make one of these.")
         if loss_fn.settings.get("intra_view", False):
             raise ValueError(
-                f"loss_fn contrasts images with images and texts with texts. Pass zoo.get_loss({name!r}, intra_view=False, ...)."
+                f"loss_fn contrasts images with images and texts with texts. Pass zoo.get_loss({name!r}, intra_view=False)."
             )
         self.requires_grad_(False)
 
@@ -81,9 +84,13 @@ class OpenClipLoss(nn.Module):
 
     def _at_scale(self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, index: Tensor | None) -> Tensor:
         if self.loss_fn.card.name in LEARNED:
-            own = {"objective.logit_scale": scale.log(), "objective.logit_bias": torch.zeros_like(scale) if bias is None else bias}
+            own = {
+                "objective.logit_scale": scale.log(),
+                "objective.logit_bias": torch.zeros_like(scale) if bias is None else bias,
+            }
             known = {name: own[name] for name, _ in self.loss_fn.named_parameters()}
             loss: Tensor = functional_call(self.loss_fn, known, (x, y), {"index": index})
             return loss
-        self.loss_fn.temperature = 1 / (scale.detach() if self.loss_fn.card.name == "isogclr" else scale)
+        temperature = 1 / (scale.detach() if self.loss_fn.card.name == "isogclr" else scale)
+        self.loss_fn.objective.held_temperature.set(temperature)
         return self.loss_fn(x, y, index=index)

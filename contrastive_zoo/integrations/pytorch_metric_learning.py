@@ -13,10 +13,10 @@ __all__ = ["MetricLoss"]
 class MetricLoss(nn.Module):
     """A loss of embeddings and labels, for the training loops and trainers of pytorch-metric-learning.
 
-    For `supcon`, `scl` and `hscl` the labels are classes, and ``MetricLoss(zoo.get_loss("supcon"))`` equals ``SupConLoss()``. For
-    all other objectives the labels say which two rows are views of one sample: embeddings hold the first views, then the second
-    views in the same order, and labels hold the position of each sample in the dataset, twice. With these labels,
-    ``MetricLoss(zoo.get_loss("ntxent", temperature=0.07))`` equals ``NTXentLoss()``.
+    For `supcon`, `scl` and `hscl` the labels are classes, and ``MetricLoss(zoo.get_loss("supcon", temperature=0.1))`` equals
+    ``SupConLoss(temperature=0.1)``. For all other objectives the labels say which two rows are views of one sample: embeddings
+    hold the first views, then the second views in the same order, and labels hold the position of each sample in the dataset,
+    twice. With such labels ``MetricLoss(zoo.get_loss("ntxent", temperature=0.07))`` equals ``NTXentLoss(temperature=0.07)``.
 
     The zoo contrasts with the batches of all processes, so no ``DistributedLossWrapper`` is needed.
 
@@ -64,8 +64,8 @@ class MetricLoss(nn.Module):
             raise ValueError("indices_tuple must be None: the loss contrasts all pairs of the batch. Leave the miner out.")
         if not (ref_emb is None or ref_emb is embeddings) or not (ref_labels is None or ref_labels is labels):
             raise ValueError(
-                "ref_emb must be None or embeddings, and ref_labels None or labels: the rows of a batch are contrasted with each "
-                "other. Concatenate embeddings and ref_emb, or call the loss of the zoo, loss_fn(z1, z2) for two views and "
+                "ref_emb must be None or embeddings, and ref_labels None or labels: the rows of a batch are contrasted with "
+                "each other. Concatenate embeddings and ref_emb, or call the loss of the zoo: loss_fn(z1, z2) for two views, "
                 "loss_fn(z1, z2, negatives=ref_emb) for a memory bank."
             )
         if self.by_class:

@@ -19,8 +19,8 @@ LABEL_COLUMNS = ("index", "labels", "index and labels")
 class ContrastiveLoss(nn.Module):
     """Any objective of the zoo as the loss of a `SentenceTransformerTrainer`.
 
-    The first column of the dataset holds anchors and the second one positives; further columns hold negatives, which all anchors
-    share. A column named "label" holds what the objective needs besides: positions in the dataset, classes, or pairs of both.
+    The first text column of the dataset holds anchors, the second one positives. More text columns hold negatives, which all
+    anchors share. A column named "label" holds what else the objective needs: positions in the dataset, classes, or both.
 
     ``zoo.get_loss("infonce", temperature=0.05, symmetric=False)`` equals ``MultipleNegativesRankingLoss(model)``, and with
     ``chunk_size`` ``CachedMultipleNegativesRankingLoss(model, mini_batch_size=chunk_size)``, on one process. On several
@@ -56,15 +56,14 @@ class ContrastiveLoss(nn.Module):
         index, classes = self._index_and_labels(labels)
         if self.chunk_size is None:
             return self._of_embeddings(*map(self.embed, columns), index=index, labels=classes)
-        return cached_loss(
-            self._of_embeddings, self.embed, columns, chunk_size=self.chunk_size, index=index, labels=classes
-        )
+        return cached_loss(self._of_embeddings, self.embed, columns, chunk_size=self.chunk_size, index=index, labels=classes)
 
     def _of_embeddings(
         self, anchors: Tensor, *others: Tensor, index: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
         if not others:  # gradient caching stacks more than two columns
-            anchors, *others = anchors.unbind()
+            anchors, *rest = anchors.unbind()
+            others = tuple(rest)
         positives, *negatives = others
         if not negatives:
             return self.loss_fn(anchors, positives, index=index, labels=labels)

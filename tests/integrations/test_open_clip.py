@@ -129,8 +129,12 @@ def share(name: str, theirs: bool) -> dict[str, Tensor]:
 
 def work(folder: Path) -> dict[str, Any]:
     torch.distributed.init_process_group("gloo")
-    return {f"{name} {theirs}": share(name, theirs) for name in ("clip", "siglip", "sogclr") for theirs in (False, True)
-            if name in THEIRS or not theirs}
+    return {
+        f"{name} {theirs}": share(name, theirs)
+        for name in ("clip", "siglip", "sogclr")
+        for theirs in (False, True)
+        if name in THEIRS or not theirs
+    }
 
 
 def test_two_processes_train_as_one_and_as_open_clip(tmp_path: Path) -> None:

@@ -201,8 +201,8 @@ def test_refusals(bert: Path) -> None:
         ContrastiveLoss(model, MultipleNegativesRankingLoss(model))
     with pytest.raises(ValueError, match="text columns anchor and positive, got 1 column"):
         value_and_gradient(ContrastiveLoss(model, zoo.get_loss("ntxent")), [ANCHORS])
+    loss = ContrastiveLoss(model, zoo.get_loss("supcon"), label="index and labels")
     with pytest.raises(ValueError, match=r"must hold lists \[index, label\], got shape \(24,\)"):
-        loss = ContrastiveLoss(model, zoo.get_loss("supcon"), label="index and labels")
         value_and_gradient(loss, [ANCHORS, POSITIVES], torch.arange(24))
     with pytest.raises(TypeError, match="negatives"):
         value_and_gradient(ContrastiveLoss(model, zoo.get_loss("dhel")), [ANCHORS, POSITIVES, ANCHORS])
