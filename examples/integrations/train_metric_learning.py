@@ -37,7 +37,7 @@ def main(objective: str = "ntxent") -> list[float]:
         optimizers={"trunk_optimizer": torch.optim.AdamW(encoder.parameters(), lr=0.01)},
         loss_funcs={"metric_loss": loss_fn},
         dataset=TensorDataset(samples, classes if by_class else torch.arange(len(samples))),
-        sampler=MPerClassSampler(classes, m=4, batch_size=32) if by_class else None,
+        sampler=MPerClassSampler(classes, m=4, batch_size=32, length_before_new_iter=256) if by_class else None,
         collate_fn=None if by_class else collate,
         batch_size=32,
         dataloader_num_workers=0,

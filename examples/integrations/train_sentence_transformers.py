@@ -34,7 +34,7 @@ def small_model(folder: Path) -> SentenceTransformer:
     return SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu")
 
 
-def fit(objective: str, folder: Path, steps: int, checkpoint: Path | None = None) -> list[float]:
+def fit(objective: str, folder: Path, steps: int, checkpoint: str | None = None) -> list[float]:
     """Train up to a number of steps, from the start or from a checkpoint."""
     transformers.set_seed(0)
     model = small_model(folder / "bert")
@@ -46,6 +46,7 @@ def fit(objective: str, folder: Path, steps: int, checkpoint: Path | None = None
         save_steps=10,
         logging_steps=1,
         learning_rate=1e-3,
+        lr_scheduler_type="constant",
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
@@ -65,7 +66,7 @@ def fit(objective: str, folder: Path, steps: int, checkpoint: Path | None = None
 def main(objective: str = "ntxent", folder: str = "runs/sentence_transformers") -> list[float]:
     """Losses of a run of 30 steps that stops after 10 and goes on."""
     fit(objective, Path(folder), steps=10)
-    return fit(objective, Path(folder), steps=30, checkpoint=Path(folder) / "checkpoint-10")
+    return fit(objective, Path(folder), steps=30, checkpoint=f"{folder}/checkpoint-10")
 
 
 if __name__ == "__main__":
