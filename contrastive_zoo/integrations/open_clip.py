@@ -25,8 +25,8 @@ class OpenClipLoss(nn.Module):
     `sogclr` use 1 / scale as their temperature, and the scale gets its gradient. `isogclr` learns a temperature for each
     sample; it starts at 1 / scale and divides the loss by 1 / scale, and the scale gets a gradient of zero.
 
-    The scale is clamped to [1, 100] by `clip`, to at most 100 by `siglip` (``max_scale`` of `zoo.get_loss`), and to
-    [0.1, 1000] by the others.
+    `clip` clamps the scale to [1, ``max_scale``], `siglip` to at most ``max_scale``, 100 by default; `infonce` and `sogclr`
+    clamp a scale that is learned to [0.1, 1000].
 
     Args:
         loss_fn: `clip`, `siglip`, `infonce`, or `sogclr` or `isogclr` with ``intra_view=False``.
