@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from adapters import importable
 from mkdocs.config import load_config
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -34,7 +35,8 @@ objectives, maths, guarantees = hook("objectives"), hook("maths"), hook("guarant
 CARDS = objectives.cards()
 NAMES = [card.name for card in CARDS]
 MODULES = [zoo.__name__, *(info.name for info in pkgutil.walk_packages(zoo.__path__, "contrastive_zoo."))]
-FOLDERS = (".", "docs", "docs/api", "docs/objectives", "contrastive_zoo/pairwise", "benchmarks")
+MODULES = [*filter(importable, MODULES)]
+FOLDERS = (".", "docs", "docs/api", "docs/integrations", "docs/objectives", "contrastive_zoo/pairwise", "benchmarks")
 MARKDOWN = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 
 

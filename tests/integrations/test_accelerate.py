@@ -1,4 +1,4 @@
-"""Objectives with state and gradient caching in Accelerate, with the code of docs/recipes.md, on one process and on two."""
+"""Objectives with state and gradient caching in Accelerate, with the code of its page, on one process and on two."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +40,7 @@ def recipe(objective: str) -> dict[str, Any]:
         "encoder": nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), nn.Linear(8, 4)).double(),
     }
     for first in TRAINING.values():
-        run_block("recipes.md", f"def {first}()", names)
+        run_block("integrations/accelerate.md", f"def {first}()", names)
     names["losses"] = []
     names["loss_fn"].register_forward_hook(lambda module, given, loss: names["losses"].append(loss.detach()))
     return names

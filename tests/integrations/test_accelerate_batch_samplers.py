@@ -206,9 +206,9 @@ def test_the_documented_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     encoder = torch.nn.Linear(2, 2)
     names = {"encoder": encoder, "optimizer": torch.optim.SGD(encoder.parameters()), "dataset": torch.arange(SIZE)}
     names |= {"sampler": make(), "DataLoader": DataLoader, "zoo": zoo}
-    assert read(run_block("batches.md", "accelerator.load_state", names)["loader"]) == epochs("shuffle")[0]
+    assert read(run_block("integrations/accelerate.md", "accelerator.load_state", names)["loader"]) == epochs("shuffle")[0]
     accelerator()
-    loader = run_block("batches.md", "DataLoaderConfiguration", names)["loader"]
+    loader = run_block("integrations/accelerate.md", "DataLoaderConfiguration", names)["loader"]
     assert read(loader) == list(zoo.get_batch_sampler("shuffle", num_samples=SIZE, batch_size=8))
 
 

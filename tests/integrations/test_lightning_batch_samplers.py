@@ -1,4 +1,4 @@
-"""Batch samplers in Lightning, with the code of docs/batches.md: epochs, validation, and resuming at any step."""
+"""Batch samplers in Lightning, with the callback: epochs, validation, and resuming at any step."""
 
 import os
 import socket
@@ -18,6 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import contrastive_zoo as zoo
 from contrastive_zoo.batch_samplers import BatchSampler
+from contrastive_zoo.integrations.lightning import BatchSamplerCallback
 
 # Lightning advises on the number of workers, loggers and resuming; what the samplers say is an error.
 pytestmark = [
@@ -30,17 +31,26 @@ SIZE, BATCH = 40, 8
 X = torch.randn(SIZE, 3, generator=torch.Generator().manual_seed(0))
 DATASET = zoo.IndexedDataset(TensorDataset(X, X + 0.1))
 NAMES = {"torch": torch, "zoo": zoo, "DataLoader": DataLoader, "dataset": DATASET}
-Pretraining = run_block("batches.md", "class Pretraining", NAMES)["Pretraining"]
 
 
-class Notes:
-    """What is trained on, each batch with its epoch."""
+class Noting(lightning.LightningModule):
+    """Notes what it is trained on, each batch with its epoch."""
 
-    seen: list[tuple[int, list[int]]]
+    with_callback = True
+
+    def __init__(self, encoder: nn.Module, sampler: BatchSampler) -> None:
+        super().__init__()
+        self.encoder, self.sampler = encoder, sampler
+        self.loss_fn = zoo.get_loss("infonce")
+        self.seen: list[tuple[int, list[int]]] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        self.seen.append((self.current_epoch, batch[-1].tolist()))
-        return super().training_step(batch, batch_idx)
+        x1, x2, index = batch
+        self.seen.append((self.current_epoch, index.tolist()))
+        return self.loss_fn(self.encoder(x1), self.encoder(x2), index=index)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         assert len(batch[-1])
@@ -48,16 +58,10 @@ class Notes:
     def predict_step(self, batch: Any, batch_idx: int) -> None: ...
 
 
-class Noting(Notes, Pretraining):
-    """The documented module."""
-
-
-class WithoutState(Notes, Pretraining):
+class WithoutState(Noting):
     """Leaves the state of the sampler to the loader."""
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
+    with_callback = False
 
 
 def make(name: str = "shuffle", **params: Any) -> BatchSampler:
@@ -84,9 +88,11 @@ def fit(
 ) -> list[tuple[int, list[int]]]:
     torch.manual_seed(0)
     model = module(nn.Linear(3, 2), sampler or make())
-    model.seen = []
     loaded = loader(model.sampler) if loader is not None else None
-    trainer_in(folder, **params).fit(model, loaded, loaded if validate else None, ckpt_path=ckpt_path)
+    trainer = trainer_in(folder, **params)
+    if model.with_callback:
+        trainer.callbacks.insert(0, BatchSamplerCallback(model.sampler))
+    trainer.fit(model, loaded, loaded if validate else None, ckpt_path=ckpt_path)
     return model.seen
 
 
@@ -128,11 +134,14 @@ def test_epochs_differ() -> None:
     assert len({str(list(make_at(epoch))) for epoch in range(3)}) == 3
 
 
-class PlainState(Notes, Pretraining):
+class PlainState(WithoutState):
     """Saves what the sampler itself says."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sampler"] = self.sampler.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(checkpoint["sampler"])
 
 
 @pytest.mark.parametrize("module", [Noting, PlainState])
@@ -161,12 +170,39 @@ def test_checkpoints_when_validation_or_an_epoch_ends(tmp_path: Path, at_end_of_
         assert fit(tmp_path / "again", ckpt_path=str(tmp_path / f"step={step}.ckpt"), **params) == seen[step:]
 
 
-def test_a_stateful_loader_needs_no_hooks(tmp_path: Path) -> None:
-    seen = fit(tmp_path, module=WithoutState, loader=stateful)
+@pytest.mark.parametrize("module", [WithoutState, Noting])
+def test_a_stateful_loader_needs_no_callback_and_bears_it(tmp_path: Path, module: Any) -> None:
+    seen = fit(tmp_path, module=module, loader=stateful)
     assert seen == epochs(make())
     for step in (1, 4, 5, 6):
         ckpt_path = str(tmp_path / f"step={step}.ckpt")
-        assert fit(tmp_path / "again", module=WithoutState, loader=stateful, ckpt_path=ckpt_path) == seen[step:]
+        assert fit(tmp_path / "again", module=module, loader=stateful, ckpt_path=ckpt_path) == seen[step:]
+
+
+def hidden(sampler: BatchSampler) -> Any:
+    """A loader in which Lightning finds no sampler."""
+
+    class Batches:
+        def __iter__(self) -> Any:
+            return iter(plain(sampler))
+
+        def __len__(self) -> int:
+            return len(sampler)
+
+    return Batches()
+
+
+def test_the_callback_sets_epochs(tmp_path: Path) -> None:
+    seen = fit(tmp_path, loader=hidden)
+    assert seen == epochs(make())
+    for step in (5, 10):
+        ckpt_path = str(tmp_path / f"step={step}.ckpt")
+        assert fit(tmp_path / "again", loader=hidden, ckpt_path=ckpt_path) == seen[step:]
+
+
+def test_a_callback_takes_a_batch_sampler_only() -> None:
+    with pytest.raises(TypeError, match="sampler must be a batch sampler of the zoo, got DataLoader"):
+        BatchSamplerCallback(plain(make()))
 
 
 class Selecting(Noting):
@@ -294,3 +330,9 @@ def test_a_distributed_sampler_is_refused(found: list[dict[str, Any]]) -> None:
     for process in found:
         for words in (*process["default"].values(), process["fabric default"]):
             assert "already gives each process its share. In Lightning, pass Trainer(use_distributed_sampler=False)" in words
+
+
+def test_without_the_callback_a_resumed_run_repeats_batches(tmp_path: Path) -> None:
+    seen = fit(tmp_path, module=WithoutState, loader=plain)
+    again = fit(tmp_path / "again", module=WithoutState, loader=plain, ckpt_path=str(tmp_path / "step=2.ckpt"))
+    assert again != seen[2:]

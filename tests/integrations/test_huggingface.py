@@ -1,4 +1,4 @@
-"""Objectives with state and gradient caching in Trainer, with the code of docs/recipes.md, on one process and on two."""
+"""Objectives with state and gradient caching in Trainer, with the callback or inside the model, on one process and on two."""
 
 import os
 from pathlib import Path
@@ -12,14 +12,15 @@ from integrations.spawning import in_processes
 from torch import Tensor, nn
 
 import contrastive_zoo as zoo
+from contrastive_zoo.integrations.huggingface import BatchSamplerCallback, LossCallback, parameter_groups
 
 # Trainer advises on devices and names.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SIZE, WIDTH, BATCH, STEPS = 40, 6, 20, 4  # the second half meets the samples of the first
 NAMES: dict[str, Any] = {"torch": torch, "zoo": zoo, "nn": nn, "os": os, "transformers": transformers}
-for first in ("class PretrainingModel(", "class CachedPretrainingModel(", "class LossCheckpoint("):
-    run_block("recipes.md", first, NAMES)
+for first in ("class PretrainingModel(", "class CachedPretrainingModel("):
+    run_block("integrations/huggingface.md", first, NAMES)
 KINDS = ["PretrainingModel", "CachedPretrainingModel", "ContrastiveTrainer"]
 OBJECTIVES = ["sogclr", "emc2"]
 FOUND = dict[str, dict[str, Any]]
@@ -32,8 +33,14 @@ class InOrder(transformers.Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-class ContrastiveInOrder(InOrder, NAMES["ContrastiveTrainer"]):
-    """The documented trainer, in order."""
+class ContrastiveInOrder(InOrder):
+    """Calls the loss outside the model."""
+
+    loss_fn: Any
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Tensor:
+        z1, z2 = model(torch.cat([inputs["x1"], inputs["x2"]])).chunk(2)
+        return self.loss_fn(z1, z2, index=inputs["index"])
 
 
 def encoder() -> nn.Module:
@@ -48,7 +55,9 @@ def dataset() -> zoo.IndexedDataset:
     return zoo.IndexedDataset([{"x1": one, "x2": other} for one, other in zip(x1, x2, strict=True)])
 
 
-def fit(folder: Path, kind: str, objective: str, steps: int = STEPS, resume: bool = False) -> dict[str, Any]:
+def fit(
+    folder: Path, kind: str, objective: str, steps: int = STEPS, resume: Any = None, callback: bool = True
+) -> dict[str, Any]:
     """Losses and everything that is learned or kept."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     args = transformers.TrainingArguments(
@@ -64,14 +73,16 @@ def fit(folder: Path, kind: str, objective: str, steps: int = STEPS, resume: boo
     )
     if kind == "ContrastiveTrainer":
         model, loss_fn = encoder(), zoo.get_loss(objective, num_samples=SIZE).double()
-        trainer = ContrastiveInOrder(model=model, args=args, train_dataset=dataset(), loss_fn=loss_fn)
+        saving = [LossCallback(loss_fn, checkpoint=resume if isinstance(resume, Path) else None)] if callback else []
+        trainer = ContrastiveInOrder(model=model, args=args, train_dataset=dataset(), callbacks=saving)
+        trainer.loss_fn = loss_fn
     else:
         model = NAMES[kind](encoder(), SIZE, objective).double()
         loss_fn = model.loss_fn
         trainer = InOrder(model=model, args=args, train_dataset=dataset())
     losses: list[Tensor] = []
     loss_fn.register_forward_hook(lambda module, given, loss: losses.append(loss.detach()))
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=str(resume) if isinstance(resume, Path) else resume)
     parts = getattr(model, "encoder", model), loss_fn
     return {
         "losses": losses,
@@ -109,7 +120,39 @@ def test_runs_resume_bit_for_bit_and_processes_train_as_one(
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_without_the_callback_a_resumed_run_differs(objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NAMES["LossCheckpoint"], "on_train_begin", lambda *_, **__: None)
-    runs = run(tmp_path, "ContrastiveTrainer", objective)
-    assert not torch.equal(torch.stack(runs["resumed"]["losses"]), torch.stack(runs["run"]["losses"]))
+def test_without_the_callback_a_resumed_run_differs(objective: str, tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", "ContrastiveTrainer", objective)
+    fit(tmp_path / "parts", "ContrastiveTrainer", objective, steps=STEPS // 2, callback=False)
+    resumed = fit(tmp_path / "parts", "ContrastiveTrainer", objective, resume=True, callback=False)
+    assert not torch.equal(torch.stack(resumed["losses"]), torch.stack(whole["losses"][-STEPS // 2 :]))
+
+
+def test_a_run_is_resumed_in_another_folder(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", "ContrastiveTrainer", "emc2")
+    checkpoint = tmp_path / "whole" / "ContrastiveTrainer-emc2" / f"checkpoint-{STEPS // 2}"
+    resumed = fit(tmp_path / "other", "ContrastiveTrainer", "emc2", resume=checkpoint)
+    torch.testing.assert_close(resumed["state"], whole["state"], rtol=0, atol=0)
+    (checkpoint / "loss.pt").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot resume: .*loss\.pt does not exist\. Pass checkpoint=folder to LossCallback"
+    ):
+        fit(tmp_path / "third", "ContrastiveTrainer", "emc2", resume=checkpoint)
+
+
+def test_parameter_groups_decay_matrices_of_the_model_alone() -> None:
+    model = NAMES["PretrainingModel"](encoder(), SIZE, "clip")
+    outside = zoo.get_loss("ntxent", temperature=nn.Parameter(torch.tensor([0.1])))
+    decayed, rest = parameter_groups(model, weight_decay=0.1, loss_fn=outside)
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    assert {id(p) for p in decayed["params"]} == {id(layer.weight) for layer in model.encoder if isinstance(layer, nn.Linear)}
+    learned = [layer.bias for layer in model.encoder if isinstance(layer, nn.Linear)]
+    learned += [model.loss_fn.logit_scale, outside.temperature]
+    assert {id(p) for p in rest["params"]} == {id(p) for p in learned}
+    assert len(rest["params"]) == len(learned)
+
+
+def test_a_callback_takes_a_loss_or_a_batch_sampler() -> None:
+    with pytest.raises(TypeError, match="loss_fn must be a loss of the zoo, got MSELoss"):
+        LossCallback(nn.MSELoss())
+    with pytest.raises(TypeError, match="sampler must be a batch sampler of the zoo, got list"):
+        BatchSamplerCallback([[0, 1]])

@@ -1,4 +1,4 @@
-"""Objectives with state and gradient caching in Lightning, with the code of docs/recipes.md, on one process and on two."""
+"""Objectives with state and gradient caching in Lightning, with the code of its page, on one process and on two."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SIZE, BATCH, WIDTH, EPOCHS = 60, 20, 6, 2
 NAMES: dict[str, Any] = {"torch": torch, "zoo": zoo, "lightning": lightning}
 for name in ("Pretraining", "CachedPretraining", "ManualPretraining"):
-    run_block("recipes.md", f"class {name}(", NAMES)
+    run_block("integrations/lightning.md", f"class {name}(", NAMES)
 MODULES = ["Pretraining", "CachedPretraining", "ManualPretraining"]
 OBJECTIVES = ["sogclr", "emc2", "clip"]
 STRATEGIES: dict[str, dict[str, bool]] = {

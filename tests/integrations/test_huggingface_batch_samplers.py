@@ -1,4 +1,4 @@
-"""Batch samplers in the Trainer of Transformers, with the code of docs/batches.md: epochs, and resuming at any step."""
+"""Batch samplers in the Trainer of Transformers, with the callback: epochs, and resuming at any step."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from integrations.blocks import run_block
 from torch import nn
 from torch.utils.data import DataLoader
 
 import contrastive_zoo as zoo
 from contrastive_zoo.batch_samplers import BatchSampler
+from contrastive_zoo.integrations.huggingface import BatchSamplerCallback
 
 # Trainer advises on devices and names; what the samplers say is an error.
 pytestmark = [
@@ -44,6 +44,15 @@ def make(name: str = "shuffle") -> BatchSampler:
     return sampler
 
 
+class Trainer(transformers.Trainer):
+    """Trains on a batch sampler."""
+
+    sampler: BatchSampler
+
+    def get_train_dataloader(self) -> Any:
+        return DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator)
+
+
 def with_workers(trainer: type[Any]) -> type[Any]:
     """The same trainer with a loader that fetches ahead."""
 
@@ -57,22 +66,23 @@ def with_workers(trainer: type[Any]) -> type[Any]:
 
 
 def fit(
-    folder: Path, sampler: BatchSampler, resume: Path | None = None, workers: bool = False, **params: Any
+    folder: Path,
+    sampler: BatchSampler,
+    resume: Path | None = None,
+    workers: bool = False,
+    callback: bool = True,
+    **params: Any,
 ) -> list[list[int]]:
-    names = {"torch": torch, "DataLoader": DataLoader, "sampler": sampler}
-    parts = run_block("batches.md", "class BatchSamplerState", names)
     quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
     saving = {"save_strategy": "steps", "save_steps": 1}
     args = transformers.TrainingArguments(
         str(folder), **{"num_train_epochs": 3, "remove_unused_columns": False, **quiet, **saving, **params}
     )
-    callbacks = [parts["BatchSamplerState"]()]
-    kind = with_workers(parts["Trainer"]) if workers else parts["Trainer"]
+    callbacks = [BatchSamplerCallback(sampler, checkpoint=resume)] if callback else []
+    kind = with_workers(Trainer) if workers else Trainer
     trainer = kind(model=Model(), args=args, train_dataset=DATASET, callbacks=callbacks)
-    if resume is None:
-        trainer.train()
-    else:
-        run_block("batches.md", "resume_from_checkpoint", {"folder": str(resume), "trainer": trainer, **names})
+    trainer.sampler = sampler
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return list(trainer.model.seen)
 
 
@@ -114,10 +124,5 @@ def test_steps_of_several_batches(tmp_path: Path) -> None:
 def test_an_order_that_needs_no_features_is_resumed_without_a_state(tmp_path: Path) -> None:
     wanted = fit(tmp_path, make())
     for step in (5, 7):
-        names = {"torch": torch, "DataLoader": DataLoader, "sampler": make()}
-        parts = run_block("batches.md", "class BatchSamplerState", names)
-        quiet = {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "save_strategy": "no", "use_cpu": True}
-        args = transformers.TrainingArguments(str(tmp_path / "again"), num_train_epochs=3, remove_unused_columns=False, **quiet)
-        trainer = parts["Trainer"](model=Model(), args=args, train_dataset=DATASET)
-        trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
-        assert trainer.model.seen == wanted[step:]
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        assert fit(tmp_path / "again", make(), checkpoint, callback=False, save_strategy="no") == wanted[step:]
