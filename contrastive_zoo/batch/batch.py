@@ -74,7 +74,7 @@ class Batch:
         labels = self.labels.long()
         if not self.complete:
             labels = labels[beside(self.sample_ids, labels)]
-        return torch.searchsorted(labels.sort().values, labels)
+        return torch.searchsorted(labels.sort().values, labels.contiguous())
 
     def placed(self, integers: Tensor) -> Tensor:
         """The index, ``ids``, ``sample_ids`` or other integers of the batch on the device of the rows.

@@ -154,6 +154,8 @@ class BatchMaker:
             "whether features want a gradient": torch.is_grad_enabled() and x.requires_grad,
             "whether index is given": rows.positions is not None,
             "whether labels are given": rows.labels is not None,
+            "the device of index": _kind_of_device(rows.positions),
+            "the device of labels": _kind_of_device(rows.labels),
             "whether negatives are given": call.negatives is not None,
         }
         sizes = handshake.sizes(x.shape[0] // call.views, alike, checksum(rows.positions))
@@ -161,6 +163,10 @@ class BatchMaker:
         x, similarity = gather_features([x, rows.similarity], sizes, group)
         index, labels = gather_integers([rows.positions, rows.labels], sizes, x.device, group)
         return _Rows(x, similarity, index, labels, share)
+
+
+def _kind_of_device(values: Tensor | None) -> str | None:
+    return None if values is None else values.device.type
 
 
 def _negatives_ids(negatives: Tensor, positions: Tensor | None, index: Tensor | None, ids: Tensor) -> Tensor:

@@ -164,12 +164,21 @@ def gather(values: Sequence[Tensor], sizes: Sequence[int], group: dist.ProcessGr
 def gather_integers(
     values: list[Tensor | None], sizes: Sequence[int], device: torch.device, group: dist.ProcessGroup
 ) -> list[Tensor | None]:
-    """Gather integers, (B,) per tensor, from all processes, via ``device``; None stays None."""
-    given = [value for value in values if value is not None]
-    if not given:
-        return values
-    gathered = iter(gather([value.to(device, torch.int64) for value in given], sizes, group))
-    return [None if value is None else next(gathered).to(value.device) for value in values]
+    """Gather integers, (B,) per tensor, from all processes; None stays None.
+
+    Integers on the host are sent from there, which waits for no accelerator; all others are sent from ``device``. On all
+    processes a tensor must be on the same side.
+    """
+    host = host_group(group)
+    stays = [value is not None and value.is_cpu and device_of_group(host).type == "cpu" for value in values]
+    found: list[Tensor | None] = list(values)
+    for members, on_host in ((host, True), (group, False)):
+        places = [number for number, value in enumerate(values) if value is not None and stays[number] == on_host]
+        given = [value for value in (values[number] for number in places) if value is not None]
+        sent = gather([each.to("cpu" if on_host else device, torch.int64) for each in given], sizes, members) if given else []
+        for number, value, integers in zip(places, given, sent, strict=True):
+            found[number] = integers.to(value.device)
+    return found
 
 
 def own_rows(gathered: Tensor, sizes: Sequence[int], rank: int) -> Tensor:

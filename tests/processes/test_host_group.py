@@ -35,3 +35,18 @@ def test_a_group_of_accelerators_gets_one_host_group(monkeypatch: pytest.MonkeyP
     assert dist.get_backend(made) == "gloo"
     assert processes.host_group(accelerators) is made
     assert processes.shake_hands(accelerators, lambda handshake: handshake.sizes(3, {})) == [3]
+
+
+@pytest.mark.usefixtures("_group_of_one")
+def test_integers_on_the_host_are_sent_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No copy to an accelerator and back: on the device "meta" the integers would be lost."""
+    of_group = processes.device_of_group
+    accelerators = dist.new_group([0])
+    monkeypatch.setattr(
+        processes, "device_of_group", lambda group: torch.device("cuda") if group is accelerators else of_group(group)
+    )
+    index = torch.tensor([5, 3, 8], dtype=torch.int32)
+    found = processes.gather_integers([index, None], [3], torch.device("meta"), accelerators)
+    assert found[1] is None
+    assert found[0] is not None
+    assert found[0].tolist() == [5, 3, 8]
