@@ -15,7 +15,7 @@ from contrastive_zoo.pairwise.tiled.tiles import fill_groups
 # Up to so many exponentials the loop takes more time than the matrix; above, new memory does. With several scales the loop
 # computes every exponential twice, so the matrix may hold more of them.
 SMALL_NUMEL = 2**16
-MORE_FOR_SCALES = 8
+MORE_FOR_SCALES = 2
 
 
 def serves(sweep: Sweep, term: Term) -> bool:

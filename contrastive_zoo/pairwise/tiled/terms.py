@@ -146,6 +146,8 @@ class _Exponentials(OnTiles):
             self._shifts = self._each(lambda sums: (sums * LOG2_E).masked_fill_(sums == -torch.inf, torch.inf), sums)
 
     def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
+        if self.bounded and not self.per_row and self.tiles.columns:
+            return self._shared_slopes(tile, i, j)
         total = self.tiles.scratch(1, *tile.shape).zero_()
         for k, axis, side, e in self._exponentials(tile, i, j, lambda _, k, axis, side: self._shifts[axis][k, side]):
             weights = self.weights[axis][k, side]
@@ -154,6 +156,18 @@ class _Exponentials(OnTiles):
                 products = torch.mul(e, tile, out=self.tiles.scratch(3, *tile.shape))
                 self.totals[axis][k, side] += products.sum(axis).mul_(weights)
         return self._mirror(total, i, j)
+
+    def _shared_slopes(self, tile: Tensor, i: slice, j: slice) -> Tensor:
+        """Slopes where both sides share exponentials; with the weights of both a diagonal tile needs no transpose."""
+        (columns, rows), total = self.weights, self.tiles.scratch(1, *tile.shape)
+        for k, axis, side, e in self._exponentials(tile, i, j, self._new_largest):
+            both = self.tiles.scratch(3, *tile.shape)
+            if self.needs_scale:
+                self.totals[axis][k, side] += torch.mul(e, tile, out=both).sum(axis).mul_(self.weights[axis][k, side])
+            if axis:
+                torch.add(rows[k, i, None], columns[k, None, j], out=both).mul_(e)
+                total = total.addcmul_(both, self.scale[k]) if k else torch.mul(both, self.scale[k], out=total)
+        return total
 
     def grad_scale(self, x: Tensor, keys: Tensor) -> Tensor:
         columns, rows = self.totals
