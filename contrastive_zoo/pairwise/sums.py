@@ -10,6 +10,9 @@ from contrastive_zoo.pairwise.operator_ import compute
 from contrastive_zoo.pairwise.sweep import HALF, Bound, Ids, Sweep
 from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares
 
+# The half precision of rows by their relative rounding error.
+_ROUNDED_TO = {torch.finfo(half).eps: half for half in HALF}
+
 
 def kernel_sum(
     x: Tensor,
@@ -57,7 +60,7 @@ def kernel_sum(
         >>> pairwise.kernel_sum(torch.eye(3), kernel="riesz", parameter=-2.0)
         tensor([-4., -4., -4.])
     """
-    operand = next((each for each in HALF if torch.finfo(each).eps == rounding), None)
+    operand = _ROUNDED_TO.get(rounding)
     sweep = Sweep.of(x, ids=ids, norm_bound=Bound(1.01 if unit_rows else torch.inf, operand), part=part)
     check_choice("kernel", kernel, KERNEL_NAMES)
     parameter = check_number("parameter", parameter)
