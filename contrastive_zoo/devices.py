@@ -16,6 +16,16 @@ def beside(tensor: Tensor, other: Tensor) -> Tensor:
     return tensor.to(other.device, non_blocking=tensor.is_cpu)
 
 
+def written_beside(numbers: Tensor, other: Tensor) -> Tensor:
+    """A few numbers in the dtype and on the device of another tensor; host numbers are written there.
+
+    A CUDA graph can record that a number is written, but not that it is copied from the host.
+    """
+    if not numbers.is_cpu or other.is_cpu:
+        return numbers.to(other)
+    return torch.stack([other.new_full((), number) for number in numbers.flatten().tolist()]).view(numbers.shape)
+
+
 def refuses_kernels(device: torch.device) -> str:
     """The reason why Triton kernels cannot run on a device; empty if they can."""
     if not TRITON:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from contrastive_zoo.loss import Loss
+from contrastive_zoo.loss.get import check_loss
 
 
 def parameter_groups(loss_fn: Loss) -> list[dict[str, Any]]:
@@ -35,7 +36,5 @@ def parameter_groups(loss_fn: Loss) -> list[dict[str, Any]]:
         >>> zoo.parameter_groups(zoo.get_loss("ntxent"))
         []
     """
-    if not isinstance(loss_fn, Loss):
-        raise TypeError(f"loss_fn must be a loss made by zoo.get_loss, got {type(loss_fn).__name__}.")
-    learned = [parameter for parameter in loss_fn.parameters() if parameter.requires_grad]
+    learned = [parameter for parameter in check_loss(loss_fn).parameters() if parameter.requires_grad]
     return [{"params": learned, "weight_decay": 0.0}] if learned else []

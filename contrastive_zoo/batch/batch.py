@@ -41,7 +41,7 @@ class Batch:
         training: Whether the loss is in training mode.
         encode: Computes rows of samples outside the batch with a user's encoder.
         uniform: Whether all anchors will get the same weight (they do, unless the reduction is "none").
-        complete: Whether every row is known to have negatives in the batch.
+        complete: Whether all samples are known to differ, so that every row has negatives in the batch.
         copies: Tensors of the batch on the host, each with its copy on the device of the rows; see `placed`.
         diagnostics: Statistics that the objective adds to `loss_fn.diagnostics`; detached.
     """

@@ -1,4 +1,3 @@
-# mypy: ignore-errors
 """`normalized_rows` and its gradient as one Triton kernel each; imported on first use, since Triton need not be installed.
 
 A program computes a few samples, both views of each if there are two. A row with NaN or infinity becomes NaN.

@@ -1,18 +1,6 @@
 """Checks of the arguments that adapters take."""
 
 from contrastive_zoo.batch_samplers import BatchSampler
-from contrastive_zoo.loss import Loss
-
-
-def check_loss(loss_fn: object) -> Loss:
-    """Return ``loss_fn``; raise unless it is a loss of the zoo.
-
-    Raises:
-        TypeError: ``loss_fn`` is no loss of the zoo.
-    """
-    if not isinstance(loss_fn, Loss):
-        raise TypeError(f"loss_fn must be a loss of the zoo, got {type(loss_fn).__name__}. Pass zoo.get_loss(name, ...).")
-    return loss_fn
 
 
 def check_batch_sampler(sampler: object) -> BatchSampler:

@@ -7,9 +7,10 @@ from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from contrastive_zoo.batch_samplers import BatchSampler
-from contrastive_zoo.integrations.arguments import check_batch_sampler, check_loss
+from contrastive_zoo.integrations.arguments import check_batch_sampler
 from contrastive_zoo.integrations.state_callback import StateCallback
 from contrastive_zoo.loss import Loss
+from contrastive_zoo.loss.get import check_loss
 
 __all__ = ["BatchSamplerCallback", "LossCallback", "parameter_groups"]
 

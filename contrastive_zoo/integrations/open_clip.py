@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from contrastive_zoo.integrations.arguments import check_loss
 from contrastive_zoo.loss import Loss
+from contrastive_zoo.loss.get import check_loss
 
 __all__ = ["OpenClipLoss"]
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from contrastive_zoo.integrations.arguments import check_loss
 from contrastive_zoo.loss import Loss
+from contrastive_zoo.loss.get import check_loss
 
 __all__ = ["MetricLoss"]
 

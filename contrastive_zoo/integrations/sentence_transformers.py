@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from contrastive_zoo.checks import check_choice, check_count
 from contrastive_zoo.gradient_caching import cached_loss
-from contrastive_zoo.integrations.arguments import check_loss
 from contrastive_zoo.loss import Loss
+from contrastive_zoo.loss.get import check_loss
 
 __all__ = ["ContrastiveLoss"]
 

@@ -88,3 +88,17 @@ def describe_loss(name: str) -> Card:
 
 
 register_loss = losses.register
+
+
+def check_loss(loss_fn: object) -> Loss:
+    """Return ``loss_fn``; raise unless it is a loss of the zoo.
+
+    Raises:
+        TypeError: ``loss_fn`` is no loss of the zoo.
+    """
+    if not isinstance(loss_fn, Loss):
+        raise TypeError(
+            f"loss_fn must be a loss of the zoo, got {type(loss_fn).__name__}. Pass zoo.get_loss(name, ...), or the .module of "
+            "a wrapper around it."
+        )
+    return loss_fn

@@ -169,15 +169,14 @@ def gather_integers(
     Integers on the host are sent from there, which waits for no accelerator; all others are sent from ``device``. On all
     processes a tensor must be on the same side.
     """
-    host = host_group(group)
-    stays = [value is not None and value.is_cpu and device_of_group(host).type == "cpu" for value in values]
-    found: list[Tensor | None] = list(values)
-    for members, on_host in ((host, True), (group, False)):
-        places = [number for number, value in enumerate(values) if value is not None and stays[number] == on_host]
-        given = [value for value in (values[number] for number in places) if value is not None]
-        sent = gather([each.to("cpu" if on_host else device, torch.int64) for each in given], sizes, members) if given else []
-        for number, value, integers in zip(places, given, sent, strict=True):
-            found[number] = integers.to(value.device)
+    host, found = host_group(group), list(values)
+    hosted = device_of_group(host).type == "cpu"
+    for on_host, members in ((True, host), (False, group)):
+        chosen = {n: value for n, value in enumerate(values) if value is not None and (hosted and value.is_cpu) == on_host}
+        if chosen:
+            sent = gather([value.to("cpu" if on_host else device, torch.int64) for value in chosen.values()], sizes, members)
+            for (number, value), integers in zip(chosen.items(), sent, strict=True):
+                found[number] = integers.to(value.device)
     return found
 
 

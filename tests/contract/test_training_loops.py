@@ -196,7 +196,7 @@ def test_a_loss_that_learns_nothing_has_no_groups(configuration: Configuration) 
 
 
 def test_parameter_groups_of_something_else() -> None:
-    with pytest.raises(TypeError, match=r"must be a loss made by zoo.get_loss, got Linear"):
+    with pytest.raises(TypeError, match=r"must be a loss of the zoo, got Linear"):
         zoo.parameter_groups(nn.Linear(2, 2))
 
 

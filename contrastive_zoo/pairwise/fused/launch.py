@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from contrastive_zoo.devices import beside, written_beside
 from contrastive_zoo.pairwise.fused import BOUNDED_RANGE
 from contrastive_zoo.pairwise.fused.shapes import capability_of, kind_of, padded, shape_of
 from contrastive_zoo.pairwise.sweep import Sweep, strips
@@ -55,13 +56,13 @@ class _Launches:
     def __init__(self, sweep: Sweep, term: LogSumExp) -> None:
         self.device, self.divided = sweep.x.device, sweep.part[1] > 1
         own = sweep.keys is None
-        self.x = _Side(_operand(sweep.x, sweep.operand), self._ids(sweep, sweep.ids), (1 if own else 2) * self.divided)
+        self.x = _Side(_operand(sweep.x, sweep.operand), _loaded(sweep, sweep.ids), (1 if own else 2) * self.divided)
         self.keys = self.x
         if sweep.keys is not None:
-            self.keys = _Side(_operand(sweep.keys, sweep.operand), self._ids(sweep, sweep.key_ids), 3 * self.divided)
+            self.keys = _Side(_operand(sweep.keys, sweep.operand), _loaded(sweep, sweep.key_ids), 3 * self.divided)
         self.sets = sweep.x.shape[0] if sweep.x.dim() == 3 else 1
         self.kind = kind_of(self.x.x.dtype)
-        self.scale, self.scales = _scale(term, self.device)
+        self.scale, self.scales = _scale(term, sweep.x)
         self.number = term.scale.shape[0]
         # A finite number in float32, whose product with a scale of 0 is 0.
         self.squared_bound = min(sweep.norm_bound**2, 1e30)
@@ -74,12 +75,8 @@ class _Launches:
         bounds = [limit for strip in strips(self.x.rows, sweep.part) for limit in strip]
         self._strips = (*bounds, *[self.x.rows] * (4 - len(bounds)))
 
-    @staticmethod
-    def _ids(sweep: Sweep, ids: Tensor | None) -> Tensor | None:
-        return None if ids is None or sweep.group else ids.to(sweep.x.device, non_blocking=True).contiguous()
-
-    def launch(self, name: str, own: _Side, other: _Side, pointers: tuple[Tensor | None, ...], **flags: Any) -> None:
-        """Launch a kernel for one side."""
+    def launch(self, name: str, own: _Side, other: _Side, pointers: tuple[Tensor | None, ...], flags: dict[str, int]) -> None:
+        """Launch a kernel for one side, with the flags that are the kernel's own."""
         kernels = _kernels()
         width = own.x.shape[-1]
         shape = shape_of(name, self.kind, width, capability_of(self.device))
@@ -160,8 +157,8 @@ def prepare(sweep: Sweep) -> Sweep:
     """The sweep with ids on the device of the rows, so that both passes share one copy, which nothing waits for."""
     if sweep.ids is None or sweep.group:
         return sweep
-    key_ids = None if sweep.key_ids is None else sweep.key_ids.to(sweep.x.device, non_blocking=True)
-    return replace(sweep, ids=sweep.ids.to(sweep.x.device, non_blocking=True), key_ids=key_ids)
+    key_ids = None if sweep.key_ids is None else beside(sweep.key_ids, sweep.x)
+    return replace(sweep, ids=beside(sweep.ids, sweep.x), key_ids=key_ids)
 
 
 def residual(sweep: Sweep, term: Term, needs: Needs) -> int:
@@ -199,10 +196,10 @@ def forward(sweep: Sweep, term: Term, needs: Needs) -> tuple[Sums, Tensor]:
     totals: list[list[Tensor | None]] = [[None, None], [None, None]]
     if (both or sweep.keys is None) and launches.visits_pairs_once:
         totals = _pair_sums(launches, sums, means is not None)
-    launches.launch("log_sums", launches.x, launches.keys, (*totals[0], sums.rows, errors, means), PART=launches.x.part)
+    launches.launch("log_sums", launches.x, launches.keys, (*totals[0], sums.rows, errors, means), {"PART": launches.x.part})
     if both:
         pointers = (*totals[1], sums.columns, column_errors, column_means)
-        launches.launch("log_sums", launches.keys, launches.x, pointers, PART=launches.keys.part)
+        launches.launch("log_sums", launches.keys, launches.x, pointers, {"PART": launches.keys.part})
     return sums, kept
 
 
@@ -216,7 +213,7 @@ def _pair_sums(launches: _Launches, sums: Sums, weighted: bool) -> list[list[Ten
         for side, part in enumerate(plane.split(sizes)):
             totals[side][number] = part
     columns = totals[0] if own else totals[1]
-    launches.launch("pair_sums", launches.x, launches.keys, (*totals[0], *columns), SELF=own)
+    launches.launch("pair_sums", launches.x, launches.keys, (*totals[0], *columns), {"SELF": own})
     return totals
 
 
@@ -235,11 +232,13 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: tuple[Tensor, Tenso
         if needs[0]:
             x = torch.empty_like(sweep.x, memory_format=torch.contiguous_format)
             others = of_rows if sweep.keys is None else of_columns
-            launches.launch("gradients", launches.x, launches.keys, (*of_rows, *others, top, x), PART=launches.x.part, K=number)
+            launches.launch(
+                "gradients", launches.x, launches.keys, (*of_rows, *others, top, x), {"PART": launches.x.part, "K": number}
+            )
         if needs[1] and sweep.keys is not None:
             keys = torch.empty_like(sweep.keys, memory_format=torch.contiguous_format)
             pointers = (*of_columns, *of_rows, top, keys)
-            launches.launch("gradients", launches.keys, launches.x, pointers, PART=launches.keys.part, K=number)
+            launches.launch("gradients", launches.keys, launches.x, pointers, {"PART": launches.keys.part, "K": number})
     if needs[2]:
         scale = _grad_scale(term, sums, upstream, (sums.means if term.mean else means, column_means))
     return Gradients(x, keys, scale, empty)
@@ -266,22 +265,24 @@ def _kernels() -> Any:
     return kernels
 
 
+def _loaded(sweep: Sweep, ids: Tensor | None) -> Tensor | None:
+    """Ids that kernels load, after `prepare`; None if positions say who is who."""
+    return None if ids is None or sweep.group else ids.contiguous()
+
+
 def _operand(x: Tensor, operand: torch.dtype | None) -> Tensor:
     """Rows in the precision of the products; the entries of a row next to each other."""
     x = x if operand is None else x.to(operand)
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _scale(term: LogSumExp, device: torch.device) -> tuple[Tensor | float, int]:
-    """The scale as a number, if the host knows it, or as a tensor on a device; and the flag SCALES of the kernels."""
+def _scale(term: LogSumExp, x: Tensor) -> tuple[Tensor | float, int]:
+    """The scale as a number, if the host knows it, or as a tensor beside the rows; and the flag SCALES of the kernels."""
     scale = term.scale
     per_row = scale.shape[1] > 1
     if scale.is_cpu and scale.numel() == 1:
         return scale.item(), 0
-    if scale.device != device:
-        # Filling takes a launch for each scale, but unlike a copy can be captured in a CUDA graph.
-        of_all = [torch.full((1, 1), each, device=device) for each in scale.flatten().tolist()] if not per_row else []
-        scale = scale.to(device, non_blocking=True) if per_row else torch.cat(of_all)
+    scale = beside(scale, x) if per_row else written_beside(scale, x)
     return scale.contiguous(), 2 if per_row else 1
 
 

@@ -12,8 +12,8 @@ from contrastive_zoo.pairwise.terms import Gradients, LogSumExp, Needs, Sums, Te
 from contrastive_zoo.pairwise.tiled.terms import LOGIT_LIMIT, over_sum
 from contrastive_zoo.pairwise.tiled.tiles import fill_groups
 
-# Up to so many exponentials the loop takes more time than the matrix; above, new memory does. With several scales the loop
-# computes every exponential twice, so the matrix may hold more of them.
+# Up to so many exponentials the loop takes more time than the matrix; above, new memory does. The loop takes longer for an
+# exponential of several scales, so the matrix may hold more of them.
 SMALL_NUMEL = 2**16
 MORE_FOR_SCALES = 2
 

@@ -13,6 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from contrastive_zoo.devices import written_beside
 from contrastive_zoo.pairwise.kernels import LOG2_E, distance_floor, get_kernel
 from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares, Term
 from contrastive_zoo.pairwise.tiled.on_tiles import OnTiles
@@ -73,13 +74,6 @@ def over_sum(grad: Tensor, logsumexp: Tensor) -> Tensor:
     return logsumexp.neg().exp_().mul_(grad).masked_fill_(logsumexp == -torch.inf, 0)
 
 
-def _beside_rows(scale: Tensor, x: Tensor) -> Tensor:
-    """The scales in the dtype and on the device of the rows; a CUDA graph can record that numbers are written, not copied."""
-    if not scale.is_cpu or x.is_cpu or scale.shape[1:] > (1,):
-        return scale.to(x)
-    return torch.stack([x.new_full((), number) for number in scale.flatten().tolist()]).view(scale.shape)
-
-
 class _Exponentials(OnTiles):
     """Log-sum-exps of logits of any size, at several scales or one per row, and optionally mean similarities.
 
@@ -87,7 +81,8 @@ class _Exponentials(OnTiles):
     """
 
     def __init__(self, term: LogSumExp, tiles: Tiles, bounded: bool) -> None:
-        self.scale, self.per_row = _beside_rows(term.scale, tiles.x), term.scale.shape[1] > 1
+        self.per_row = term.scale.shape[1] > 1
+        self.scale = term.scale.to(tiles.x) if self.per_row else written_beside(term.scale, tiles.x)
         super().__init__(tiles, len(self.scale))
         self.weighted = tiles.zeros(1) if term.mean else None
         self.bounded, self.largest = bounded, self._each(lambda zeros: torch.full_like(zeros, -torch.inf), self.totals)
@@ -158,7 +153,10 @@ class _Exponentials(OnTiles):
         return self._mirror(total, i, j)
 
     def _shared_slopes(self, tile: Tensor, i: slice, j: slice) -> Tensor:
-        """Slopes where both sides share exponentials; with the weights of both a diagonal tile needs no transpose."""
+        """Slopes where both sides share exponentials of bounded logits, which need no shift.
+
+        With the weights of both sides a diagonal tile needs no transpose.
+        """
         (columns, rows), total = self.weights, self.tiles.scratch(1, *tile.shape)
         for k, axis, side, e in self._exponentials(tile, i, j, self._new_largest):
             both = self.tiles.scratch(3, *tile.shape)
@@ -182,7 +180,7 @@ class _Softpluses(OnTiles):
 
     def __init__(self, term: Softplus, tiles: Tiles, bounded: bool) -> None:
         super().__init__(tiles)
-        self.bounded, self.chain = bounded, _beside_rows(term.scale, tiles.x)
+        self.bounded, self.chain = bounded, written_beside(term.scale, tiles.x)
         base = LOG2_E if bounded else 1.0
         # A scale on the host is applied in the matrix product at no cost; reading one on an accelerator would synchronise.
         self.factor = term.scale.item() * base if term.scale.is_cpu else 1.0
