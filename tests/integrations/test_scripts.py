@@ -27,7 +27,8 @@ def run(script: str, *arguments: str, processes: int, folder: Path) -> list[str]
     command = [sys.executable, *launch, str(SCRIPTS / f"train_{script}.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr
-    return re.findall(r"loss (\S+) -> (\S+)", done.stdout)
+    # Processes write to one pipe, and a line of one may begin before the line of another has ended.
+    return re.findall(r"loss (-?\d+\.\d+) -> (-?\d+\.\d+)", done.stdout)
 
 
 def assert_learns(losses: list[float]) -> None:
