@@ -63,5 +63,4 @@ if __name__ == "__main__":
     losses = main(*sys.argv[1:])
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
     if dist.is_initialized():
-        dist.barrier()  # a process that leaves early takes the connections of the others with it
         dist.destroy_process_group()
