@@ -226,7 +226,7 @@ class Loss(nn.Module):
             values = values[:, None]
         readable = values.is_cpu and not torch.compiler.is_compiling()
         mean = values.mean()
-        if readable and float(mean.detach()) > -torch.inf:
+        if self._no_anchor_is_left_out(batch) or (readable and float(mean.detach()) > -torch.inf):
             return mean if self.options.reduction == "mean" else self._total(values.mean(1))
         kept = values != -torch.inf
         count = kept.sum()
@@ -234,6 +234,10 @@ class Loss(nn.Module):
         if readable and int(count) == 0:
             return self._empty(batch, "no anchor has both a positive and a negative")
         return self._total(torch.where(kept, values, 0).sum(1) * (batch.size / count.clamp_min(1).to(values.dtype)))
+
+    def _no_anchor_is_left_out(self, batch: Batch) -> bool:
+        """Whether all anchors are known to have a loss without looking at the losses, which an accelerator would have to do."""
+        return batch.complete and batch.negatives is None and not self.card.draws and "labels" not in self.needs
 
     def _total(self, per_sample: Tensor) -> Tensor:
         if self.options.reduction == "none":

@@ -8,7 +8,7 @@ from torch import Tensor
 from contrastive_zoo.checks import check_choice
 from contrastive_zoo.pairwise import dense
 from contrastive_zoo.pairwise.fused import launch, refusals
-from contrastive_zoo.pairwise.sweep import Sweep
+from contrastive_zoo.pairwise.sweep import Sweep, unrounded
 from contrastive_zoo.pairwise.terms import Gradients, Needs, Sums, Term
 from contrastive_zoo.pairwise.tiled import loop
 
@@ -42,7 +42,7 @@ class Backend:
     backward: Backward | None = None
 
 
-TILED = Backend("tiled", residual=loop.residual, forward=loop.forward, backward=loop.backward)
+TILED = Backend("tiled", prepare=unrounded, residual=loop.residual, forward=loop.forward, backward=loop.backward)
 DENSE = Backend("dense", parts=False, plain=dense.forward)
 FUSED = Backend(
     "fused",

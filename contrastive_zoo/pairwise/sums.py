@@ -21,7 +21,7 @@ def kernel_sum(
     parameter: float,
     ids: Tensor | Ids | None = None,
     unit_rows: bool = False,
-    rounding: float = 0.0,
+    rounding: float | Bound = 0.0,
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
 ) -> Tensor:
@@ -42,7 +42,7 @@ def kernel_sum(
         ids: As for `logsumexp`.
         unit_rows: Whether all rows are known to have length 1, which is faster.
         rounding: ``torch.finfo(dtype).eps`` of rows that were rounded to half precision, whose length is not exactly 1; its
-            square is added to the floor. Set automatically for rows in half precision.
+            square is added to the floor. Set automatically for rows in half precision. A `Bound` says it by its operand.
         backend: As for `logsumexp`.
         part: As for `logsumexp`; the sum of the results of all parts is the total.
 
@@ -60,14 +60,15 @@ def kernel_sum(
         >>> pairwise.kernel_sum(torch.eye(3), kernel="riesz", parameter=-2.0)
         tensor([-4., -4., -4.])
     """
-    operand = _ROUNDED_TO.get(rounding)
-    sweep = Sweep.of(x, ids=ids, norm_bound=Bound(1.01 if unit_rows else torch.inf, operand), part=part)
+    known = rounding if isinstance(rounding, Bound) else Bound(operand=_ROUNDED_TO.get(rounding))
+    sweep = Sweep.of(x, ids=ids, norm_bound=known._replace(norm=1.01 if unit_rows else torch.inf), part=part)
     check_choice("kernel", kernel, KERNEL_NAMES)
     parameter = check_number("parameter", parameter)
     if not get_kernel(kernel).valid(parameter):
         raise ValueError(f"the {kernel} kernel wants {get_kernel(kernel).wanted}, got t = {parameter!r}.")
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    rounding = max(float(rounding), torch.finfo(x.dtype).eps if half else 0.0)
+    if sweep.operand is not None:
+        rounding = torch.finfo(sweep.operand).eps
+    rounding = 0.0 if isinstance(rounding, Bound) else float(rounding)
     if kernel == "gaussian" and unit_rows:
         # For unit rows exp(-t d2) = exp(2 t s) / exp(2 t), and a log-sum-exp can keep its tiles for the backward pass.
         logarithms = compute(sweep, LogSumExp.of(2.0 * parameter, x), backend).rows.squeeze(0)

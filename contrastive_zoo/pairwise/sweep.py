@@ -4,7 +4,7 @@ Shapes: G sets of N rows `x`, M rows `keys`, D features.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -35,10 +35,17 @@ class Bound(NamedTuple):
     Attributes:
         norm: An upper bound on the length of all rows and keys.
         operand: A half precision that a backend may multiply in, because it holds all entries; None if there is none.
+        rounded: The rows in this precision, if such a copy is at hand.
+        rounded_keys: Likewise for the keys.
     """
 
     norm: float = torch.inf
     operand: torch.dtype | None = None
+    rounded: Tensor | None = None
+    rounded_keys: Tensor | None = None
+
+
+UNKNOWN = Bound()
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +59,9 @@ class Sweep:
         key_ids: (M,) integers; required if both ``keys`` and ``ids`` are given.
         counts: Whether to include pairs with "different" ids, or pairs of different rows with "equal" ids.
         both: Whether to compute sums for the keys too.
-        norm_bound: A known upper bound on the length of all rows and keys.
         part: (p, P): only part p of P, counted from 0, is summed over. Parts are strips of rows, the same for all backends.
         group: Number of repetitions of each id if the ids of rows and keys are known to be 0, 0, ..., 1, 1, ...; 0 if unknown.
-        operand: A half precision that a backend may multiply in, because it holds all entries; None if there is none.
+        bound: What is known about the entries of rows and keys.
     """
 
     x: Tensor
@@ -64,10 +70,9 @@ class Sweep:
     key_ids: Tensor | None = None
     counts: Literal["different", "equal"] = "different"
     both: bool = False
-    norm_bound: float = torch.inf
     part: tuple[int, int] = (0, 1)
     group: int = 0
-    operand: torch.dtype | None = None
+    bound: Bound = UNKNOWN
 
     @staticmethod
     def of(
@@ -100,16 +105,34 @@ class Sweep:
             raise ValueError("key_ids was given without keys: rows that are their own keys have ids only.")
         if not 0 <= part[0] < part[1]:
             raise ValueError(f"part must be (number, parts) with 0 <= number < parts, got {part!r}.")
-        norm, operand = norm_bound if isinstance(norm_bound, Bound) else (float(norm_bound), None)
-        operand = x.dtype if x.dtype in HALF else operand
+        known = norm_bound if isinstance(norm_bound, Bound) else Bound(float(norm_bound))
+        if x.dtype in HALF:
+            known = Bound(known.norm, x.dtype, x.detach(), None if keys is None else keys.detach())
         rows = in_working_precision(x)
         keys = None if keys is None else in_working_precision(keys)
-        return Sweep(rows, keys, ids, key_ids, counts, both, norm, part, group if of_keys == group else 0, operand)
+        return Sweep(rows, keys, ids, key_ids, counts, both, part, group if of_keys == group else 0, known)
+
+    @property
+    def norm_bound(self) -> float:
+        """A known upper bound on the length of all rows and keys."""
+        return self.bound.norm
+
+    @property
+    def operand(self) -> torch.dtype | None:
+        """A half precision that a backend may multiply in, because it holds all entries; None if there is none."""
+        return self.bound.operand
 
     @property
     def sets(self) -> tuple[Tensor, ...]:
         """The sets of rows, (N, D) each."""
         return self.x.unbind() if self.x.dim() == 3 else (self.x,)
+
+
+def unrounded(sweep: Sweep) -> Sweep:
+    """The sweep without copies of rows in half precision, for backends that do not use such copies."""
+    if sweep.bound.rounded is None and sweep.bound.rounded_keys is None:
+        return sweep
+    return replace(sweep, bound=Bound(sweep.norm_bound, sweep.operand))
 
 
 def in_working_precision(x: Tensor) -> Tensor:

@@ -10,9 +10,8 @@ from launches import Recorder, Work
 from tolerances import assert_close
 
 import contrastive_zoo as zoo
-from contrastive_zoo.batch import encoder, features
+from contrastive_zoo.batch import features
 from contrastive_zoo.batch.samples import regular_ids
-from contrastive_zoo.loss import module as loss_module
 from contrastive_zoo.pairwise.fused import launch
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -103,9 +102,10 @@ STEPS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("name", STEPS)
-def test_launches_of_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All pairs of rows, the normalisation and the positives are in kernels of this package."""
+def test_launches_of_a_step(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pairs of rows, the normalisation, the positives and the conversions are in kernels of this package."""
     from contrastive_zoo.batch import features_triton
 
     seen: list[tuple[str, tuple[Any, ...]]] = []
@@ -114,9 +114,9 @@ def test_launches_of_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for kernel in ("_forward", "_backward"):
         monkeypatch.setattr(features_triton, kernel, getattr(kernels, kernel))
     monkeypatch.setattr(features, "has_kernels", lambda z: True)
-    monkeypatch.setattr(encoder, "stack_views", lambda *args, **known: features.normalized_rows(*args[:4], "z1", False)[:2])
-    monkeypatch.setattr(loss_module.Loss, "_reduce", lambda self, values, batch: values.mean())
-    batch = views(8, 16, dtype=torch.float32)
+    rows_of = features.normalized_rows
+    monkeypatch.setattr(features, "normalized_rows", lambda *args: rows_of(*args[:5], False))  # values are checked on CPUs
+    batch = views(8, 16, dtype=dtype)
     loss_fn = zoo.get_loss(name, backend="fused")
     regular_ids(8, 1), regular_ids(16, 2)  # made once for all batches of a size
     with Work() as forward:

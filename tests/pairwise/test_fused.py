@@ -257,6 +257,7 @@ def test_operands_are_in_half_precision_where_it_holds_them(dtype: torch.dtype, 
     pairwise.logsumexp(x.float(), scale=1.0, norm_bound=Bound(1.0, dtype), backend="fused")
     pairwise.logsumexp(x.float(), scale=1.0, backend="fused")
     assert [arguments[0].dtype for _, arguments in seen] == [dtype, dtype, torch.float32]
+    assert seen[0][1][0].data_ptr() == x.data_ptr(), "rows in half precision are operands as they are"
 
 
 LAUNCHES: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], int, list[str], list[str]]] = {
@@ -269,20 +270,20 @@ LAUNCHES: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], int, list[
 @pytest.mark.parametrize("name", LAUNCHES)
 @pytest.mark.parametrize("operand", [None, torch.bfloat16], ids=str)
 def test_number_of_launches(name: str, operand: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All are kernels of this package, but a conversion of each side to half precision in each pass."""
+    """All are kernels of this package."""
     call, sides, *passes = LAUNCHES[name]
     x, keys = rows(6, 3, dtype=torch.float32), rows(5, 3, seed=1, dtype=torch.float32)
     seen: list[tuple[str, tuple[Any, ...]]] = []
     monkeypatch.setattr(launch, "_kernels", lambda: Recorder(seen))
-    conversions = ["_to_copy"] * sides if operand else []
+    rounded = [] if operand is None else [x.to(operand), keys.to(operand)]
     with Work() as forward:
-        value = call(x, keys, scale=2.0, norm_bound=Bound(1.01, operand), backend="fused")
+        value = call(x, keys, scale=2.0, norm_bound=Bound(1.01, operand, *rounded), backend="fused")
     values = value if isinstance(value, tuple) else (value,)
     with Work() as backward:
         torch.autograd.grad(values, [x, keys][:sides], [torch.ones(()).expand_as(each) for each in values])
     assert [name for name, _ in seen] == [*passes[0], *passes[1]]
-    assert forward.seen == conversions
-    assert [name for name in backward.seen if name != "ones"] == conversions
+    assert not forward.seen
+    assert [name for name in backward.seen if name != "ones"] == []
 
 
 def test_large_sweeps_visit_each_pair_once_unless_told_to_be_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,5 +375,6 @@ def test_compiled_equals_eager() -> None:
 def test_operators_keep_their_promises_with_this_backend() -> None:
     x, keys = rows(6, 3, dtype=torch.float32), rows(5, 3, seed=1, dtype=torch.float32)
     scale = torch.full((1, 1), 3.0, requires_grad=True)
-    packed = x, keys, scale, None, None, None, "LogSumExp", [0.0], 1.0, [0, 1, 0, 1, 0, 0], "fused", [True, True, True, False]
+    tensors, layout, needs = (x, keys, scale, None, None, None, None, None), [0, 1, 0, 1, 0, 0], [True, True, True, False]
+    packed = *tensors, "LogSumExp", [0.0], 1.0, layout, "fused", needs
     torch.library.opcheck(torch.ops.contrastive_zoo.sweep.default, packed)

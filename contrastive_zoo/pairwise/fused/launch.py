@@ -55,11 +55,15 @@ class _Launches:
 
     def __init__(self, sweep: Sweep, term: LogSumExp) -> None:
         self.device, self.divided = sweep.x.device, sweep.part[1] > 1
-        own = sweep.keys is None
-        self.x = _Side(_operand(sweep.x, sweep.operand), _loaded(sweep, sweep.ids), (1 if own else 2) * self.divided)
+        own, bound = sweep.keys is None, sweep.bound
+        self.x = _Side(
+            _operand(sweep.x, bound.operand, bound.rounded), _loaded(sweep, sweep.ids), (1 if own else 2) * self.divided
+        )
         self.keys = self.x
         if sweep.keys is not None:
-            self.keys = _Side(_operand(sweep.keys, sweep.operand), _loaded(sweep, sweep.key_ids), 3 * self.divided)
+            self.keys = _Side(
+                _operand(sweep.keys, bound.operand, bound.rounded_keys), _loaded(sweep, sweep.key_ids), 3 * self.divided
+            )
         self.sets = sweep.x.shape[0] if sweep.x.dim() == 3 else 1
         self.kind = kind_of(self.x.x.dtype)
         self.scale, self.scales = _scale(term, sweep.x)
@@ -270,9 +274,10 @@ def _loaded(sweep: Sweep, ids: Tensor | None) -> Tensor | None:
     return None if ids is None or sweep.group else ids.contiguous()
 
 
-def _operand(x: Tensor, operand: torch.dtype | None) -> Tensor:
+def _operand(x: Tensor, operand: torch.dtype | None, rounded: Tensor | None) -> Tensor:
     """Rows in the precision of the products; the entries of a row next to each other."""
-    x = x if operand is None else x.to(operand)
+    if operand is not None:
+        x = x.to(operand) if rounded is None else rounded
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
