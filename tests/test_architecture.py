@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "datasets": set(),
     "devices": set(),
     "logspace": set(),
-    "operators": set(),
+    "operators": {"devices"},
     "parameters": {"loss"},
     "plots": {"checks", "loss"},
     "registry": {"checks"},
@@ -47,7 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "batch": {"checks", "devices", "logspace", "operators", "pairwise", "processes", "registry"},
     "batch_samplers": {"batch", "checks", "loss", "pairwise", "processes", "registry"},
     "samplers": {"batch", "checks", "logspace", "operators", "registry", "state"},
-    "loss": {"batch", "checks", "objectives", "operators", "processes", "registry", "state"},
+    "loss": {"batch", "checks", "devices", "objectives", "operators", "processes", "registry", "state"},
     "objectives": {"batch", "checks", "logspace", "pairwise", "registry", "samplers", "schedules", "state"},
 }
 

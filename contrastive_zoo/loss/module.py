@@ -13,8 +13,9 @@ from contrastive_zoo.batch.call import Call
 from contrastive_zoo.batch.make import BatchMaker
 from contrastive_zoo.batch.options import OPTIONS, Options
 from contrastive_zoo.checks import comparable
+from contrastive_zoo.devices import readable, transforming
 from contrastive_zoo.loss.diagnostics import constants, figures
-from contrastive_zoo.loss.guards import refuse_broken_state, refuse_recomputation, state_of
+from contrastive_zoo.loss.guards import refuse_broken_state, refuse_recomputation, refuse_transforms, state_of
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.operators import uncompiled, without_autocast
 from contrastive_zoo.processes.gather import Handshake, group_size, shake_hands
@@ -171,7 +172,8 @@ class Loss(nn.Module):
             if reason:
                 return self._empty(batch, reason)
             values = self.objective(batch)
-            self._seen = constants(batch)
+            # Tensors made inside of a transform of torch.func are of no use after it.
+            self._seen = {} if not torch.compiler.is_compiling() and transforming() else constants(batch)
             return self._reduce(values, batch)
 
     def _batch(self, call: Call, handshake: Handshake | None) -> Batch:
@@ -179,6 +181,8 @@ class Loss(nn.Module):
         refuse_broken_state(self.card, self._parts, self._tables if self.card.stateful and self.training else [])
         if self.training and (self.card.stateful or self.card.draws):
             refuse_recomputation(self.card)
+        if self.training:
+            refuse_transforms(self.card, self._parts, handshake is not None)
         call.check(self.card, self.training)
         batch = self._maker.make(call, self.training, handshake, self._agreement)
         if handshake is not None and handshake.same and not self._warned_of_same_samples:
@@ -203,7 +207,7 @@ class Loss(nn.Module):
             return ""
         if batch.size == 1:
             return "the batch holds one sample, which has no negatives"
-        if batch.complete or torch.compiler.is_compiling() or batch.index is None or batch.ids.device.type != "cpu":
+        if batch.complete or batch.index is None or not readable(batch.sample_ids):
             return ""
         return "" if bool(batch.sample_ids.any()) else "all rows of the batch are one sample, by index"
 
@@ -224,14 +228,14 @@ class Loss(nn.Module):
             return values
         if values.dim() == 1:
             values = values[:, None]
-        readable = values.is_cpu and not torch.compiler.is_compiling()
+        known = readable(values)
         mean = values.mean()
-        if readable and float(mean.detach()) > -torch.inf:
+        if known and float(mean.detach()) > -torch.inf:
             return mean if self.options.reduction == "mean" else self._total(values.mean(1))
         kept = values != -torch.inf
         count = kept.sum()
         batch.diagnostics["dropped_anchors"] = 1 - count / kept.numel()
-        if readable and int(count) == 0:
+        if known and int(count) == 0:
             return self._empty(batch, "no anchor has both a positive and a negative")
         return self._total(torch.where(kept, values, 0).sum(1) * (batch.size / count.clamp_min(1).to(values.dtype)))
 

@@ -94,7 +94,7 @@ class TableSampler(NegativeSampler):
         drawn = self._drawn(batch, scale.detach())
         position, in_batch = _places(batch, drawn.rows)
         weights = torch.where(in_batch, drawn.weights, 0)
-        mean = embedding_bag(position, batch.x, per_sample_weights=weights, mode="sum")
+        mean = _weighted_sum(batch, position, batch.x, weights)
         try:
             mean = mean + self._remembered(batch, drawn.rows, drawn.weights - weights)
         except BaseException:  # whatever the encoder raises, a failed call must not change the state
@@ -120,7 +120,7 @@ class TableSampler(NegativeSampler):
         features, place = self.embeddings.rows.flatten(0, 1), rows.clamp_min(0)
         if self.encode is not None:
             features, place = encode_rows(batch, self.encode, torch.where(weights > 0, rows, -1))
-        return embedding_bag(place, features, per_sample_weights=weights.to(features), mode="sum").to(batch.x)
+        return _weighted_sum(batch, place, features, weights.to(features)).to(batch.x)
 
     def _samples(self) -> Tensor:
         samples = torch.arange(len(self.visited), device=self.visited.device)
@@ -163,6 +163,13 @@ class TableSampler(NegativeSampler):
             raise ValueError("embeddings must be finite for every visited sample.")
         self.embeddings.load(embeddings)
         self.visited.copy_(visited)
+
+
+def _weighted_sum(batch: Batch, place: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """(N, D) weighted sum of K ``rows`` for each anchor, at ``place`` (N, K); the weights are constants."""
+    if batch.pairs.plain and rows.requires_grad:  # embedding_bag has one derivative only
+        return torch.einsum("nk,nkd->nd", weights, rows[place])
+    return embedding_bag(place, rows, per_sample_weights=weights, mode="sum")
 
 
 def _places(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
