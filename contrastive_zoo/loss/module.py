@@ -20,13 +20,14 @@ from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.operators import uncompiled, without_autocast
 from contrastive_zoo.processes.gather import Handshake, group_size, shake_hands
 from contrastive_zoo.registry import Card
+from contrastive_zoo.state.modules import AllOrNothing
 from contrastive_zoo.state.temperature import Temperature
 
 # Attributes of the objective that are read and set through the loss.
 OF_OBJECTIVE = ("seed", "logit_scale", "logit_bias")
 
 
-class Loss(nn.Module):
+class Loss(AllOrNothing):
     """A contrastive objective as a module of two feature batches; made by `get_loss`.
 
     Attributes:

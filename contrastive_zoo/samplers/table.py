@@ -19,7 +19,8 @@ from contrastive_zoo.samplers.base import (
     has_negatives,
 )
 from contrastive_zoo.state.modules import StepCounter
-from contrastive_zoo.state.tables import EmbeddingTable
+from contrastive_zoo.state.saved import check_table
+from contrastive_zoo.state.tables import EmbeddingTable, check_visited
 
 
 class Draws(NamedTuple):
@@ -153,14 +154,15 @@ class TableSampler(NegativeSampler):
         """Load the result of `table`.
 
         Raises:
+            TypeError: A table is no tensor, or of another kind.
             ValueError: A size does not fit, or an embedding of a visited sample is not finite.
         """
+        check_visited(visited, len(self.visited))
+        if not isinstance(embeddings, Tensor):
+            raise TypeError(f"embeddings must be a tensor, got {type(embeddings).__name__}. Pass what table() returned.")
         if embeddings.dim() != 3 or embeddings.shape[:2] != self.embeddings.rows.shape[:2]:
             raise ValueError(f"embeddings must have shape ({len(self.visited)}, 2, D), got {shape(embeddings)}.")
-        if visited.shape != self.visited.shape:
-            raise ValueError(f"visited must have shape {shape(self.visited)}, got {shape(visited)}.")
-        if not bool(torch.isfinite(embeddings[visited]).all()):
-            raise ValueError("embeddings must be finite for every visited sample.")
+        check_table("embeddings", embeddings[visited.to(embeddings.device)], self.embeddings.rows)
         self.embeddings.load(embeddings)
         self.visited.copy_(visited)
 

@@ -180,15 +180,19 @@ class Temperature(nn.Module):
             return
         saved = state_dict[key]
         if isinstance(self.value, nn.Parameter) and isinstance(saved, Tensor):
+            if saved.is_complex() or (saved.is_cpu and not bool(saved.isfinite().all())):
+                args[-1].append(f"{key}: temperature must be a finite number, got {saved.tolist()}.")
+                return
             match_shapes(self, state_dict, prefix)
             state_dict[key] = state_dict[key].to(self.value.dtype)
-            if saved.is_cpu and bool(saved.isnan().any()):
-                args[-1].append(f"{key}: temperature must be a number, got NaN.")
-                return
             super()._load_from_state_dict(state_dict, prefix, *args)
             return
+        if isinstance(saved, Tensor):
+            # A number is saved in float64. A parameter counts as the nearest value in its interval.
+            learned = saved.is_floating_point() and saved.dtype != torch.float64
+            saved = saved.detach().clamp(LOWEST, HIGHEST) if learned and bool(saved.isfinite().all()) else saved.detach()
         try:
-            self._restore(as_temperature(saved.detach() if isinstance(saved, Tensor) else saved))
+            self._restore(as_temperature(saved))
         except (TypeError, ValueError) as error:
             args[-1].append(f"{key}: {error}")
 
