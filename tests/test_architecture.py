@@ -27,7 +27,7 @@ WRITTEN_FOR_TRITON = {
 
 # A part of the package is a file or folder at its top. Each imports itself and what stands here, nothing else.
 ARROWS: dict[str, set[str]] = {
-    "__main__": {"batch_samplers", "loss", "samplers"},
+    "__main__": {"batch_samplers", "loss", "registry", "samplers"},
     "checks": set(),
     "datasets": set(),
     "devices": set(),

@@ -216,11 +216,11 @@ class BatchSampler(Sampler[list[int]], ABC):
             TypeError: The state is no dictionary, or an entry has the wrong type.
             ValueError: The state belongs to another kind of sampler, another dataset size or batch size, or a longer epoch.
         """
-        own = self._check_state(state)
-        self.seed = own.pop("seed")
-        self._passes.load(Pass(**own, resumed=own["seen"] > 0, selected=state.get("selected")))
+        epoch, seen, seed = self._check_state(state)
+        self.seed = seed
+        self._passes.load(Pass(epoch, seen, resumed=seen > 0, selected=state.get("selected")))
 
-    def _check_state(self, state: dict[str, Any]) -> dict[str, int]:
+    def _check_state(self, state: dict[str, Any]) -> tuple[int, int, int]:
         """The epoch, the number of batches seen and the seed of a state; raises as `load_state_dict`."""
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a dictionary, what state_dict() returned, got {type(state).__name__}.")
@@ -236,4 +236,4 @@ class BatchSampler(Sampler[list[int]], ABC):
                     f"{name} of the state is {state[name]}, of this sampler {getattr(self, name)}. Make them equal."
                 )
         seen, seed = self._check_seen(state["batches_seen"]), check_count("seed", state["seed"], low=0)
-        return {"epoch": check_count("epoch", state["epoch"], low=0), "seen": seen, "seed": seed}
+        return check_count("epoch", state["epoch"], low=0), seen, seed

@@ -96,7 +96,9 @@ class Loss(AllOrNothing):
 
     def __getattr__(self, name: str) -> Any:
         if name == "temperature" or name in OF_OBJECTIVE:
-            raise AttributeError(f"{self.card.name!r} has no {name}.")
+            scale = name == "temperature" and "logit_scale" in self.objective._parameters
+            instead = " It learns loss_fn.logit_scale, the logarithm of an inverse temperature, instead." if scale else ""
+            raise AttributeError(f"{self.card.name!r} has no {name}.{instead}")
         if name in OPTIONS:
             return getattr(self.options, name)
         return super().__getattr__(name)

@@ -19,6 +19,21 @@ def group_size(gather: str | bool, group: dist.ProcessGroup | None) -> int:
     return dist.get_world_size(group)
 
 
+def check_group(group: object) -> None:
+    """Raise unless ``group`` is None or a process group that this process belongs to.
+
+    Raises:
+        TypeError: ``group`` is something else.
+        ValueError: The group is of other processes.
+    """
+    if group is None:
+        return
+    if dist.is_available() and group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("process_group is a group of other processes. Make the loss on processes of the group only.")
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"process_group must be None or what torch.distributed.new_group returns, got {group!r}.")
+
+
 def device_of_group(group: dist.ProcessGroup) -> torch.device:
     """The device for messages of a group: the CPU if the group supports it."""
     backends = dict(pair.split(":") for pair in dist.get_backend_config(group).split(","))

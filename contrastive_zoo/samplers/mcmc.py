@@ -277,11 +277,8 @@ class ChainSampler(NegativeSampler):
 
     def _check_states(self, chain: Tensor, visited: Tensor | None) -> None:
         check_entries("chain", chain, -1, self.chain.numel() - 1)
-        if (
-            visited is not None
-            and self.out_of_batch == "cache"
-            and not bool(visited.cpu()[chain.cpu()[chain.cpu() >= 0] // 2].all())
-        ):
+        states = chain.cpu()[chain.cpu() >= 0] // 2
+        if visited is not None and self.out_of_batch == "cache" and not bool(visited.cpu()[states].all()):
             raise ValueError("chain holds states of samples that visited marks as not visited, which have no embedding.")
 
     def check_saved(self, saved: dict[str, Tensor]) -> None:
@@ -289,8 +286,7 @@ class ChainSampler(NegativeSampler):
         super().check_saved(saved)
         chain, visited = saved.get("chain"), saved.get("averages.visited")
         if chain is not None:
-            fits = visited is not None and visited.dtype == torch.bool and visited.shape == (len(self.chain),)
-            self._check_states(chain, visited if fits else None)
+            self._check_states(chain, visited if visited is not None and visited.shape == (len(self.chain),) else None)
 
 
 @operator("contrastive_zoo::column_order", "(SymInt columns, Tensor seed) -> Tensor")

@@ -96,7 +96,7 @@ def test_every_entry_is_checked(name: str) -> None:
 @pytest.mark.parametrize("state", [None, [1, 2], "epoch", 3], ids=str)
 def test_what_is_no_state(state: Any) -> None:
     sampler = make("shuffle")
-    with pytest.raises(TypeError, match="state must be a dictionary"):
+    with pytest.raises(TypeError, match=r"state must be a dictionary"):
         sampler.load_state_dict(state)
 
 

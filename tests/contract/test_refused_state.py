@@ -100,7 +100,7 @@ def test_state_of_another_loss(configuration: Configuration) -> None:
     for other in STATEFUL:
         state = snapshot(trained(other, 0))
         if state.keys() != before.keys() or any(state[name].shape != before[name].shape for name in state):
-            with pytest.raises(RuntimeError, match="Error\\(s\\) in loading state_dict"):
+            with pytest.raises(RuntimeError, match=r"Error\(s\) in loading state_dict"):
                 loss_fn.load_state_dict(state)
             assert same_state(before, snapshot(loss_fn)), str(other)
             refused += 1
@@ -110,7 +110,7 @@ def test_state_of_another_loss(configuration: Configuration) -> None:
 @pytest.mark.parametrize("state", [None, [1, 2], "a path", 3], ids=str)
 def test_what_is_no_state(state: Any) -> None:
     loss_fn = zoo.get_loss("sogclr", num_samples=5)
-    with pytest.raises(TypeError, match="state_dict"):
+    with pytest.raises(TypeError, match=r"state_dict"):
         loss_fn.load_state_dict(state)
 
 
@@ -118,9 +118,7 @@ def test_chains_in_states_of_samples_without_an_embedding() -> None:
     loss_fn = trained(Configuration("emc2", {}), 0)
     state, before = snapshot(loss_fn), snapshot(loss_fn)
     state["objective.sampler.averages.visited"].fill_(False)
-    with pytest.raises(
-        RuntimeError, match=r"objective.sampler.chain holds states of samples that visited marks as not visited"
-    ):
+    with pytest.raises(RuntimeError, match=r"objective.sampler.chain holds states of samples that visited marks"):
         loss_fn.load_state_dict(state)
     assert same_state(before, snapshot(loss_fn))
 
@@ -175,7 +173,7 @@ def test_tables_are_checked_before_any_is_written(configuration: Configuration) 
             assert same_state(before, snapshot(loss_fn)), f"{name}: {form}"
         with pytest.raises(TypeError, match=name):
             loss_fn.load_table(**{other: table for other, table in tables.items() if other != name})
-    with pytest.raises(TypeError, match="momentum"):
+    with pytest.raises(TypeError, match=r"momentum"):
         loss_fn.load_table(**tables, momentum=torch.zeros(3))
     assert same_state(before, snapshot(loss_fn))
 
