@@ -155,7 +155,7 @@ class Loss(AllOrNothing):
                 own sample is ignored.
 
         Returns:
-            One number; (B,) for ``reduction="none"``.
+            One number; (B,) for ``reduction="none"``, on each of several processes the values of its own samples.
 
         Raises:
             TypeError: An argument is no tensor or has the wrong dtype, ``negatives`` were given to an objective that takes
@@ -223,7 +223,7 @@ class Loss(AllOrNothing):
         zero = batch.x.view(batch.size, -1).sum(1) * 0
         for leaf in (*self.objective.parameters(), *([] if batch.negatives is None else [batch.negatives])):
             zero = zero + 0 * leaf.sum().to(zero)  # DDP needs a gradient for every parameter in every step
-        return zero if self.options.reduction == "none" else zero.sum()
+        return batch.pairs.share.own_values(zero) if self.options.reduction == "none" else zero.sum()
 
     def _reduce(self, values: Tensor, batch: Batch) -> Tensor:
         """Reduce over the anchors that have a loss; anchors without a loss are marked -inf."""
@@ -234,17 +234,17 @@ class Loss(AllOrNothing):
         known = readable(values)
         mean = values.mean()
         if known and float(mean.detach()) > -torch.inf:
-            return mean if self.options.reduction == "mean" else self._total(values.mean(1))
+            return mean if self.options.reduction == "mean" else self._total(values.mean(1), batch)
         kept = values != -torch.inf
         count = kept.sum()
         batch.diagnostics["dropped_anchors"] = 1 - count / kept.numel()
         if known and int(count) == 0:
             return self._empty(batch, "no anchor has both a positive and a negative")
-        return self._total(torch.where(kept, values, 0).sum(1) * (batch.size / count.clamp_min(1).to(values.dtype)))
+        return self._total(torch.where(kept, values, 0).sum(1) * (batch.size / count.clamp_min(1).to(values.dtype)), batch)
 
-    def _total(self, per_sample: Tensor) -> Tensor:
+    def _total(self, per_sample: Tensor, batch: Batch) -> Tensor:
         if self.options.reduction == "none":
-            return per_sample
+            return batch.pairs.share.own_values(per_sample)
         return per_sample.sum() if self.options.reduction == "sum" else per_sample.mean()
 
     @property

@@ -222,6 +222,26 @@ def gather_features(values: Sequence[Tensor], sizes: Sequence[int], group: dist.
     return gathered
 
 
+class _OwnValues(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sizes: Sequence[int], group: dist.ProcessGroup, values: Tensor) -> Tensor:
+        ctx.sizes, ctx.group = sizes, group
+        return own_rows(values, sizes, dist.get_rank(group)).clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, None, gather(grads, ctx.sizes, ctx.group)[0]
+
+
+def own_values(values: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """This process's part of values that all processes have, one per sample; upstream gradients are gathered.
+
+    The backward pass is that of a single process with the values, and the upstream gradients, of all processes.
+    """
+    own: Tensor = _OwnValues.apply(sizes, group, values)  # type: ignore[no-untyped-call]
+    return own
+
+
 def decided_by_first(decide: Callable[[list[Any]], T], given: Any) -> T:
     """Call ``decide`` on the first process with the ``given`` of all processes; its result or error reaches all processes."""
     if not dist.is_available() or not dist.is_initialized():
