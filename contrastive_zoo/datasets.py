@@ -1,12 +1,16 @@
 """Datasets that return the index of each sample."""
 
+import operator
 from typing import Any
 
+from torch.utils.data import Dataset
 
-class IndexedDataset:
+
+class IndexedDataset(Dataset[Any]):
     """Adds the position of a sample to what a map-style dataset returns.
 
-    A tuple or list becomes a tuple with the index last, a dictionary gets the key "index", anything else becomes a pair.
+    A tuple or list becomes a tuple with the index last, a dictionary gets the key "index", anything else becomes a pair. Other
+    attributes, such as ``classes``, are those of the dataset.
 
     Args:
         dataset: Any object with ``__getitem__`` and ``__len__``.
@@ -32,9 +36,16 @@ class IndexedDataset:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        position = int(index)
-        if position < 0:
-            position += len(self)
+        """The sample at a position with its index; negative positions count from the end.
+
+        Raises:
+            IndexError: The position is outside the dataset.
+        """
+        size = len(self)
+        position = operator.index(index)
+        if not -size <= position < size:
+            raise IndexError(f"index {position} is out of range for a dataset of {size} samples.")
+        position %= size
         item = self.dataset[position]
         if isinstance(item, dict):
             if "index" in item:
@@ -43,3 +54,8 @@ class IndexedDataset:
         if isinstance(item, (tuple, list)):
             return (*item, position)
         return item, position
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "dataset":  # as while a copy is made
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.dataset, name)

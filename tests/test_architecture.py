@@ -27,12 +27,12 @@ WRITTEN_FOR_TRITON = {
 
 # A part of the package is a file or folder at its top. Each imports itself and what stands here, nothing else.
 ARROWS: dict[str, set[str]] = {
-    "__main__": {"batch_samplers", "loss", "samplers"},
+    "__main__": {"batch_samplers", "loss", "registry", "samplers"},
     "checks": set(),
     "datasets": set(),
     "devices": set(),
     "logspace": set(),
-    "operators": set(),
+    "operators": {"devices"},
     "parameters": {"loss"},
     "plots": {"checks", "loss", "metrics"},
     "registry": {"checks"},
@@ -47,7 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "batch": {"checks", "devices", "logspace", "operators", "pairwise", "processes", "registry"},
     "batch_samplers": {"batch", "checks", "loss", "pairwise", "processes", "registry"},
     "samplers": {"batch", "checks", "logspace", "operators", "registry", "state"},
-    "loss": {"batch", "checks", "objectives", "operators", "processes", "registry", "state"},
+    "loss": {"batch", "checks", "devices", "objectives", "operators", "processes", "registry", "state"},
     "objectives": {"batch", "checks", "logspace", "pairwise", "registry", "samplers", "schedules", "state"},
 }
 

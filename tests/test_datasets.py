@@ -1,8 +1,13 @@
 """The dataset that says which sample it returns."""
 
+import copy
+import pickle
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from contrastive_zoo import IndexedDataset
 
@@ -52,5 +57,47 @@ def test_mistakes() -> None:
         IndexedDataset(item for item in "abc")
     with pytest.raises(ValueError, match='already returns a key "index"'):
         IndexedDataset([{"index": 3}])[0]
-    with pytest.raises(IndexError):
-        IndexedDataset("abc")[3]
+
+
+@pytest.mark.parametrize("position", [3, -4, 99, -7])
+def test_positions_outside_of_the_dataset(position: int) -> None:
+    with pytest.raises(IndexError, match=f"index {position} is out of range for a dataset of 3 samples"):
+        IndexedDataset("abc")[position]
+
+
+@pytest.mark.parametrize("position", [-1, -2, -3, np.int64(-1), torch.tensor(-3)])
+def test_negative_positions_count_from_the_end(position: int) -> None:
+    dataset = IndexedDataset("abc")
+    assert dataset[position] == ("abc"[int(position)], int(position) % 3)
+
+
+def test_it_is_a_sequence_and_a_dataset() -> None:
+    dataset = IndexedDataset("abc")
+    assert isinstance(dataset, Dataset)
+    assert list(dataset) == [("a", 0), ("b", 1), ("c", 2)]
+    part = torch.utils.data.Subset(dataset, [2, 0])
+    assert list(part) == [("c", 2), ("a", 0)]
+
+
+class Labelled(TensorDataset):
+    """With what the datasets of torchvision have."""
+
+    classes = ("cat", "dog")
+
+    def __init__(self) -> None:
+        super().__init__(torch.arange(4.0))
+        self.targets = [0, 1, 1, 0]
+
+    def __getitems__(self, positions: list[int]) -> list[object]:
+        """How a loader fetches a batch at once: without positions, if the wrapper passed it on."""
+        return [self[position] for position in positions]
+
+
+@pytest.mark.parametrize("duplicate", [lambda x: x, copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_attributes_are_those_of_the_dataset(duplicate: Callable[[IndexedDataset], IndexedDataset]) -> None:
+    dataset = duplicate(IndexedDataset(Labelled()))
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.targets == [0, 1, 1, 0]
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = dataset.no_such_thing
+    assert [index.tolist() for _, index in DataLoader(dataset, batch_size=2)] == [[0, 1], [2, 3]]

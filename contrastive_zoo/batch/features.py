@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from contrastive_zoo.devices import refuses_kernels
+from contrastive_zoo.devices import batched, refuses_kernels
 from contrastive_zoo.operators import operator
 
 NORMALIZE = ("sphere", "ball", "none")
@@ -45,9 +45,11 @@ def stack_views(
         second_order: Whether a second derivative must be possible.
 
     Raises:
-        ValueError: A value is NaN or infinite (checked on CPUs; elsewhere only with ``validate``).
+        ValueError: A value is NaN or infinite (checked on CPUs; elsewhere only with ``validate``; never inside of
+            `torch.func.vmap`, which hides values).
     """
-    check = validate or z1.device.type == "cpu"
+    hidden = batched(z1) or (z2 is not None and batched(z2))
+    check = (validate or z1.device.type == "cpu") and not hidden
     if second_order:
         return Stacked(*_composite(z1, z2, normalize, operand, name, check), None)
     rows, positive, _, rounded = normalized_rows(z1, z2, normalize, operand, name, check)
@@ -115,7 +117,9 @@ def _composite(
         z = torch.where(longer, scaled / norm, z) if normalize == "ball" else scaled / norm
         if normalize == "sphere":
             z = torch.where(largest > 0, z, z.detach())
-    rows = _rounded(z.flatten(0, 1), operand)
+    rows = z.flatten(0, 1)
+    # Only values are rounded: a gradient that passed through float16 would overflow under loss scaling.
+    rows = rows + (_rounded(rows, operand) - rows).detach()
     return rows, _pair_similarity(rows.view(z.shape))
 
 

@@ -14,7 +14,7 @@ from contrastive_zoo.batch.features import HALF
 from contrastive_zoo.batch.options import Options
 from contrastive_zoo.batch.pairs import Pairs
 from contrastive_zoo.batch.samples import all_differ, checksum, regular_ids, sample_ids
-from contrastive_zoo.devices import beside
+from contrastive_zoo.devices import batched, beside, readable
 from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.processes.gather import Handshake, gather_features, gather_integers
 from contrastive_zoo.processes.shares import ALONE, Share
@@ -134,8 +134,7 @@ class BatchMaker:
 
     def _all_differ(self, index: Tensor | None) -> bool:
         """Whether all samples of the batch are known to differ without a synchronisation."""
-        readable = index is not None and index.is_cpu and not torch.compiler.is_compiling()
-        return index is None or (readable and all_differ(index, self.positions))
+        return index is None or (readable(index) and all_differ(index, self.positions))
 
     def _ids(self, index: Tensor | None, size: int, views: int, distinct: bool) -> tuple[Tensor, Tensor]:
         """Batch position of the first occurrence of the same sample: for samples (B,) and for rows (B * V,)."""
@@ -144,7 +143,7 @@ class BatchMaker:
         if index is None:
             ids = torch.arange(size, device="cpu")
         else:
-            ids = sample_ids(index, self.positions, index.is_cpu or self.options.validate)
+            ids = sample_ids(index, self.positions, (index.is_cpu or self.options.validate) and not batched(index))
         return ids, ids.repeat_interleave(views)
 
     def _gathered(self, rows: _Rows, call: Call, handshake: Handshake, agreement: dict[str, object]) -> _Rows:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo import pairwise
+from contrastive_zoo.pairwise.backends import named
 from contrastive_zoo.pairwise.sweep import Bound, Ids
 from contrastive_zoo.pairwise.terms import Scales
 from contrastive_zoo.processes.shares import ALONE, Share
@@ -52,6 +53,11 @@ class Pairs:
     ) -> "Pairs":
         """A copy of this object for the rows of one batch."""
         return Pairs(self.backend, self.unit_rows, self.norm_bound, share, operand, rounded, known)
+
+    @property
+    def plain(self) -> bool:
+        """Whether sums are plain autograd, differentiable any number of times."""
+        return all(backend.plain is not None for backend in named(self.backend))
 
     @property
     def rounding(self) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
-from contrastive_zoo.checks import check_choice, check_count, check_number, shape
+from contrastive_zoo.checks import check_choice, check_count, check_number, check_shape, shape
 from contrastive_zoo.operators import operator
 from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import (
@@ -31,6 +31,7 @@ from contrastive_zoo.samplers.base import (
 from contrastive_zoo.samplers.randomness import random_order, step_seed
 from contrastive_zoo.samplers.walk import KeptStates, kept_shares, walk_batch
 from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.saved import check_entries, check_table
 from contrastive_zoo.state.tables import EmbeddingTable, LogAverage, check_natural, rows_of_table
 
 # Weight of the newest value in the running mean of the reported value, as in SogCLR.
@@ -243,8 +244,7 @@ class ChainSampler(NegativeSampler):
             ValueError: A size does not fit; a state is no row of the dataset or, with "cache", belongs to a sample that was not
                 visited; an average is not positive; or an embedding or a score is not finite.
         """
-        if chain.shape != self.chain.shape or not bool(((chain >= -1) & (chain < self.chain.numel())).all()):
-            raise ValueError(f"chain must be {tuple(self.chain.shape)} with entries from -1 to {self.chain.numel() - 1}.")
+        check_shape("chain", check_table("chain", chain, self.chain), tuple(self.chain.shape))
         check_natural(visited, {"u": u}, len(self.chain), positive=True)
         given = {"embeddings": embeddings, "log_score": log_score}
         self._check_scores(chain, visited, {name: table for name, table in given.items() if table is not None})
@@ -270,12 +270,23 @@ class ChainSampler(NegativeSampler):
                 f"{', '.join(['chain', 'u', 'visited', *scores])}. Pass all that table() returned."
             )
         for name, table in scores.items():
+            check_table(name, table, wanted[name])
             if table.dim() != wanted[name].dim() or table.shape[:2] != self.chain.shape:
                 raise ValueError(f"{name} must have a shape that begins with {shape(self.chain)}, got {shape(table)}.")
-            if not bool(torch.isfinite(table).all()):
-                raise ValueError(f"{name} must be finite.")
-        if self.out_of_batch == "cache" and not bool(visited.cpu()[chain.cpu()[chain.cpu() >= 0] // 2].all()):
+        self._check_states(chain, visited)
+
+    def _check_states(self, chain: Tensor, visited: Tensor | None) -> None:
+        check_entries("chain", chain, -1, self.chain.numel() - 1)
+        states = chain.cpu()[chain.cpu() >= 0] // 2
+        if visited is not None and self.out_of_batch == "cache" and not bool(visited.cpu()[states].all()):
             raise ValueError("chain holds states of samples that visited marks as not visited, which have no embedding.")
+
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """See `PreciseModule.check_saved`."""
+        super().check_saved(saved)
+        chain, visited = saved.get("chain"), saved.get("averages.visited")
+        if chain is not None:
+            self._check_states(chain, visited if visited is not None and visited.shape == (len(self.chain),) else None)
 
 
 @operator("contrastive_zoo::column_order", "(SymInt columns, Tensor seed) -> Tensor")

@@ -14,6 +14,8 @@ from torch import Tensor
 # draws.
 PANEL = 64
 PANEL_ROWS = 1024
+# What to do where one derivative of a loss that draws is not enough.
+ONCE = "A loss that draws negatives has one derivative; its eval() form draws nothing and has more with backend='dense'."
 # Difference between the seeds of neighbouring panels: odd, with a large lower half, since some generators use only that half.
 SEED_STRIDE = 0x9E3779B97F4A7C15
 

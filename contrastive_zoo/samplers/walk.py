@@ -17,7 +17,7 @@ from torch import Tensor
 
 from contrastive_zoo.operators import operator
 from contrastive_zoo.samplers.metropolis_hastings import Walk, blocks_of_anchors, log_thresholds
-from contrastive_zoo.samplers.randomness import DrawTable
+from contrastive_zoo.samplers.randomness import ONCE, DrawTable
 
 
 class KeptStates(NamedTuple):
@@ -231,7 +231,7 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     if ctx.uniform:
-        ctx.save_for_backward(output[6])
+        ctx.save_for_backward(output[6], x)  # the gradient depends on x, so a second derivative is refused
     else:
         ctx.save_for_backward(x, scale, ids, carried, seed)
 
@@ -242,9 +242,9 @@ def _gradient(ctx: Any, compute: Any, grad: Tensor, *_: Any) -> Any:
         grad_x = compute(grad, x, scale, ids, carried, ctx.burn_in, seed, ctx.first)
     else:
         # Anchors without a kept state contribute no gradient, so their upstream gradient may differ: use the largest.
-        (gradient,) = ctx.saved_tensors
+        gradient, _ = ctx.saved_tensors
         grad_x = gradient * grad.gather(0, grad.abs().argmax()[None]) if grad.shape[0] else gradient
     return grad_x, None, None, None, None, None, None, None
 
 
-batch_walk.differentiate(batch_walk_backward, _setup, _gradient)
+batch_walk.differentiate(batch_walk_backward, _setup, _gradient, advice=ONCE)

@@ -1,0 +1,37 @@
+"""Checks of tables that are loaded."""
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.checks import INTEGERS
+
+
+def check_table(name: str, table: object, like: Tensor) -> Tensor:
+    """Return a table; raise unless it is a tensor of the kind of ``like``, and finite where floating-point.
+
+    Raises:
+        TypeError: ``table`` is no tensor, or holds another kind of values.
+        ValueError: An entry is NaN or infinite.
+    """
+    wanted = _kind(like.dtype)
+    if not isinstance(table, Tensor) or _kind(table.dtype) != wanted:
+        given = table.dtype if isinstance(table, Tensor) else type(table).__name__
+        raise TypeError(f"{name} must be a tensor of {wanted}, got {given}. Pass the entry as it was saved.")
+    if not bool(torch.isfinite(table).all()):
+        raise ValueError(f"{name} holds NaN or infinite values. Use a state from before training diverged.")
+    return table
+
+
+def check_entries(name: str, table: Tensor, low: int, high: float) -> None:
+    """Raise unless all entries of an integer table are from ``low`` to ``high``, inclusive."""
+    if table.numel() and not (low <= int(table.min()) and int(table.max()) <= high):
+        found = f"{int(table.min())} to {int(table.max())}"
+        raise ValueError(
+            f"{name} must hold entries from {low} to {high}, got {found}. The state is broken, or of another dataset."
+        )
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_floating_point:
+        return "floating-point numbers"
+    return "True and False" if dtype == torch.bool else "integers" if dtype in INTEGERS else str(dtype)
