@@ -29,7 +29,7 @@ WRITTEN_FOR_TRITON = {
 ARROWS: dict[str, set[str]] = {
     "__main__": {"batch_samplers", "loss", "registry", "samplers"},
     "checks": set(),
-    "datasets": set(),
+    "datasets": {"checks"},
     "devices": set(),
     "logspace": set(),
     "operators": {"devices"},

@@ -12,7 +12,7 @@ from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.batch.call import Call
 from contrastive_zoo.batch.make import BatchMaker
 from contrastive_zoo.batch.options import OPTIONS, Options
-from contrastive_zoo.checks import comparable
+from contrastive_zoo.checks import check_count, comparable
 from contrastive_zoo.devices import transforming
 from contrastive_zoo.loss.diagnostics import constants, figures
 from contrastive_zoo.loss.guards import refuse_broken_state, refuse_recomputation, refuse_transforms, state_of
@@ -111,7 +111,9 @@ class Loss(AllOrNothing):
         elif name in OF_OBJECTIVE:
             getattr(self, name)
             setattr(self.objective, name, value)
-        elif name in ("num_samples", "embedding_dim"):
+        elif name == "num_samples":
+            raise AttributeError(f"num_samples changes with the tables: loss_fn.resize({value!r}) keeps what they hold.")
+        elif name == "embedding_dim":
             raise AttributeError(f"{name} is fixed once a loss is made: make a new one, get_loss(..., {name}={value!r}).")
         elif name in OPTIONS:
             self._set_options(replace(self.options, **{name: value}))
@@ -131,6 +133,31 @@ class Loss(AllOrNothing):
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
+
+    def resize(self, num_samples: int) -> None:
+        """Make room for a dataset that has grown: new samples have not been visited, all others keep their state.
+
+        Buffers are replaced, so call this before `DistributedDataParallel` wraps the loss, and on all processes.
+
+        Args:
+            num_samples: New size of the dataset, not below the present one.
+
+        Raises:
+            TypeError: The objective keeps no state per sample.
+            ValueError: The new size is below the present one.
+
+        Examples:
+            >>> import contrastive_zoo as zoo
+            >>> loss_fn = zoo.get_loss("sogclr", num_samples=100)
+            >>> loss_fn.resize(150)
+            >>> loss_fn.num_samples, loss_fn.table()["u"].shape
+            (150, torch.Size([150]))
+        """
+        if not self.card.stateful:
+            raise TypeError(f"{self.card.name!r} keeps no state per sample, so it has nothing to resize.")
+        num_samples = check_count("num_samples", num_samples, low=self.num_samples)
+        self._set_options(replace(self.options, num_samples=num_samples))
+        self.objective.resize(num_samples)
 
     def forward(
         self,

@@ -121,11 +121,11 @@ class ChainSampler(NegativeSampler):
         self.seed, self.step = seed, StepCounter()
         self.averages = LogAverage(num_samples)
         # State of each chain as 2 * sample + view, -1 before its first move.
-        self.register_table("chain", num_samples, 2, fill=-1)
+        self.register_table("chain", num_samples, 2, fill=-1, per_sample=True)
         if out_of_batch == "cache":
             self.embeddings = EmbeddingTable(num_samples, 2, width=embedding_dim)
         elif out_of_batch == "skip":
-            self.register_table("log_score", num_samples, 2, fill=0.0)
+            self.register_table("log_score", num_samples, 2, fill=0.0, per_sample=True)
 
     def sample(self, batch: Batch, scale: Tensor) -> Negatives:
         """See `NegativeSampler.sample`."""

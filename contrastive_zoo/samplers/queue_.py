@@ -52,7 +52,7 @@ class FeatureQueue(PreciseModule):
     def __init__(self, length: int, embedding_dim: int | None = None) -> None:
         super().__init__()
         length = check_count("length", length)
-        self.embeddings = EmbeddingTable(length, width=embedding_dim)
+        self.embeddings = EmbeddingTable(length, width=embedding_dim, per_sample=False)
         # Sample of each slot, -1 for an empty slot, and its view.
         self.register_table("owner", length, fill=-1)
         self.register_table("view", length, fill=0)

@@ -74,7 +74,7 @@ class TableSampler(NegativeSampler):
         self.num_negatives, self.encode = check_count("num_negatives", num_negatives), check_encode(encode)
         self.seed, self.step = seed, StepCounter()
         self.embeddings = EmbeddingTable(num_samples, 2, width=embedding_dim)
-        self.register_table("visited", num_samples, fill=False)
+        self.register_table("visited", num_samples, fill=False, per_sample=True)
 
     def draw(self, x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, first: int) -> Draws:
         """Rows for each anchor; subclasses implement it.

@@ -52,9 +52,10 @@ class PreciseModule(AllOrNothing):
     def __init__(self) -> None:
         super().__init__()
         self._fills: dict[str, float] = {}
+        self._per_sample: set[str] = set()
         self._seed: Seed | None = None
 
-    def register_table(self, name: str, *shape: int, fill: float) -> None:
+    def register_table(self, name: str, *shape: int, fill: float, per_sample: bool = False) -> None:
         """Register a buffer whose entries all start as ``fill``, and which `reset_parameters` restores.
 
         Args:
@@ -62,12 +63,28 @@ class PreciseModule(AllOrNothing):
             *shape: Shape of the buffer.
             fill: Initial value. A bool gives a buffer of dtype bool, an int one of dtype int64, and a float one of the default
                 dtype, float32 at least.
+            per_sample: Whether the first dimension counts the samples of the dataset, so that `resize` changes it.
         """
         integral = torch.bool if isinstance(fill, bool) else torch.int64
         dtype = at_least_float32(torch.get_default_dtype()) if isinstance(fill, float) else integral
         with torch.inference_mode(False):  # inference tensors are read-only outside that mode
             self.register_buffer(name, torch.full(shape, fill, dtype=dtype))
         self._fills[name] = fill
+        if per_sample:
+            self._per_sample.add(name)
+
+    @torch.no_grad()
+    def resize(self, num_samples: int) -> None:
+        """Add entries for new samples to the tables per sample, also of submodules."""
+        for name in self._per_sample:
+            old = self.get_buffer(name)
+            with torch.inference_mode(False):
+                new = old.new_full((num_samples, *old.shape[1:]), self._fills[name])
+            new[: len(old)] = old
+            setattr(self, name, new)
+        for part in self.children():
+            if isinstance(part, PreciseModule):
+                part.resize(num_samples)
 
     @property
     def seed(self) -> int:

@@ -38,8 +38,8 @@ class LogAverage(PreciseModule):
 
     def __init__(self, num_samples: int, sides: int = 1) -> None:
         super().__init__()
-        self.register_table("log_value", num_samples, sides, fill=0.0)
-        self.register_table("visited", num_samples, fill=False)
+        self.register_table("log_value", num_samples, sides, fill=0.0, per_sample=True)
+        self.register_table("visited", num_samples, fill=False, per_sample=True)
 
     def blend(self, index: Tensor, log_new: Tensor, weight: float | Tensor) -> Tensor:
         """Logarithm of (1 - weight) old + weight new, (B, anchors); -inf if the logarithm of new is -inf.
@@ -120,8 +120,8 @@ class Temperatures(PreciseModule):
     def __init__(self, num_samples: int, sides: int, *, rate: float, momentum: float, lowest: float, highest: float) -> None:
         super().__init__()
         self.rate, self.momentum, self.lowest, self.highest = rate, momentum, lowest, highest
-        self.register_table("value", num_samples, sides, fill=1.0)
-        self.register_table("gradient", num_samples, sides, fill=0.0)
+        self.register_table("value", num_samples, sides, fill=1.0, per_sample=True)
+        self.register_table("gradient", num_samples, sides, fill=0.0, per_sample=True)
 
     def check_saved(self, saved: dict[str, Tensor]) -> None:
         """See `PreciseModule.check_saved`."""
@@ -210,6 +210,7 @@ class EmbeddingTable(PreciseModule):
     Args:
         *shape: Shape of the table without the width: (num_samples, 2), or the length of a queue.
         width: Features per embedding.
+        per_sample: As for `register_table`.
 
     Raises:
         TypeError: ``width`` is not whole.
@@ -218,9 +219,10 @@ class EmbeddingTable(PreciseModule):
 
     rows: Tensor
 
-    def __init__(self, *shape: int, width: int | None = None) -> None:
+    def __init__(self, *shape: int, width: int | None = None, per_sample: bool = True) -> None:
         super().__init__()
-        self.register_table("rows", *shape, 0 if width is None else check_count("embedding_dim", width), fill=0.0)
+        width = 0 if width is None else check_count("embedding_dim", width)
+        self.register_table("rows", *shape, width, fill=0.0, per_sample=per_sample)
 
     def fit(self, width: int) -> None:
         """Allocate the table for embeddings of a width, if the table has no width yet.
