@@ -237,7 +237,9 @@ def work(rank: int, world: int, folder: Path) -> None:
     found: FOUND = {str(c): run(c, batches, DistributedDataParallel) for c in CONFIGURATIONS}
     weights = [global_weights(step, sizes)[part_of(sizes, rank)] for step, sizes in enumerate(SIZES[world])]
     found["none"] = {
-        str(c): run(c, batches, DistributedDataParallel, weights=weights, reduction="none") for c in CONFIGURATIONS if c.card.per_sample
+        str(c): run(c, batches, DistributedDataParallel, weights=weights, reduction="none")
+        for c in CONFIGURATIONS
+        if c.card.per_sample
     }
     found["none, compiled"] = run(Configuration("dcl", {}), batches, compiled=True, weights=weights, reduction="none")
     found["none, empty"] = one_sample_everywhere(batches[0], reduction="none")

@@ -18,7 +18,7 @@ def check_table(name: str, table: object, like: Tensor) -> Tensor:
         given = table.dtype if isinstance(table, Tensor) else type(table).__name__
         raise TypeError(f"{name} must be a tensor of {wanted}, got {given}. Pass the entry as it was saved.")
     if not bool(torch.isfinite(table).all()):
-        raise ValueError(f"{name} holds NaN or infinite values. Use a state from before training diverged.")
+        raise ValueError(f"{name} must be finite, and holds NaN or infinite values. Use a state from before training diverged.")
     return table
 
 
@@ -27,7 +27,7 @@ def check_entries(name: str, table: Tensor, low: int, high: float) -> None:
     if table.numel() and not (low <= int(table.min()) and int(table.max()) <= high):
         found = f"{int(table.min())} to {int(table.max())}"
         raise ValueError(
-            f"{name} must hold entries from {low} to {high}, got {found}. The state is broken, or of another dataset."
+            f"{name} must be from {low} to {high} in all entries, got {found}. The state is broken, or of another dataset."
         )
 
 
