@@ -12,7 +12,7 @@ from contrastive_zoo.devices import as_array, readable, transforming
 from contrastive_zoo.operators import operator
 
 # Id of an extra negative whose sample is not in the batch: no row has this id, so the key is a negative of every row. It is not
-# -1, the sample of a place in a table that holds nothing and counts for no row (`NOBODY` in `contrastive_zoo.state.tables`).
+# -1, the sample of a place in a table that holds nothing and counts for no row (`NOBODY` in `contrastive_zoo.state.saved`).
 OUTSIDE = -2
 
 

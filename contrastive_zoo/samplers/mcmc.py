@@ -31,8 +31,8 @@ from contrastive_zoo.samplers.base import (
 from contrastive_zoo.samplers.randomness import random_order, step_seed
 from contrastive_zoo.samplers.walk import KeptStates, kept_shares, walk_batch
 from contrastive_zoo.state.modules import StepCounter
-from contrastive_zoo.state.saved import check_entries, check_table
-from contrastive_zoo.state.tables import NOBODY, EmbeddingTable, LogAverage, check_natural, rows_of_table
+from contrastive_zoo.state.saved import NOBODY, check_chains, check_table
+from contrastive_zoo.state.tables import EmbeddingTable, LogAverage, check_natural, rows_of_table
 
 # Weight of the newest value in the running mean of the reported value, as in SogCLR.
 VALUE_WEIGHT = 0.9
@@ -274,20 +274,15 @@ class ChainSampler(NegativeSampler):
             check_table(name, table, wanted[name])
             if table.dim() != wanted[name].dim() or table.shape[:2] != self.chain.shape:
                 raise ValueError(f"{name} must have a shape that begins with {shape(self.chain)}, got {shape(table)}.")
-        self._check_states(chain, visited)
-
-    def _check_states(self, chain: Tensor, visited: Tensor | None) -> None:
-        check_entries("chain", chain, NOBODY, self.chain.numel() - 1)
-        states = chain.cpu()[chain.cpu() >= 0] // 2
-        if visited is not None and self.out_of_batch == "cache" and not bool(visited.cpu()[states].all()):
-            raise ValueError("chain holds states of samples that visited marks as not visited, which have no embedding.")
+        check_chains(chain, visited if self.out_of_batch == "cache" else None)
 
     def check_saved(self, saved: dict[str, Tensor]) -> None:
         """See `PreciseModule.check_saved`."""
         super().check_saved(saved)
         chain, visited = saved.get("chain"), saved.get("averages.visited")
         if chain is not None:
-            self._check_states(chain, visited if visited is not None and visited.shape == (len(self.chain),) else None)
+            fits = self.out_of_batch == "cache" and visited is not None and visited.shape == (len(self.chain),)
+            check_chains(chain, visited if fits else None)
 
 
 @operator("contrastive_zoo::column_order", "(SymInt columns, Tensor seed) -> Tensor")

@@ -13,8 +13,8 @@ from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import Negatives, NegativeSampler, WeightedNegatives, data_rows, has_negatives
 from contrastive_zoo.samplers.memory import memory_softmax
 from contrastive_zoo.state.modules import PreciseModule
-from contrastive_zoo.state.saved import check_entries, check_table
-from contrastive_zoo.state.tables import NOBODY, EmbeddingTable
+from contrastive_zoo.state.saved import NOBODY, check_entries, check_table
+from contrastive_zoo.state.tables import EmbeddingTable
 
 # Largest position in a dataset whose rows, two per sample, have numbers of 64 bits.
 LARGEST = 2**62 - 1

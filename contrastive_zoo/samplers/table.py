@@ -19,8 +19,8 @@ from contrastive_zoo.samplers.base import (
     has_negatives,
 )
 from contrastive_zoo.state.modules import StepCounter
-from contrastive_zoo.state.saved import check_table
-from contrastive_zoo.state.tables import NOBODY, EmbeddingTable, check_visited
+from contrastive_zoo.state.saved import NOBODY, check_table
+from contrastive_zoo.state.tables import EmbeddingTable, check_visited
 
 
 class Draws(NamedTuple):

@@ -1,9 +1,12 @@
-"""Checks of tables that are loaded."""
+"""What tables of samples hold where they hold nothing, and checks of tables that are loaded."""
 
 import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import INTEGERS
+
+# The sample, or the row of the dataset, in a place of a table that holds nothing; it counts for no row.
+NOBODY = -1
 
 
 def check_table(name: str, table: object, like: Tensor) -> Tensor:
@@ -29,6 +32,14 @@ def check_entries(name: str, table: Tensor, low: int, high: float) -> None:
         raise ValueError(
             f"{name} must be from {low} to {high} in all entries, got {found}. The state is broken, or of another dataset."
         )
+
+
+def check_chains(chain: Tensor, visited: Tensor | None) -> None:
+    """Raise unless chains (num_samples, 2) are in rows of the dataset; ``visited`` says which samples have an embedding."""
+    check_entries("chain", chain, NOBODY, chain.numel() - 1)
+    states = chain.cpu()[chain.cpu() >= 0] // 2
+    if visited is not None and not bool(visited.cpu()[states].all()):
+        raise ValueError("chain holds states of samples that visited marks as not visited, which have no embedding.")
 
 
 def _kind(dtype: torch.dtype) -> str:

@@ -11,9 +11,6 @@ from contrastive_zoo.operators import operator
 from contrastive_zoo.state.modules import PreciseModule
 from contrastive_zoo.state.saved import check_table
 
-# The sample, or the row of the dataset, in a place of a table that holds nothing; it counts for no row.
-NOBODY = -1
-
 
 @operator("contrastive_zoo::rows_of_table", "(Tensor table, Tensor index) -> Tensor")
 def rows_of_table(table: Tensor, index: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.func import grad
 import contrastive_zoo as zoo
 from contrastive_zoo.batch.samples import OUTSIDE, all_differ, regular_ids
 from contrastive_zoo.samplers.memory import memory_softmax
-from contrastive_zoo.state.tables import NOBODY
+from contrastive_zoo.state.saved import NOBODY
 
 
 def test_regular_ids_are_on_the_host_whatever_the_default_device() -> None:
