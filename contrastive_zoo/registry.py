@@ -149,8 +149,8 @@ class Registry:
         self.group = group
         self.absent: dict[str, str] = {}
         self._cards: dict[str, Card] = {}
-        # Names and aliases in lower case.
-        self._names: dict[str, str] = {}
+        # Registered name of each name and alias in lower case.
+        self._aliases: dict[str, str] = {}
 
     def add(self, card: Card) -> None:
         """Add a card.
@@ -159,17 +159,17 @@ class Registry:
             ValueError: The name or an alias is taken, perhaps in another case.
         """
         for name in (card.name, *card.aliases):
-            if _folded(name) in self._names:
+            if _folded(name) in self._aliases:
                 raise ValueError(f"the {self.kind} name {name!r} is taken. Choose another one.")
         self._cards[card.name] = card
-        self._names.update(dict.fromkeys(map(_folded, (card.name, *card.aliases)), card.name))
+        self._aliases.update(dict.fromkeys(map(_folded, (card.name, *card.aliases)), card.name))
 
     def _plugins(self) -> dict[str, importlib.metadata.EntryPoint]:
         return {point.name: point for point in importlib.metadata.entry_points(group=self.group)}
 
     def names(self) -> list[str]:
         """All names, plugins included, without aliases."""
-        return sorted({*self._cards, *(name for name in self._plugins() if _folded(name) not in self._names)})
+        return sorted({*self._cards, *(name for name in self._plugins() if _folded(name) not in self._aliases)})
 
     def card(self, name: str) -> Card:
         """The card behind a name or an alias, in any case.
@@ -179,7 +179,7 @@ class Registry:
             ImportError: The plugin of this name fails to load, or does not register the name.
         """
         folded = _folded(name)
-        if folded not in self._names:
+        if folded not in self._aliases:
             points = self._plugins()
             plugins = {_folded(known): point for known, point in points.items()}
             if folded not in plugins:
@@ -187,25 +187,27 @@ class Registry:
                 absent = next((sentence for known, sentence in self.absent.items() if folded.startswith(known)), "")
                 check_name(self.kind, name, {*self._cards, *aliases, *points}, absent or self._elsewhere(folded), not absent)
             self._load(plugins[folded])
-        return self._cards[self._names[folded]]
+        return self._cards[self._aliases[folded]]
 
     def _elsewhere(self, folded: str) -> str:
         """Of which other kind a name is; empty if of none."""
-        return "".join(f"There is a {other.kind} {other._names[folded]!r}." for other in REGISTRIES if folded in other._names)
+        return "".join(
+            f"There is a {other.kind} {other._aliases[folded]!r}." for other in REGISTRIES if folded in other._aliases
+        )
 
     def _load(self, point: importlib.metadata.EntryPoint) -> None:
-        before = [(registry, dict(registry._cards), dict(registry._names)) for registry in REGISTRIES]
+        before = [(registry, dict(registry._cards), dict(registry._aliases)) for registry in REGISTRIES]
         try:
             point.load()
         except BaseException as error:  # a plugin may call sys.exit
             for registry, cards, names in before:
-                registry._cards, registry._names = cards, names
+                registry._cards, registry._aliases = cards, names
             if isinstance(error, KeyboardInterrupt):
                 raise
             reason = f"it called sys.exit({error.code!r})" if isinstance(error, SystemExit) else error
             message = f"the plugin {point.value!r} behind the {self.kind} {point.name!r} failed to load: {reason}"
             raise ImportError(message) from error
-        if _folded(point.name) not in self._names:
+        if _folded(point.name) not in self._aliases:
             message = f"the plugin {point.value!r} was loaded but registered no {self.kind} {point.name!r}. "
             raise ImportError(f"{message}Its module must use the register decorator with that name.")
 

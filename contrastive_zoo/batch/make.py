@@ -13,7 +13,7 @@ from contrastive_zoo.batch.encoder import UserEncoder
 from contrastive_zoo.batch.features import HALF
 from contrastive_zoo.batch.options import Options
 from contrastive_zoo.batch.pairs import Pairs
-from contrastive_zoo.batch.samples import all_differ, checksum, regular_ids, sample_ids
+from contrastive_zoo.batch.samples import OUTSIDE, all_differ, checksum, regular_ids, sample_ids
 from contrastive_zoo.devices import batched, beside, readable
 from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.processes.gather import Handshake, gather_features, gather_integers
@@ -173,12 +173,12 @@ def _kind_of_device(values: Tensor | None) -> str | None:
 
 
 def _negatives_ids(negatives: Tensor, positions: Tensor | None, index: Tensor | None, ids: Tensor) -> Tensor:
-    """Ids of the extra negatives in the numbering of the batch; -1 for samples outside the batch."""
+    """Ids of the extra negatives in the numbering of the batch; `OUTSIDE` for samples outside the batch."""
     if positions is None or index is None:
-        return torch.full(negatives.shape[:-1], -1, dtype=torch.int64, device=negatives.device)
+        return torch.full(negatives.shape[:-1], OUTSIDE, dtype=torch.int64, device=negatives.device)
     if not (positions.is_cpu and index.is_cpu):
         positions, index, ids = (beside(each, negatives) for each in (positions, index, ids))
     wanted = positions.to(index)
     ordered, order = index.sort(stable=True)
-    place = torch.searchsorted(ordered, wanted).clamp_max(len(ordered) - 1)
-    return beside(torch.where(ordered[place] == wanted, ids[order[place]], -1), negatives)
+    place = torch.searchsorted(ordered, wanted.contiguous()).clamp_max(len(ordered) - 1)
+    return beside(torch.where(ordered[place] == wanted, ids[order[place]], OUTSIDE), negatives)

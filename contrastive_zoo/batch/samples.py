@@ -11,6 +11,10 @@ from contrastive_zoo.checks import check_index_range
 from contrastive_zoo.devices import as_array, readable, transforming
 from contrastive_zoo.operators import operator
 
+# Id of an extra negative whose sample is not in the batch: no row has this id, so the key is a negative of every row. It is not
+# -1, the sample of a place in a table that holds nothing and counts for no row (`NOBODY` in `contrastive_zoo.state.saved`).
+OUTSIDE = -2
+
 
 def regular_ids(rows: int, group: int) -> Tensor:
     """(rows,) ids 0, 0, ..., 1, 1, ..., each ``group`` times, on the host; cached, so do not write to them."""

@@ -224,12 +224,12 @@ class BatchSampler(Sampler[list[int]], ABC):
         """The epoch, the number of batches seen and the seed of a state; raises as `load_state_dict`."""
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a dictionary, what state_dict() returned, got {type(state).__name__}.")
-        made_by = state.get("sampler", type(self).__name__)
-        if made_by != type(self).__name__:
-            raise ValueError(f"sampler of the state is {made_by}, and this one is a {type(self).__name__}. Take its own state.")
         missing = [name for name in self.state_names if name not in state]
         if missing:
             raise ValueError(f"state lacks {', '.join(missing)}. Take the state of a {type(self).__name__}.")
+        made_by = state.get("sampler", type(self).__name__)
+        if made_by != type(self).__name__:
+            raise ValueError(f"sampler of the state is {made_by}, and this one is a {type(self).__name__}. Take its own state.")
         for name in ("num_samples", "batch_size"):
             if check_count(name, state[name]) != getattr(self, name):
                 raise ValueError(

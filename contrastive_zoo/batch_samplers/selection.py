@@ -136,8 +136,7 @@ class SelectedBatches(CutBatches):
             raise TypeError(f"{name} of the state must be None or positions in the dataset, one integer each, got {given}.")
         if len(selection) != self.selection_size():
             raise ValueError(
-                f"{name} of the state has {len(selection)} samples, a selection of this sampler {self.selection_size()}. "
-                "Make k and q equal."
+                f"{name}: the state selects {len(selection)} samples, this sampler {self.selection_size()}. Make k and q equal."
             )
         ordered = selection.detach().to("cpu", torch.int64, copy=True).sort().values
         if int(ordered[0]) < 0 or int(ordered[-1]) >= self.num_samples or bool((ordered[1:] == ordered[:-1]).any()):

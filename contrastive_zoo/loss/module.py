@@ -288,3 +288,9 @@ class Loss(AllOrNothing):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the last batch out of copies and pickles."""
         return {**self.__dict__, "_seen": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Refuse a loss that another version pickled, which would fail at its first call."""
+        if not state.keys() >= {"card", "options", "_maker", "_parts", "_temperatures"}:
+            raise RuntimeError("this loss was pickled by another version. Load its state_dict() into get_loss(...) instead.")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]

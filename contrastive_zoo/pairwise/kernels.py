@@ -54,6 +54,16 @@ def get_kernel(name: str) -> Kernel:
     return KERNELS[name]
 
 
+def check_parameter(kernel: str, t: float, shown: str) -> None:
+    """Raise unless ``t`` is in the range of a kernel, which the caller knows as ``shown``.
+
+    Raises:
+        ValueError: ``t`` is out of range.
+    """
+    if not get_kernel(kernel).valid(t):
+        raise ValueError(f"t of the {shown} kernel wants {get_kernel(kernel).wanted}, got {t!r}.")
+
+
 def rounding_bound(x: Tensor) -> float:
     """A bound on the rounding error of an inner product of two of the rows (N, D), relative to their lengths.
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from contrastive_zoo.checks import check_choice, check_features, check_number, check_same
+from contrastive_zoo.checks import check_choice, check_features, check_integers, check_number, check_same
 from contrastive_zoo.devices import beside
-from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, get_kernel
+from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, check_parameter
 from contrastive_zoo.pairwise.operator_ import compute
 from contrastive_zoo.pairwise.sweep import HALF, Bound, Ids, Sweep
 from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares
@@ -64,8 +64,7 @@ def kernel_sum(
     sweep = Sweep.of(x, ids=ids, norm_bound=known._replace(norm=1.01 if unit_rows else torch.inf), part=part)
     check_choice("kernel", kernel, KERNEL_NAMES)
     parameter = check_number("parameter", parameter)
-    if not get_kernel(kernel).valid(parameter):
-        raise ValueError(f"the {kernel} kernel wants {get_kernel(kernel).wanted}, got t = {parameter!r}.")
+    check_parameter(kernel, parameter, kernel)
     if sweep.operand is not None:
         rounding = torch.finfo(sweep.operand).eps
     rounding = 0.0 if isinstance(rounding, Bound) else float(rounding)
@@ -195,6 +194,7 @@ def softplus_sum_within(
         tensor([1.3863, 0.0000, 1.3863, 1.3863])
     """
     check_features("x", x, (2,))
+    check_integers("ids", ids, len(x))
     sweep = Sweep.of(x, ids=ids, counts="equal", norm_bound=norm_bound, part=part)
     term = Softplus.of(scale, bias, sweep.x)
     if backend == "dense":

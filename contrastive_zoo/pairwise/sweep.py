@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from contrastive_zoo.checks import check_device, check_features, check_integers, shape
+from contrastive_zoo.checks import check_count, check_device, check_features, check_integers, shape
 
 # Strips of rows that processes share begin at multiples of this.
 GRAIN = 32
@@ -103,8 +103,7 @@ class Sweep:
             _check_keys(x, keys, ids, key_ids)
         elif key_ids is not None:
             raise ValueError("key_ids was given without keys: rows that are their own keys have ids only.")
-        if not 0 <= part[0] < part[1]:
-            raise ValueError(f"part must be (number, parts) with 0 <= number < parts, got {part!r}.")
+        part = _checked_part(part)
         known = norm_bound if isinstance(norm_bound, Bound) else Bound(float(norm_bound))
         if x.dtype in HALF:
             known = Bound(known.norm, x.dtype, x.detach(), None if keys is None else keys.detach())
@@ -155,6 +154,18 @@ def strips(rows: int, part: tuple[int, int]) -> Iterator[tuple[int, int]]:
         start, stop = min(strip * height, rows), min((strip + 1) * height, rows)
         if start < stop:
             yield start, stop
+
+
+def _checked_part(part: tuple[int, int]) -> tuple[int, int]:
+    wanted = f"part must be (number, parts), two whole numbers with 0 <= number < parts, got {part!r}."
+    if not isinstance(part, (tuple, list)) or len(part) != 2:
+        raise TypeError(wanted)
+    number, parts = part
+    if type(number) is not int or type(parts) is not int:  # NumPy's numbers, for example
+        number, parts = (check_count(f"number and parts of part = {part!r}", entry, low=0) for entry in part)
+    if not 0 <= number < parts:
+        raise ValueError(wanted)
+    return number, parts
 
 
 def _check_keys(x: Tensor, keys: Tensor, ids: Tensor | None, key_ids: Tensor | None) -> None:

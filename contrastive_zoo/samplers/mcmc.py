@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
-from contrastive_zoo.checks import check_choice, check_count, check_number, check_shape, shape
+from contrastive_zoo.checks import check_choice, check_count, check_number, shape
 from contrastive_zoo.operators import operator
 from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import (
@@ -31,7 +31,7 @@ from contrastive_zoo.samplers.base import (
 from contrastive_zoo.samplers.randomness import random_order, step_seed
 from contrastive_zoo.samplers.walk import KeptStates, kept_shares, walk_batch
 from contrastive_zoo.state.modules import StepCounter
-from contrastive_zoo.state.saved import check_entries, check_table
+from contrastive_zoo.state.saved import NOBODY, check_chains, check_table
 from contrastive_zoo.state.tables import EmbeddingTable, LogAverage, check_natural, rows_of_table
 
 # Weight of the newest value in the running mean of the reported value, as in SogCLR.
@@ -120,8 +120,8 @@ class ChainSampler(NegativeSampler):
         self.out_of_batch, self.encode = out_of_batch, check_encode(encode)
         self.seed, self.step = seed, StepCounter()
         self.averages = LogAverage(num_samples)
-        # State of each chain as 2 * sample + view, -1 before its first move.
-        self.register_table("chain", num_samples, 2, fill=-1, per_sample=True)
+        # State of each chain as 2 * sample + view, `NOBODY` before its first move.
+        self.register_table("chain", num_samples, 2, fill=NOBODY, per_sample=True)
         if out_of_batch == "cache":
             self.embeddings = EmbeddingTable(num_samples, 2, width=embedding_dim)
         elif out_of_batch == "skip":
@@ -195,7 +195,7 @@ class ChainSampler(NegativeSampler):
             rows = torch.cat([data_rows(batch).expand(len(x), -1), state[:, None]], 1)
             weights = torch.cat([shares[back][:, back], of_carried[back][:, None]], 1)
             in_batch = torch.arange(len(x) + 1, device=x.device) < len(x)
-            return WeightedNegatives(torch.where(weights > 0, rows, -1), weights, in_batch.expand_as(weights))
+            return WeightedNegatives(torch.where(weights > 0, rows, NOBODY), weights, in_batch.expand_as(weights))
 
         return listing
 
@@ -244,7 +244,8 @@ class ChainSampler(NegativeSampler):
             ValueError: A size does not fit; a state is no row of the dataset or, with "cache", belongs to a sample that was not
                 visited; an average is not positive; or an embedding or a score is not finite.
         """
-        check_shape("chain", check_table("chain", chain, self.chain), tuple(self.chain.shape))
+        if check_table("chain", chain, self.chain).shape != self.chain.shape:
+            raise ValueError(f"chain must be {shape(self.chain)}, got {shape(chain)}.")
         check_natural(visited, {"u": u}, len(self.chain), positive=True)
         given = {"embeddings": embeddings, "log_score": log_score}
         self._check_scores(chain, visited, {name: table for name, table in given.items() if table is not None})
@@ -273,20 +274,15 @@ class ChainSampler(NegativeSampler):
             check_table(name, table, wanted[name])
             if table.dim() != wanted[name].dim() or table.shape[:2] != self.chain.shape:
                 raise ValueError(f"{name} must have a shape that begins with {shape(self.chain)}, got {shape(table)}.")
-        self._check_states(chain, visited)
-
-    def _check_states(self, chain: Tensor, visited: Tensor | None) -> None:
-        check_entries("chain", chain, -1, self.chain.numel() - 1)
-        states = chain.cpu()[chain.cpu() >= 0] // 2
-        if visited is not None and self.out_of_batch == "cache" and not bool(visited.cpu()[states].all()):
-            raise ValueError("chain holds states of samples that visited marks as not visited, which have no embedding.")
+        check_chains(chain, visited if self.out_of_batch == "cache" else None)
 
     def check_saved(self, saved: dict[str, Tensor]) -> None:
         """See `PreciseModule.check_saved`."""
         super().check_saved(saved)
         chain, visited = saved.get("chain"), saved.get("averages.visited")
         if chain is not None:
-            self._check_states(chain, visited if visited is not None and visited.shape == (len(self.chain),) else None)
+            fits = self.out_of_batch == "cache" and visited is not None and visited.shape == (len(self.chain),)
+            check_chains(chain, visited if fits else None)
 
 
 @operator("contrastive_zoo::column_order", "(SymInt columns, Tensor seed) -> Tensor")

@@ -13,7 +13,7 @@ from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import Negatives, NegativeSampler, WeightedNegatives, data_rows, has_negatives
 from contrastive_zoo.samplers.memory import memory_softmax
 from contrastive_zoo.state.modules import PreciseModule
-from contrastive_zoo.state.saved import check_entries, check_table
+from contrastive_zoo.state.saved import NOBODY, check_entries, check_table
 from contrastive_zoo.state.tables import EmbeddingTable
 
 # Largest position in a dataset whose rows, two per sample, have numbers of 64 bits.
@@ -53,8 +53,8 @@ class FeatureQueue(PreciseModule):
         super().__init__()
         length = check_count("length", length)
         self.embeddings = EmbeddingTable(length, width=embedding_dim, per_sample=False)
-        # Sample of each slot, -1 for an empty slot, and its view.
-        self.register_table("owner", length, fill=-1)
+        # Sample of each slot, and its view.
+        self.register_table("owner", length, fill=NOBODY)
         self.register_table("view", length, fill=0)
         self.register_table("next_slot", fill=0)
 
@@ -62,7 +62,7 @@ class FeatureQueue(PreciseModule):
         """See `PreciseModule.check_saved`."""
         super().check_saved(saved)
         slots = len(self.owner)
-        for name, low, high in (("owner", -1, LARGEST), ("view", 0, math.inf), ("next_slot", 0, slots - 1)):
+        for name, low, high in (("owner", NOBODY, LARGEST), ("view", 0, math.inf), ("next_slot", 0, slots - 1)):
             if name in saved:
                 check_entries(name, saved[name], low, high)
 
@@ -161,7 +161,7 @@ class QueueSampler(NegativeSampler):
         count = batch.negatives_count().expand(-1, 2).flatten() + self._in_queue(samples)
         log_mean = torch.where(others, total.detach() - count.clamp_min(1).to(x).log(), -torch.inf)
         listing = self._listing(batch, scale)
-        self.queue.push(x, torch.where(others, samples, -1), data_rows(batch) % 2)
+        self.queue.push(x, torch.where(others, samples, NOBODY), data_rows(batch) % 2)
         share = torch.where(others, (queued - total).detach().exp(), 0).mean()
         return Negatives(total, log_mean, listing, {"in_batch_share": 1 - share})
 
@@ -186,7 +186,7 @@ class QueueSampler(NegativeSampler):
             excluded = (rows // 2 == row[:, None] // 2) | (rows < 0)
             weights = (scale * x @ keys.T).masked_fill(excluded, -torch.inf).softmax(1)
             in_batch = torch.arange(len(rows), device=x.device) < len(x)
-            return WeightedNegatives(torch.where(excluded, -1, rows), weights, in_batch.expand_as(weights))
+            return WeightedNegatives(torch.where(excluded, NOBODY, rows), weights, in_batch.expand_as(weights))
 
         return listing
 
@@ -206,7 +206,7 @@ class QueueSampler(NegativeSampler):
         """
         queue = self.queue
         check_table("embeddings", embeddings, queue.embeddings.rows)
-        check_entries("index", check_table("index", index, queue.owner), -1, LARGEST)
+        check_entries("index", check_table("index", index, queue.owner), NOBODY, LARGEST)
         check_entries("view", check_table("view", view, queue.view), 0, 1)
         if (
             not embeddings.dim()
@@ -227,4 +227,4 @@ class QueueSampler(NegativeSampler):
 
 def _rows(queue: FeatureQueue) -> Tensor:
     """(M,) row of the dataset, 2 * sample + view, in each slot; -1 for an empty slot."""
-    return torch.where(queue.owner >= 0, 2 * queue.owner + queue.view, -1)
+    return torch.where(queue.owner >= 0, 2 * queue.owner + queue.view, NOBODY)

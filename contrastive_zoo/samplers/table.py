@@ -19,7 +19,7 @@ from contrastive_zoo.samplers.base import (
     has_negatives,
 )
 from contrastive_zoo.state.modules import StepCounter
-from contrastive_zoo.state.saved import check_table
+from contrastive_zoo.state.saved import NOBODY, check_table
 from contrastive_zoo.state.tables import EmbeddingTable, check_visited
 
 
@@ -120,12 +120,12 @@ class TableSampler(NegativeSampler):
         """(N, D) weighted sum of the negatives outside the batch; negatives in the batch have weight 0."""
         features, place = self.embeddings.rows.flatten(0, 1), rows.clamp_min(0)
         if self.encode is not None:
-            features, place = encode_rows(batch, self.encode, torch.where(weights > 0, rows, -1))
+            features, place = encode_rows(batch, self.encode, torch.where(weights > 0, rows, NOBODY))
         return _weighted_sum(batch, place, features, weights.to(features)).to(batch.x)
 
     def _samples(self) -> Tensor:
         samples = torch.arange(len(self.visited), device=self.visited.device)
-        return torch.where(self.visited, samples, -1).repeat_interleave(2)
+        return torch.where(self.visited, samples, NOBODY).repeat_interleave(2)
 
     @torch.no_grad()
     def _write(self, batch: Batch) -> tuple[Tensor, Tensor]:

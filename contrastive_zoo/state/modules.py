@@ -1,7 +1,8 @@
 """Modules with state: checked and precise buffers, a step counter and a seed."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -24,7 +25,10 @@ class AllOrNothing(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in `torch.nn.Module`; a state that is refused leaves the module as it is."""
-        nn.Module.load_state_dict(_without_data(self), state_dict, strict, True)
+        trial = copy(state_dict)
+        if isinstance(trial, OrderedDict) and hasattr(trial, "_metadata"):
+            trial._metadata = deepcopy(trial._metadata)  # where PyTorch notes that entries were assigned
+        nn.Module.load_state_dict(_without_data(self), trial, strict, True)
         return super().load_state_dict(state_dict, strict, assign)
 
 

@@ -181,7 +181,8 @@ class Temperature(nn.Module):
         saved = state_dict[key]
         if isinstance(self.value, nn.Parameter) and isinstance(saved, Tensor):
             if saved.is_complex() or (saved.is_cpu and not bool(saved.isfinite().all())):
-                args[-1].append(f"{key}: temperature must be a finite number, got {saved.tolist()}.")
+                given = "NaN" if bool(saved.isnan().any()) else saved.tolist()
+                args[-1].append(f"{key}: temperature must be a number, got {given}.")
                 return
             match_shapes(self, state_dict, prefix)
             state_dict[key] = state_dict[key].to(self.value.dtype)
@@ -190,7 +191,8 @@ class Temperature(nn.Module):
         if isinstance(saved, Tensor):
             # A number is saved in float64. A parameter counts as the nearest value in its interval.
             learned = saved.is_floating_point() and saved.dtype != torch.float64
-            saved = saved.detach().clamp(LOWEST, HIGHEST) if learned and bool(saved.isfinite().all()) else saved.detach()
+            known = learned and bool((saved.isfinite() & (saved > 0)).all())
+            saved = saved.detach().clamp(LOWEST, HIGHEST) if known else saved.detach()
         try:
             self._restore(as_temperature(saved))
         except (TypeError, ValueError) as error:
