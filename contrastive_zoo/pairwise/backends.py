@@ -7,7 +7,7 @@ from torch import Tensor
 
 from contrastive_zoo.checks import check_choice
 from contrastive_zoo.pairwise import dense
-from contrastive_zoo.pairwise.fused import launch, refusals
+from contrastive_zoo.pairwise.fused import passes, refusals
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import Gradients, Needs, Sums, Term
 from contrastive_zoo.pairwise.tiled import loop
@@ -47,10 +47,10 @@ DENSE = Backend("dense", parts=False, plain=dense.forward)
 FUSED = Backend(
     "fused",
     refuses=refusals.refuses,
-    prepare=launch.prepare,
-    residual=launch.residual,
-    forward=launch.forward,
-    backward=launch.backward,
+    prepare=passes.prepare,
+    residual=passes.residual,
+    forward=passes.forward,
+    backward=passes.backward,
 )
 BACKENDS = {backend.name: backend for backend in (FUSED, TILED, DENSE)}
 # "auto" uses the first of these that does not refuse.

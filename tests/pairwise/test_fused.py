@@ -15,7 +15,7 @@ from torch import Tensor
 
 from contrastive_zoo import pairwise
 from contrastive_zoo.pairwise import backends, sweep
-from contrastive_zoo.pairwise.fused import launch
+from contrastive_zoo.pairwise.fused import arguments, launch
 from contrastive_zoo.pairwise.fused.shapes import Shape
 from contrastive_zoo.pairwise.sweep import Bound, Ids, Sweep
 from contrastive_zoo.pairwise.terms import LogSumExp
@@ -329,7 +329,7 @@ def test_a_scale_on_a_device_is_read_by_kernels(visits: str, monkeypatch: pytest
     outcomes = []
     for read in (False, True):
         if read:
-            monkeypatch.setattr(launch, "_scale", lambda term, device: (term.scale, 1))
+            monkeypatch.setattr(arguments, "_scale", lambda scale, x: (scale, 1))
         value = pairwise.logsumexp(x, scale=scale, norm_bound=1.01, backend="fused")
         outcomes.append((value.detach(), *torch.autograd.grad(value, (x, scale), weights(70, dtype=torch.float32))))
     for a, b in zip(*outcomes, strict=True):

@@ -11,16 +11,34 @@ from contrastive_zoo.pairwise.fused import BOUNDED_RANGE
 # Start of a running maximum: a difference with it is never NaN, as one with an infinity could be.
 LOWEST = tl.constexpr(-1.0e30)
 RANGE = tl.constexpr(BOUNDED_RANGE)
+# Numbers that change from batch to batch and must not cause a compilation.
+CHANGING = ["rows", "columns", "group", "s0", "e0", "s1", "e1", "step"]
 
 
 @triton.jit
-def load_rows(X, i, end, stride, D: tl.constexpr, WIDTH: tl.constexpr):
-    """Rows before the end, padded with zeros; offsets have 64 bits."""
-    d = tl.arange(0, WIDTH)
+def load_rows(X, i, end, stride, start, D: tl.constexpr, WIDTH: tl.constexpr):
+    """A chunk of the features of rows before the end, padded with zeros; offsets have 64 bits."""
+    d = start + tl.arange(0, WIDTH)
     mask = (i < end)[:, None]
-    if D < WIDTH:
+    if D % WIDTH:
         mask = mask & (d < D)[None, :]
     return tl.load(X + i.to(tl.int64)[:, None] * stride + d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def similarities(
+    x, X, Y, i, j, rows, end, x_row, y_row,
+    D: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Similarities of a tile: of rows x that fit into a chunk, or chunk by chunk."""
+    if D <= WIDTH:
+        found = tl.dot(x, tl.trans(load_rows(Y, j, end, y_row, 0, D, WIDTH)), input_precision=PRECISION)
+    else:
+        found = tl.zeros([BM, BN], tl.float32)
+        for start in range(0, D, WIDTH):
+            a, b = load_rows(X, i, rows, x_row, start, D, WIDTH), load_rows(Y, j, end, y_row, start, D, WIDTH)
+            found = tl.dot(a, tl.trans(b), found, input_precision=PRECISION)
+    return found
 
 
 @triton.jit

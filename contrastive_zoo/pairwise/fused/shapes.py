@@ -39,6 +39,8 @@ HALF, TF32, FLOAT32 = Kind("half", "ieee"), Kind("tf32", "tf32"), Kind("float32"
 
 # Largest width of each column of the table.
 WIDTHS = (64, 128, 256)
+# Wider rows are read in chunks.
+LARGEST_WIDTH = 4096
 # Not measured. Rule: of the shapes up to 128 x 128 the largest whose machine code (`make kernels`; Triton 3.3, 3.6, 3.8) takes
 # at most 99 KiB of shared memory on compute capabilities 80, 86, 89 and 120, and spills no register there in half precision and
 # TF32, and at most 100 in float32. Capabilities 90 and 100 have 227 KiB; the shapes need up to 129 KiB there, and on 100
@@ -50,10 +52,33 @@ TABLE = {
     ("pair_sums", "half"): (Shape(128, 128, 8, 2), Shape(128, 128, 8, 2), Shape(64, 64, 8, 2)),
     ("pair_sums", "tf32"): (Shape(64, 64, 4, 2), Shape(64, 64, 4, 2), Shape(32, 32, 4, 2)),
     ("pair_sums", "float32"): (Shape(32, 64, 4, 2), Shape(32, 64, 4, 2), Shape(16, 32, 4, 2)),
+    ("sums", "half"): (Shape(64, 128, 4, 3), Shape(64, 128, 4, 2), Shape(64, 64, 4, 2)),
+    ("sums", "tf32"): (Shape(64, 128, 4, 2), Shape(64, 64, 4, 2), Shape(32, 32, 4, 2)),
+    ("sums", "float32"): (Shape(32, 64, 4, 2), Shape(32, 64, 4, 2), Shape(16, 32, 4, 2)),
     ("gradients", "half"): (Shape(64, 64, 4, 3), Shape(64, 64, 8, 2), Shape(64, 32, 8, 2)),
     ("gradients", "tf32"): (Shape(64, 64, 4, 2), Shape(64, 64, 8, 2), Shape(32, 32, 8, 2)),
     ("gradients", "float32"): (Shape(32, 64, 8, 2), Shape(32, 64, 8, 2), Shape(16, 32, 8, 2)),
 }
+# The same for rows of more than 256 features.
+WIDE = {
+    ("log_sums", "half"): Shape(64, 128, 4, 3),
+    ("log_sums", "tf32"): Shape(64, 128, 4, 3),
+    ("log_sums", "float32"): Shape(64, 64, 4, 2),
+    ("pair_sums", "half"): Shape(128, 128, 8, 3),
+    ("pair_sums", "tf32"): Shape(64, 128, 8, 3),
+    ("pair_sums", "float32"): Shape(64, 64, 4, 2),
+    ("sums", "half"): Shape(64, 128, 4, 3),
+    ("sums", "tf32"): Shape(64, 128, 4, 3),
+    ("sums", "float32"): Shape(64, 64, 4, 2),
+    ("slopes", "half"): Shape(128, 128, 8, 3),
+    ("slopes", "tf32"): Shape(128, 128, 8, 3),
+    ("slopes", "float32"): Shape(64, 64, 4, 2),
+    ("products", "half"): Shape(128, 64, 8, 3),
+    ("products", "tf32"): Shape(128, 32, 8, 3),
+    ("products", "float32"): Shape(64, 32, 4, 2),
+}
+# Features of a chunk of wide rows: of the sums of products, and of the gradient.
+CHUNKS = {"half": (64, 128), "tf32": (32, 128), "float32": (32, 64)}
 # By kernel, kind, largest width and compute capability. Among the fastest on an H100, measured not with these kernels but with
 # shorter ones that had the same products and exponentials: rows against all keys, one scale, ids in tensors.
 MEASURED = {
@@ -73,6 +98,16 @@ def padded(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
+def is_wide(width: int) -> bool:
+    """Whether rows are read in chunks."""
+    return width > WIDTHS[-1]
+
+
+def chunk_of(kernel: str, kind: Kind, width: int) -> int:
+    """Features that a kernel reads or computes at once."""
+    return CHUNKS[kind.name][kernel == "products"] if is_wide(width) else padded(width)
+
+
 @cache
 def capability_of(device: torch.device) -> int:
     """Compute capability of a GPU, 90 for 9.0; of a CPU 80."""
@@ -82,5 +117,7 @@ def capability_of(device: torch.device) -> int:
 
 def shape_of(kernel: str, kind: Kind, width: int, capability: int) -> Shape:
     """The shape of the tiles of a kernel on a GPU."""
+    if is_wide(width):
+        return MEASURED.get((kernel, kind.name, LARGEST_WIDTH, capability), WIDE[kernel, kind.name])
     column = next(number for number, largest in enumerate(WIDTHS) if width <= largest)
     return MEASURED.get((kernel, kind.name, WIDTHS[column], capability), TABLE[kernel, kind.name][column])
