@@ -25,15 +25,16 @@ OPERANDS = (None, *HALF)
 def _packed(sweep: Sweep, term: Term) -> tuple[Any, ...]:
     scale, offset, numbers, *_ = term.packed()
     operand = OPERANDS.index(sweep.operand)
-    layout = [int(sweep.counts == "equal"), int(sweep.both), *sweep.part, sweep.group, operand]
+    layout = [int(sweep.counts == "equal"), int(sweep.both), *sweep.part, sweep.group, operand, int(sweep.ordered)]
     tensors = sweep.x, sweep.keys, scale, offset, sweep.ids, sweep.key_ids
     return *tensors, type(term).__name__, numbers, sweep.norm_bound, layout
 
 
 def _unpacked(packed: Sequence[Any]) -> tuple[Sweep, Term]:
-    x, keys, scale, offset, ids, key_ids, name, numbers, norm_bound, (equal, both, part, parts, group, operand) = packed
+    x, keys, scale, offset, ids, key_ids, name, numbers, norm_bound, layout = packed
+    equal, both, part, parts, group, operand, ordered = layout
     counts: Literal["different", "equal"] = "equal" if equal else "different"
-    known = norm_bound, (part, parts), group, OPERANDS[operand]
+    known = norm_bound, (part, parts), group, OPERANDS[operand], bool(ordered)
     sweep = Sweep(x, keys, ids, key_ids, counts, bool(both), *known)
     return sweep, TERMS[name].unpacked(Packed(scale, offset, numbers))
 

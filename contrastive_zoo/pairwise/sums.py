@@ -1,10 +1,13 @@
 """Sums of kernels, squares and softplus over pairs: public functions."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import check_choice, check_features, check_number, check_same
 from contrastive_zoo.devices import beside
+from contrastive_zoo.pairwise.backends import choose
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, get_kernel
 from contrastive_zoo.pairwise.operator_ import compute
 from contrastive_zoo.pairwise.sweep import HALF, Bound, Ids, Sweep
@@ -196,11 +199,12 @@ def softplus_sum_within(
     check_features("x", x, (2,))
     sweep = Sweep.of(x, ids=ids, counts="equal", norm_bound=norm_bound, part=part)
     term = Softplus.of(scale, bias, sweep.x)
-    if backend == "dense":
+    if not choose(sweep, term, backend).orders(sweep):
         return compute(sweep, term, backend).rows.squeeze(0)
     # Sorted by id, so the rows of an id are visited in blocks.
     order = ids.argsort(stable=True)
     there = beside(order, x)
     ordered = Sweep.of(x[there], ids=ids[order], counts="equal", norm_bound=norm_bound, part=part)
+    ordered = replace(ordered, ordered=True)
     sums = compute(ordered, Softplus(term.scale, term.bias[there]), backend).rows.squeeze(0)
     return sums[there.argsort()]

@@ -374,5 +374,5 @@ def test_compiled_equals_eager() -> None:
 def test_operators_keep_their_promises_with_this_backend() -> None:
     x, keys = rows(6, 3, dtype=torch.float32), rows(5, 3, seed=1, dtype=torch.float32)
     scale = torch.full((1, 1), 3.0, requires_grad=True)
-    packed = x, keys, scale, None, None, None, "LogSumExp", [0.0], 1.0, [0, 1, 0, 1, 0, 0], "fused", [True, True, True, False]
+    packed = x, keys, scale, None, None, None, "LogSumExp", [0.0], 1.0, [0, 1, 0, 1, 0, 0, 0], "fused", [True, True, True, False]
     torch.library.opcheck(torch.ops.contrastive_zoo.sweep.default, packed)

@@ -72,7 +72,7 @@ def _descend(
     """Add the products of slopes and rows of the other side, and sums of slopes, over the tiles of a block of rows."""
     scale, level, weight = load_side(LEVEL, ERRORS, WEIGHTS, SCALE, g * rows + i, i, rows, 0, step, SCALES, TERM)
     for t in range(0, every):
-        start, end = tile_of(t, first, both, i0, columns, s0, e0, s1, e1, BN, PART)
+        start, end = tile_of(t, first, both, i0, columns, s0, e0, s1, e1, BN, PART, EQUAL)
         j = start + tl.arange(0, BN)
         y = load_rows(Y, j, end, y_row, 0, D, WIDTH)
         other_ids = load_ids(IDS_Y, j, end, group, IDS)
@@ -114,7 +114,7 @@ def gradients(
     x = load_rows(X + g * x_set, i, rows, x_row, 0, D, WIDTH)
     ids = load_ids(IDS_X, i, rows, group, IDS)
     total, offset = tl.zeros([BM, WIDTH], tl.float32), tl.zeros([BM], tl.float32)
-    first, both, every = tiles_of(i0, rows, columns, s0, e0, s1, e1, BM, BN, PART)
+    first, both, every = tiles_of(i0, rows, columns, IDS_X, IDS_Y, s0, e0, s1, e1, BM, BN, PART, EQUAL)
     # A loop for each case: Triton cannot pipeline a loop with a branch between its two products.
     shared = False
     if (TERM == LOGSUMEXP) & (WEIGHTS is not None) & (OTHER_WEIGHTS is not None) & (SCALES != 2):

@@ -42,7 +42,7 @@ def log_sums(
     if not bounded:
         largest = largest * 0 + LOWEST
     total, weighted = tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
-    first, both, every = tiles_of(i0, rows, columns, s0, e0, s1, e1, BM, BN, PART)
+    first, both, every = tiles_of(i0, rows, columns, IDS_X, IDS_Y, s0, e0, s1, e1, BM, BN, PART, EQUAL)
     if TOTALS is not None:
         added = i < tl.where(bounded, rows, 0)
         every = tl.where(bounded, 0, every)
@@ -54,7 +54,7 @@ def log_sums(
         x = load_rows(X, i, rows, x_row, 0, D, WIDTH)
     ids = load_ids(IDS_X, i, rows, group, IDS)
     for t in range(0, every):
-        start, end = tile_of(t, first, both, i0, columns, s0, e0, s1, e1, BN, PART)
+        start, end = tile_of(t, first, both, i0, columns, s0, e0, s1, e1, BN, PART, EQUAL)
         j = start + tl.arange(0, BN)
         other_ids = load_ids(IDS_Y, j, end, group, IDS)
         similarity = similarities(x, X, Y, i, j, rows, end, x_row, y_row, D, WIDTH, BM, BN, PRECISION)
@@ -142,13 +142,13 @@ def sums(
     at = g * rows + i
     scale, level = load_scale(SCALE, i, rows, 0, SCALES), load_level(LEVEL, at, i, rows, step)
     total, derivatives, weighted = tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
-    first, both, every = tiles_of(i0, rows, columns, s0, e0, s1, e1, BM, BN, PART)
+    first, both, every = tiles_of(i0, rows, columns, IDS_X, IDS_Y, s0, e0, s1, e1, BM, BN, PART, EQUAL)
     X, Y, x = X + g * x_set, Y + g * y_set, i
     if D <= WIDTH:
         x = load_rows(X, i, rows, x_row, 0, D, WIDTH)
     ids = load_ids(IDS_X, i, rows, group, IDS)
     for t in range(0, every):
-        start, end = tile_of(t, first, both, i0, columns, s0, e0, s1, e1, BN, PART)
+        start, end = tile_of(t, first, both, i0, columns, s0, e0, s1, e1, BN, PART, EQUAL)
         j = start + tl.arange(0, BN)
         other_ids = load_ids(IDS_Y, j, end, group, IDS)
         other_level = load_level(OTHER_LEVEL, g * columns + j, j, end, step)

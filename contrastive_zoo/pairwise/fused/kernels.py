@@ -9,7 +9,7 @@ Flags that the compiler knows:
 
 * TERM: what is summed, a number of the package `fused`.
 * IDS: 0 no ids, 1 the id of a row is its position // group, 2 ids are loaded.
-* EQUAL: pairs of different rows with equal ids count, instead of pairs with different ids.
+* EQUAL: 0 pairs with different ids count, 1 pairs of different rows with equal ids, 2 the same, and loaded ids ascend.
 * SCALES: 0 one number, 1 a tensor with one scale per `k`, 2 a tensor with one scale per row.
 * PART: which pairs count, given two strips of rows, from s0 to e0 and from s1 to e1: 0 all, 1 those whose smaller row is in a
   strip, 2 those whose row i is, 3 those whose row j is.

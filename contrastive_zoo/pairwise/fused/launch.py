@@ -12,9 +12,9 @@ from torch import Tensor
 
 from contrastive_zoo.pairwise import fused
 from contrastive_zoo.pairwise.fused.arguments import Function, Side, flat, sides_of
-from contrastive_zoo.pairwise.fused.shapes import FLOAT32, capability_of, chunk_of, is_wide, kind_of, shape_of
+from contrastive_zoo.pairwise.fused.shapes import MIXED, capability_of, chunk_of, is_wide, kind_of, shape_of
 from contrastive_zoo.pairwise.sweep import Sweep, strips
-from contrastive_zoo.pairwise.terms import KernelSum, Squares, Sums, Term
+from contrastive_zoo.pairwise.terms import Sums, Term
 
 # From this many pairs of rows on, each pair is visited once, with sums of both sides, if the order of additions may vary.
 MANY_PAIRS = 2**26
@@ -22,8 +22,9 @@ MANY_PAIRS = 2**26
 RUN = 16
 # Entries that `weigh` reads at once.
 BLOCK = 4096
-# Largest number of rows, and of rows of the other side, whose slopes are stored at once: 32 MiB in half precision.
-SLAB = 4096
+# Largest number of rows, and of rows of the other side, whose slopes are stored at once; and the bytes that they may take where
+# the gradient, twice, takes less.
+SLAB, SLAB_BYTES = 4096, 2**22
 
 Pointers = tuple[Tensor | None, ...]
 
@@ -56,20 +57,15 @@ class Launches:
         self.sets = sweep.x.shape[0] if sweep.x.dim() == 3 else 1
         self.width = sweep.x.shape[-1]
         self.function = Function.of(term, sweep.x)
-        self.kind = kind_of(self.x.x.dtype)
-        if isinstance(term, KernelSum) and self.x.x.dtype == torch.float32:
-            # A squared distance is a difference of products: what TF32 rounds off is above the floor of near rows.
-            self.kind = FLOAT32
-        # Slopes that float16 need not hold; see `functions.add_product`.
-        wide_range = isinstance(term, KernelSum | Squares) and self.x.x.dtype == torch.float16
-        self.slopes_dtype = torch.float32 if wide_range else self.x.x.dtype
+        self.kind = kind_of(self.x.x.dtype, self.function.term)
         # A finite number in float32, whose product with a scale of 0 is 0.
         self.squared_bound = min(sweep.norm_bound**2, 1e30)
         own = sweep.keys is None
         self.group = sweep.group or int(own)
         self.flags = {
             "IDS": 2 if self.x.ids is not None else int(own or sweep.ids is not None),
-            "EQUAL": sweep.counts == "equal",
+            # Ordered ids say which tiles hold pairs.
+            "EQUAL": (1 + (sweep.ordered and not self.divided)) * (sweep.counts == "equal"),
             "SCALES": self.function.scales,
         }
         bounds = [limit for strip in strips(self.x.rows, sweep.part) for limit in strip]
@@ -145,15 +141,19 @@ class Launches:
         """Gradient of one side, through sums of that side and of the other; ``offsets`` receives that of squared lengths."""
         pointers = *through[0], *through[1]
         flags = {"K": self.function.number, "TERM": self.function.term}
+        wide = is_wide(self.kind, self.width)
         # Wide gradients are sums over slabs.
-        out = (torch.zeros if is_wide(self.width) else torch.empty)(own.x.shape, device=self.device, dtype=torch.float32)
-        if not is_wide(self.width):
+        out = (torch.zeros if wide else torch.empty)(own.x.shape, device=self.device, dtype=torch.float32)
+        if not wide:
             self.launch("gradients", own, other, (*pointers, top, out, offsets), {**flags, "PART": own.part}, self._numbers)
             return out
         if offsets is not None:
             offsets.zero_()
-        height, length = min(max(SLAB // self.sets, 1), own.rows), min(SLAB, other.rows)
-        slab = torch.empty(self.sets * height * length, device=self.device, dtype=self.slopes_dtype)
+        dtype = torch.float32 if self.kind is MIXED else own.x.dtype
+        height = min(max(SLAB // self.sets, 1), own.rows)
+        bounded = max(SLAB_BYTES, 2 * out.numel() * out.element_size()) // (self.sets * height * dtype.itemsize)
+        length = min(SLAB, other.rows, max(bounded, 1))
+        slab = torch.empty(self.sets * height * length, device=self.device, dtype=dtype)
         for rectangle in self._rectangles(own, other):
             for bounds in _slabs(rectangle, height, length):
                 self._slopes(own, other, (*pointers, slab), flags, bounds)
@@ -181,11 +181,14 @@ class Launches:
 
     def _rectangles(self, own: Side, other: Side) -> Iterator[tuple[int, int, int, int]]:
         """Rectangles that hold the pairs that count: first and last row of a side, first and last row of the other side."""
+        if not own.part:
+            yield 0, own.rows, 0, other.rows
+            return
         low, high, start, stop = self.strips
         for first, end in ((low, high), (start, stop)):
             if first == end:
                 continue
-            if not own.part or own.part == 2:
+            if own.part == 2:
                 yield first, end, 0, other.rows
             elif own.part == 3:
                 yield 0, own.rows, first, end

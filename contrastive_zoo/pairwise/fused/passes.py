@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from contrastive_zoo.devices import beside
-from contrastive_zoo.pairwise.fused import logarithms, plain_sums
+from contrastive_zoo.pairwise.fused import launch, logarithms, plain_sums
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import Gradients, LogSumExp, Needs, Sums, Term
 
@@ -19,6 +19,11 @@ def prepare(sweep: Sweep) -> Sweep:
         return sweep
     key_ids = None if sweep.key_ids is None else beside(sweep.key_ids, sweep.x)
     return replace(sweep, ids=beside(sweep.ids, sweep.x), key_ids=key_ids)
+
+
+def orders(sweep: Sweep) -> bool:
+    """Whether to order rows by id: kernels then visit few tiles. Of few rows, sorting takes longer than visiting all."""
+    return sweep.x.shape[-2] ** 2 >= launch.MANY_PAIRS
 
 
 def residual(sweep: Sweep, term: Term, needs: Needs) -> int:
