@@ -44,12 +44,19 @@ TERMS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "squares": (fused.SQUARES, {"LEVEL": None, "OTHER_LEVEL": None, **SUMS_ONLY}, {"LEVEL": None, "ERRORS": None, **NO_SUMS}),
     "riesz": (fused.RIESZ, SUMS_ONLY, {"ERRORS": None, "OTHER_ERRORS": None}),
 }
+ORDERED = {"EQUAL": 2, "IDS": 2}
 for name, (term, forward, backward) in TERMS.items():
     USES[f"{name}.sums"] = "sums", {"PART": 0, "TERM": term, **forward}
     USES[f"{name}.gradients"] = "gradients", {"PART": 0, "K": 1, "TERM": term, **backward}
     USES[f"{name}.slopes"] = "slopes", {"K": 1, "TERM": term, **backward}
     if term >= fused.SQUARES:
         USES[f"{name}.products"] = "products", {"TERM": term, "OFFSETS": None}
+# Positives of ucl, hucl, scl and hscl: rows with equal ids, next to each other, both of them anchors.
+USES["positives.sums"] = "sums", {**USES["softplus.sums"][1], **ORDERED}
+USES["positives.gradients"] = (
+    "gradients",
+    {"PART": 0, "K": 1, "TERM": fused.SOFTPLUS, "ERRORS": None, "OTHER_ERRORS": None, "OFFSETS": None, **ORDERED},
+)
 # Means are what the gradient of a learned temperature needs.
 NUMBER = {"SCALES": 0, "WEIGHTED": None, "COLUMN_WEIGHTED": None, "MEANS": None}
 LEARNED = {"SCALES": 1}
@@ -66,10 +73,12 @@ def compiled(use: str, kind: shapes.Kind, width: int, capability: int, shape: sh
         "D": width,
         "WIDTH": shapes.chunk_of(kernel, kind, width),
         "PRECISION": kind.precision,
-        **{"IDS": 1, "EQUAL": False, "IDS_X": None, "IDS_Y": None},
+        **{"IDS": 1, "EQUAL": 0},
         **flags,
         **own,
     }
+    if constants["IDS"] < 2:
+        constants |= {"IDS_X": None, "IDS_Y": None}
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature = {name: "constexpr" if name in constants else _type(name, kind, constants) for name in function.arg_names}
     positions = [
@@ -91,6 +100,8 @@ def _type(name: str, kind: shapes.Kind, constants: dict[str, Any]) -> str:
         return "*fp32" if kind is shapes.MIXED else OPERANDS[kind.name]
     if name == "SCALE" and constants["SCALES"] == 0:
         return "fp32"
+    if name in ("IDS_X", "IDS_Y"):
+        return "*i64"
     return "*fp32" if name.isupper() else "fp32" if name in FLOATS else "i32"
 
 

@@ -8,8 +8,9 @@ import torch
 from cases import HALF, rows, weights
 from hypothesis import given
 from hypothesis import strategies as st
+from exactness import assert_as_exact_as_dense, errors, exact, single
 from launches import Recorder, Work
-from operations import IDS, OPERATIONS, OUTCOME, Leaves, Operation, leaves
+from operations import IDS, OPERATIONS, OUTCOME, Leaves, Operation
 from tolerances import assert_close
 from torch import Tensor
 
@@ -47,14 +48,6 @@ def visits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     torch.use_deterministic_algorithms(True)
 
 
-def single(size: int, width: int, **options: Any) -> Leaves:
-    return leaves(size, width, dtype=torch.float32, **options)
-
-
-def exact(given: Leaves) -> Leaves:
-    return Leaves(*(t.detach().double().requires_grad_() for t in given))
-
-
 def bounded(operation: Operation) -> Operation:
     """With a bound on the length of rows, as losses give it."""
 
@@ -62,28 +55,6 @@ def bounded(operation: Operation) -> Operation:
         return operation.call(t, *ids, **options, norm_bound=1.01)
 
     return operation._replace(call=called)
-
-
-def errors(found: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> list[float]:
-    differences = [(a.double() - b)[b.isfinite()].norm() for a, b in zip(found, reference, strict=True)]
-    return [float(difference) for difference in differences]
-
-
-def assert_as_exact_as_dense(operation: Operation, given: Leaves, kind: str) -> None:
-    """At most twice the error of dense code in the same precision, plus the error of a logit.
-
-    Both passes compute products. Their additions may be in another order, and a difference between the products of the passes
-    is multiplied by the scale; dense code keeps its products.
-    """
-    reference = operation.outcome(exact(given), kind, backend="dense")
-    fused, dense = (operation.outcome(given, kind, backend=backend) for backend in ("fused", "dense"))
-    assert torch.equal(fused[0].isinf(), reference[0].isinf())
-    for what, found, allowed, result in zip(
-        OUTCOME, errors(fused, reference), errors(dense, reference), reference, strict=True
-    ):
-        largest = float(result[result.isfinite()].norm()) + 1e-3
-        logit = 2.0**-23 * (8 + 10 * operation.logit / 4)
-        assert found <= 2 * allowed + logit * largest, f"{what}: {found:.2e}, dense {allowed:.2e}, norm {largest:.2e}"
 
 
 @every_operation

@@ -75,7 +75,7 @@ WIDE = {
     ("pair_sums", "float32"): Shape(64, 64, 4, 2),
     ("sums", "half"): Shape(64, 128, 8, 3),
     ("sums", "mixed"): Shape(64, 128, 8, 3),
-    ("sums", "tf32"): Shape(64, 128, 4, 3),
+    ("sums", "tf32"): Shape(64, 128, 8, 3),
     ("sums", "float32"): Shape(64, 64, 4, 2),
     ("slopes", "half"): Shape(128, 64, 8, 3),
     ("slopes", "mixed"): Shape(128, 64, 8, 3),
