@@ -10,7 +10,7 @@ from exactness import assert_as_exact_as_dense, assert_as_exact_as_dense_in_half
 from hypothesis import given
 from hypothesis import strategies as st
 from launches import Recorder, Work
-from operations import IDS, OPERATIONS, OUTCOME, Leaves, Operation
+from operations import FORMS, IDS, OPERATIONS, OUTCOME, Leaves, Operation
 from tolerances import assert_close
 from torch import Tensor
 
@@ -27,8 +27,7 @@ SERVED = {
     name: operation for name, operation in OPERATIONS.items() if "logsumexp" not in name and "gaussian(2.0), unit" not in name
 }
 every_operation = pytest.mark.parametrize("operation", SERVED.values(), ids=SERVED)
-SIZES = [((2, 1), "alone"), ((2, 3), "equal"), ((17, 33), "views"), ((70, 5), "few"), ((70, 64), "one large class")]
-SIZES += [((21, 200), "int32")]
+SIZES = [((2, 1), "alone"), ((2, 3), "equal"), ((17, 33), "views"), ((50, 5), "one large class"), ((21, 200), "int32")]
 
 # From how many pairs on rows are ordered by id, and the tiles of all kernels.
 TILES = {"large tiles": (2**60, Shape(64, 128, 4, 2)), "small tiles, ordered": (0, Shape(32, 16, 4, 2))}
@@ -51,20 +50,20 @@ def test_value_and_gradients(operation: Operation, shape: tuple[int, int], kind:
 
 
 @every_operation
-@pytest.mark.parametrize(("shape", "kind"), [((1, 4), "alone"), ((17, 33), "views"), ((70, 64), "few")], ids=str)
-def test_half_precision(operation: Operation, shape: tuple[int, int], kind: str, tiles: str) -> None:
+@pytest.mark.parametrize(("shape", "kind"), [((1, 4), "alone"), ((40, 33), "few")], ids=str)
+def test_half_precision(operation: Operation, shape: tuple[int, int], kind: str) -> None:
     assert_as_exact_as_dense_in_half(operation, *shape, kind)
 
 
 @every_operation
-def test_rows_without_keys(operation: Operation, tiles: str) -> None:
+def test_rows_without_keys(operation: Operation) -> None:
     kind = "alone" if operation.within else "equal"
     found = operation.outcome(single(5, 7), kind, backend="fused")
     for value, wanted in zip(found, operation.outcome(single(5, 7), kind, backend="dense"), strict=True):
         assert torch.equal(value, wanted)
 
 
-@pytest.mark.parametrize("name", [name for name, operation in SERVED.items() if operation.whole is not None])
+@pytest.mark.parametrize("name", [name for name, operation in FORMS.items() if name in SERVED and operation.whole is not None])
 def test_parts_make_the_whole(name: str, tiles: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if parts begin inside a tile, or are empty."""
     operation, whole = SERVED[name], SERVED[name].whole
@@ -72,9 +71,9 @@ def test_parts_make_the_whole(name: str, tiles: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sweep, "GRAIN", 8)
 
     def summed(*given: Any) -> Tensor:
-        return whole(torch.stack([operation.call(*given, part=(p, 5), backend="fused") for p in range(5)]))
+        return whole(torch.stack([operation.call(*given, part=(p, 3), backend="fused") for p in range(3)]))
 
-    found, wanted = operation._replace(call=summed).outcome(single(63, 7), "few"), operation.outcome(exact(single(63, 7)), "few")
+    found, wanted = operation._replace(call=summed).outcome(single(43, 7), "few"), operation.outcome(exact(single(43, 7)), "few")
     for what, a, b in zip(OUTCOME, found, wanted, strict=True):
         assert_close(a, b, what, dtype=torch.float32, logit=10 * operation.logit, magnitude=operation.magnitude)
 
@@ -106,27 +105,30 @@ def test_equal_rows_get_no_gradient_from_rounding(t: float, unit: bool, tiles: s
 
 
 @pytest.mark.parametrize("width", [33, 200])
-def test_slopes_may_exceed_the_range_of_half_precision(width: int) -> None:
-    """Those of near rows, and of long ones; also with a scaled loss."""
+def test_slopes_of_kernels_may_exceed_the_range_of_half_precision(width: int) -> None:
+    """Those of near rows, with a scaled loss."""
     x = rows(20, width, dtype=torch.float16).detach()
-    near = torch.cat([x, (x.float() * 1.05).half()]).requires_grad_()
-    long = (100 * x).requires_grad_()
+    near, known = torch.cat([x, (x.float() * 1.05).half()]).float(), {"kernel": "riesz", "parameter": 2.0}
+    gradients = []
+    for leaf, backend in ((near.requires_grad_(), "fused"), (near.detach().double().requires_grad_(), "dense")):
+        value = pairwise.kernel_sum(leaf, rounding=torch.finfo(torch.float16).eps, backend=backend, **known)
+        gradients += torch.autograd.grad(2.0**10 * value.sum(), leaf)
+    found, wanted = gradients
+    assert found.abs().max() > 65504
+    assert float((found - wanted).norm()) <= 5e-3 * float(wanted.norm())
 
-    def gradient(call: Callable[[Tensor, str], Tensor], of: Tensor, backend: str) -> Tensor:
-        leaf = of.detach().double().requires_grad_() if backend == "dense" else of.detach().float().requires_grad_()
-        call(leaf, backend).mul(2.0**10).sum().backward()
-        assert leaf.grad is not None
-        return leaf.grad
 
-    eps = torch.finfo(torch.float16).eps
-    for call, of in (
-        (lambda z, b: pairwise.kernel_sum(z, kernel="riesz", parameter=2.0, rounding=eps, backend=b), near),
-        (lambda z, b: pairwise.square_sum(z.half() if b == "fused" else z, z.detach().to(z.dtype), backend=b), long),
-    ):
-        found, wanted = (gradient(call, of, backend) for backend in ("fused", "dense"))
-        assert found.abs().max() > 65504
-        assert found.isfinite().all()
-        assert float((found - wanted).norm()) <= 5e-3 * float(wanted.norm())
+@pytest.mark.parametrize("width", [33, 200])
+def test_squares_may_exceed_the_range_of_half_precision(width: int) -> None:
+    x = (300 * rows(5, width, dtype=torch.float16)).detach()
+    assert float((x[0].float() @ x[0].float())) > 65504
+    gradients = []
+    for leaf, backend in ((x.clone().requires_grad_(), "fused"), (x.double().requires_grad_(), "dense")):
+        value = pairwise.square_sum(leaf, leaf.detach().flip(0), backend=backend)
+        gradients += torch.autograd.grad(2.0**-10 * value.sum(), leaf)
+    found, wanted = gradients
+    assert found.dtype == torch.float16
+    assert float((found - wanted).norm()) <= 2e-3 * float(wanted.norm())
 
 
 @pytest.mark.parametrize("there", [False, True])
