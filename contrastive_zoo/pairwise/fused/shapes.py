@@ -89,8 +89,9 @@ WIDE = {
 # Features of a chunk of wide rows: of the sums of products, and of the gradient.
 CHUNKS = {"half": (64, 128), "mixed": (64, 128), "tf32": (32, 128), "float32": (32, 64)}
 # By kernel, kind, largest width and compute capability. Among the fastest on an H100, measured not with these kernels but with
-# shorter ones that had the same products and exponentials: rows against all keys, one scale, ids in tensors.
-MEASURED = {
+# shorter ones that had the same products and exponentials: rows against all keys, one scale, ids in tensors. To measure more:
+# `python benchmarks/tune.py`.
+MEASURED: dict[tuple[str, str, int, int], Shape] = {
     ("log_sums", "half", 128, 90): Shape(64, 128, 4, 3),
 }
 
@@ -129,9 +130,14 @@ def capability_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def column_of(kind: Kind, width: int) -> int:
+    """Largest width of the column of the table that rows of a width belong to."""
+    return LARGEST_WIDTH if is_wide(kind, width) else next(largest for largest in WIDTHS if width <= largest)
+
+
 def shape_of(kernel: str, kind: Kind, width: int, capability: int) -> Shape:
     """The shape of the tiles of a kernel on a GPU."""
-    if is_wide(kind, width):
-        return MEASURED.get((kernel, kind.name, LARGEST_WIDTH, capability), WIDE[kernel, kind.name])
-    column = next(number for number, largest in enumerate(WIDTHS) if width <= largest)
-    return MEASURED.get((kernel, kind.name, WIDTHS[column], capability), TABLE[kernel, kind.name][column])
+    column = column_of(kind, width)
+    if measured := MEASURED.get((kernel, kind.name, column, capability)):
+        return measured
+    return WIDE[kernel, kind.name] if is_wide(kind, width) else TABLE[kernel, kind.name][WIDTHS.index(column)]
