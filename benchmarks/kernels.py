@@ -27,8 +27,8 @@ from contrastive_zoo.pairwise.fused import kernels, launch, shapes
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 Use = tuple[str, dict[str, Any]]
-# How sweeps use each kernel: log-sum-exps of a batch of several views, and other terms by name. A kernel of a distance compiles to
-# the same products with another function; the steepest one stands for all.
+# How sweeps use each kernel: log-sum-exps of a batch of several views, and other terms by name. Kernels of a distance differ in
+# one function; the one with the most instructions stands for all.
 USES: dict[str, Use] = {
     "log_sums": ("log_sums", {"TOTALS": None, "PART": 0}),
     "pair_sums": ("pair_sums", {"SELF": True, "RUN": launch.RUN}),

@@ -1,10 +1,10 @@
-"""Measures shapes of tiles on one CUDA GPU, and prints entries for ``MEASURED`` in ``contrastive_zoo/pairwise/fused/shapes.py``.
+"""Measures shapes of tiles on one CUDA GPU; prints entries for ``MEASURED`` of ``contrastive_zoo/pairwise/fused/shapes.py``.
 
-    python benchmarks/tune.py                                # half precision, 128 features: about five minutes, mostly compiling
+    python benchmarks/tune.py                     # half precision, 128 features: minutes, which go into compiling
     python benchmarks/tune.py --kinds half tf32 --widths 64 128 256 1024 --kernels log_sums gradients
 
-From the shape that is in use, the search tries its neighbours, which differ in one number, and moves to the fastest as long as that
-gains more than the noise. Times and shapes go to ``benchmarks/results/tune.*``.
+From the shape that is in use, the search tries its neighbours, which differ in one number, and moves to the fastest as long as
+that gains more than the noise. Times and shapes go to ``benchmarks/results/tune.*``.
 """
 
 import argparse

@@ -60,7 +60,9 @@ BACKENDS = {backend.name: backend for backend in (FUSED, TILED, DENSE)}
 
 def _refuses_unasked(sweep: Sweep, term: Term) -> str:
     """The reason why "auto" does not take kernels."""
-    less_work = "the Gram matrix gives sums of squares of more rows than features with fewer products than any visit to all pairs"
+    less_work = (
+        "the Gram matrix gives sums of squares of more rows than features with fewer products than any visit to all pairs"
+    )
     return refusals.refuses_unasked(sweep, term) or (less_work if gram.serves(sweep, term) else "")
 
 

@@ -1,6 +1,6 @@
 """What a step of every name launches on a GPU, counted without one; the table of `docs/performance.md` says the same.
 
-    python tests/contract/test_launches.py    # the rows of the table
+python tests/contract/test_launches.py    # the rows of the table
 """
 
 import sys

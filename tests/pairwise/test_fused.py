@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from cases import HALF, rows, weights
+from exactness import assert_as_exact_as_dense, errors, exact, single
 from hypothesis import given
 from hypothesis import strategies as st
-from exactness import assert_as_exact_as_dense, errors, exact, single
 from launches import Recorder, Work
 from operations import IDS, OPERATIONS, OUTCOME, Leaves, Operation
 from tolerances import assert_close
@@ -86,8 +86,8 @@ def test_probabilities_at_a_low_temperature_do_not_lack_what_log_sum_exps_round_
 def test_rows_without_keys(operation: Operation, visits: str) -> None:
     found = operation.outcome(single(5, 7), "equal", backend="fused")
     wanted = operation.outcome(single(5, 7), "equal", backend="dense")
-    for value, exact in zip(found, wanted, strict=True):
-        assert torch.equal(value, exact)
+    for value, expected in zip(found, wanted, strict=True):
+        assert torch.equal(value, expected)
 
 
 @every_operation
@@ -345,5 +345,18 @@ def test_compiled_equals_eager() -> None:
 def test_operators_keep_their_promises_with_this_backend() -> None:
     x, keys = rows(6, 3, dtype=torch.float32), rows(5, 3, seed=1, dtype=torch.float32)
     scale = torch.full((1, 1), 3.0, requires_grad=True)
-    packed = x, keys, scale, None, None, None, "LogSumExp", [0.0], 1.0, [0, 1, 0, 1, 0, 0, 0], "fused", [True, True, True, False]
+    packed = (
+        x,
+        keys,
+        scale,
+        None,
+        None,
+        None,
+        "LogSumExp",
+        [0.0],
+        1.0,
+        [0, 1, 0, 1, 0, 0, 0],
+        "fused",
+        [True, True, True, False],
+    )
     torch.library.opcheck(torch.ops.contrastive_zoo.sweep.default, packed)

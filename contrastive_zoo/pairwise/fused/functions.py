@@ -29,7 +29,7 @@ def load_level(LEVEL, at, i, end, step):
 
 @triton.jit
 def load_side(LEVEL, ERRORS, WEIGHTS, SCALE, at, i, end, k, step, SCALES: tl.constexpr, TERM: tl.constexpr):
-    """The scale, the level and the weight of each row, 0 for a side without weights; weights get the factors that slopes lack."""
+    """The scale, level and weight of each row, 0 for a side without weights; weights get the factors that slopes lack."""
     scale = (i * 0).to(tl.float32)
     level, weight = scale, scale
     if WEIGHTS is not None:

@@ -18,8 +18,10 @@ Flags that the compiler knows:
 * BM, BN: rows of the two sides in a tile.
 """
 
-from contrastive_zoo.pairwise.fused.backward import gradients, weigh
-from contrastive_zoo.pairwise.fused.forward import log_sums, pair_sums, sums
-from contrastive_zoo.pairwise.fused.wide import products, slopes
-
-__all__ = ["gradients", "log_sums", "pair_sums", "products", "slopes", "sums", "weigh"]
+from contrastive_zoo.pairwise.fused.backward import gradients as gradients
+from contrastive_zoo.pairwise.fused.backward import weigh as weigh
+from contrastive_zoo.pairwise.fused.forward import log_sums as log_sums
+from contrastive_zoo.pairwise.fused.forward import pair_sums as pair_sums
+from contrastive_zoo.pairwise.fused.forward import sums as sums
+from contrastive_zoo.pairwise.fused.wide import products as products
+from contrastive_zoo.pairwise.fused.wide import slopes as slopes

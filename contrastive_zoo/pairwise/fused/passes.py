@@ -28,7 +28,9 @@ def orders(sweep: Sweep) -> bool:
 
 def residual(sweep: Sweep, term: Term, needs: Needs) -> int:
     """Number of entries kept for the backward pass."""
-    sizes = logarithms.kept_sizes(sweep, term, needs) if isinstance(term, LogSumExp) else plain_sums.kept_sizes(sweep, term, needs)
+    sizes = (
+        logarithms.kept_sizes(sweep, term, needs) if isinstance(term, LogSumExp) else plain_sums.kept_sizes(sweep, term, needs)
+    )
     return sum(sizes)
 
 

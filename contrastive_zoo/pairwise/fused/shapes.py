@@ -41,8 +41,8 @@ HALF, TF32, FLOAT32, MIXED = Kind("half", "ieee"), Kind("tf32", "tf32"), Kind("f
 
 # Largest width of each column of the table.
 WIDTHS = (64, 128, 256)
-# Largest width of rows that a tile holds whole. At 256 features only half precision leaves room for more than 32 x 32 rows: with
-# fewer, loads outnumber products. Wider rows are read in chunks, which leaves tiles as large as the products like them.
+# Largest width of rows that a tile holds whole. At 256 features only half precision leaves room for more than 32 x 32 rows, so
+# each row is loaded for few products. Wider rows are read in chunks, which leave room for large tiles.
 WHOLE = {"half": 256, "mixed": 128, "tf32": 128, "float32": 128}
 LARGEST_WIDTH = 4096
 # Not measured. Rule: of the shapes up to 128 x 128 the largest whose machine code (`make kernels`; Triton 3.3, 3.6, 3.8) takes
