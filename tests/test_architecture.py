@@ -22,7 +22,11 @@ OWN_DEPENDENCIES = {"torch", "numpy", "einops"}
 WRITTEN_FOR_TRITON = {
     "contrastive_zoo.batch.features_triton",
     "contrastive_zoo.pairwise.fused.device",
+    "contrastive_zoo.pairwise.fused.backward",
+    "contrastive_zoo.pairwise.fused.forward",
+    "contrastive_zoo.pairwise.fused.functions",
     "contrastive_zoo.pairwise.fused.kernels",
+    "contrastive_zoo.pairwise.fused.wide",
 }
 
 # A part of the package is a file or folder at its top. Each imports itself and what stands here, nothing else.

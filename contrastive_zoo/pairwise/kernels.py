@@ -72,6 +72,11 @@ def rounding_bound(x: Tensor) -> float:
     return (x.shape[-1] + 32) * torch.finfo(x.dtype).eps
 
 
+def floor_factor(kernel: str, x: Tensor, rounding: float) -> float:
+    """The floor of squared distances over the mean of the squared norms of two rows; arguments as for `distance_floor`."""
+    return rounding_bound(x) + rounding**2 if get_kernel(kernel).singular else 0.0
+
+
 def distance_floor(kernel: str, x: Tensor, rounding: float, squared_norms: Tensor | float = 1.0) -> Tensor | float:
     """The squared distance below which a kernel treats two rows as equal; 0 for kernels that are not singular.
 
@@ -87,4 +92,4 @@ def distance_floor(kernel: str, x: Tensor, rounding: float, squared_norms: Tenso
     """
     if not get_kernel(kernel).singular:
         return 0.0
-    return (rounding_bound(x) + rounding**2) * squared_norms + torch.finfo(x.dtype).eps ** 2
+    return floor_factor(kernel, x, rounding) * squared_norms + torch.finfo(x.dtype).eps ** 2

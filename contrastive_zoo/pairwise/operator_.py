@@ -25,17 +25,17 @@ OPERANDS = (None, *HALF)
 def _packed(sweep: Sweep, term: Term) -> tuple[Any, ...]:
     scale, offset, numbers, *_ = term.packed()
     operand = OPERANDS.index(sweep.operand)
-    layout = [int(sweep.counts == "equal"), int(sweep.both), *sweep.part, sweep.group, operand]
+    layout = [int(sweep.counts == "equal"), int(sweep.both), *sweep.part, sweep.group, operand, int(sweep.ordered)]
     tensors = sweep.x, sweep.keys, scale, offset, sweep.ids, sweep.key_ids, sweep.bound.rounded, sweep.bound.rounded_keys
     return *tensors, type(term).__name__, numbers, sweep.norm_bound, layout
 
 
 def _unpacked(packed: Sequence[Any]) -> tuple[Sweep, Term]:
     x, keys, scale, offset, ids, key_ids, *rounded, name, numbers, norm_bound, layout = packed
-    equal, both, part, parts, group, operand = layout
+    equal, both, part, parts, group, operand, ordered = layout
     counts: Literal["different", "equal"] = "equal" if equal else "different"
     bound = Bound(norm_bound, OPERANDS[operand], *rounded)
-    sweep = Sweep(x, keys, ids, key_ids, counts, bool(both), (part, parts), group, bound)
+    sweep = Sweep(x, keys, ids, key_ids, counts, bool(both), (part, parts), group, bound, bool(ordered))
     return sweep, TERMS[name].unpacked(Packed(scale, offset, numbers))
 
 

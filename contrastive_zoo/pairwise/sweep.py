@@ -62,6 +62,7 @@ class Sweep:
         part: (p, P): only part p of P, counted from 0, is summed over. Parts are strips of rows, the same for all backends.
         group: Number of repetitions of each id if the ids of rows and keys are known to be 0, 0, ..., 1, 1, ...; 0 if unknown.
         bound: What is known about the entries of rows and keys.
+        ordered: Whether ids ascend, so that rows with equal ids are next to each other.
     """
 
     x: Tensor
@@ -73,6 +74,7 @@ class Sweep:
     part: tuple[int, int] = (0, 1)
     group: int = 0
     bound: Bound = UNKNOWN
+    ordered: bool = False
 
     @staticmethod
     def of(

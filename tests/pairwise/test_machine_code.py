@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 TOOL = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
 # Of a block, in bytes.
 SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
+HALF = ("--kinds", "half", "--widths")
 
 
 def costs(*arguments: str) -> list[dict[str, Any]]:
@@ -32,11 +33,18 @@ def costs(*arguments: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("arguments", "count"),
     [
-        (("--kinds", "half", "--widths", "128", "--for", "80", "89", "90"), 9),
+        ((*HALF, "128", "--for", "80", "89", "90", "--kernels", "log_sums", "pair_sums", "gradients"), 9),
+        ((*HALF, "128", "--for", "80", "89", "90", "--kernels", "softplus.sums", "positives.gradients", "riesz.gradients"), 9),
+        ((*HALF, "128", "--for", "90", "--kernels", "softplus.gradients", "riesz.sums"), 2),
+        ((*HALF, "1024", "--for", "80", "90", "--kernels", "slopes", "products"), 4),
+        ((*HALF, "1024", "--for", "86", "--kernels", "log_sums", "riesz.sums", "softplus.slopes"), 3),
+        (("--kinds", "mixed", "--widths", "128", "1024", "--for", "90", "--kernels", "riesz.gradients", "riesz.products"), 2),
         (("--kinds", "tf32", "--widths", "128", "--for", "89", "90", "--kernels", "log_sums", "gradients"), 4),
-        (("--kinds", "float32", "--widths", "256", "--for", "86", "--kernels", "gradients"), 1),
-        (("--kinds", "half", "--widths", "256", "--for", "120", "--kernels", "pair_sums"), 1),
-        (("--kinds", "half", "--widths", "128", "--for", "89", "--kernels", "log_sums", "--learned"), 1),
+        (("--kinds", "tf32", "--widths", "768", "--for", "86", "--kernels", "slopes", "products"), 2),
+        (("--kinds", "float32", "--widths", "128", "--for", "86", "--kernels", "gradients"), 1),
+        (("--kinds", "float32", "--widths", "256", "--for", "86", "--kernels", "riesz.slopes", "riesz.products"), 2),
+        ((*HALF, "256", "--for", "120", "--kernels", "pair_sums"), 1),
+        ((*HALF, "128", "--for", "89", "--kernels", "log_sums", "softplus.sums", "--learned"), 2),
     ],
     ids=lambda each: "-".join(each) if isinstance(each, tuple) else "",
 )
