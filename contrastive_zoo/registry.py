@@ -191,9 +191,8 @@ class Registry:
 
     def _elsewhere(self, folded: str) -> str:
         """Of which other kind a name is; empty if of none."""
-        return "".join(
-            f"There is a {other.kind} {other._aliases[folded]!r}." for other in REGISTRIES if folded in other._aliases
-        )
+        found = [(other.kind, other._aliases[folded]) for other in REGISTRIES if folded in other._aliases]
+        return "".join(f"There is a {kind} {name!r}." for kind, name in found)
 
     def _load(self, point: importlib.metadata.EntryPoint) -> None:
         before = [(registry, dict(registry._cards), dict(registry._aliases)) for registry in REGISTRIES]
