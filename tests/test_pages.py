@@ -41,8 +41,10 @@ def test_derived_texts_are_up_to_date() -> None:
     made = {DOCS / "gallery.md": objectives.gallery()}
     made |= {DOCS / "objectives" / f"{card.name}.md": objectives.page(card) for card in CARDS}
     stale = [relative(path) for path, text in made.items() if not path.exists() or path.read_text() != text]
+    stale += [relative(path) for path in DOCS.rglob("*.md") if files.with_code(path.read_text()) != path.read_text()]
     assert not stale
     assert objectives.settings() in (DOCS / "choosing.md").read_text()
+    assert objectives.times() in (DOCS / "performance.md").read_text()
     assert {path.stem for path in (DOCS / "objectives").glob("*.md")} == {card.name for card in CARDS}
 
 
@@ -77,6 +79,25 @@ def test_cards_claim_nothing_by_default() -> None:
     assert "scale" not in str(quiet)
 
 
+# Code
+
+# What a block of code shows at 1,400 pixels.
+COLUMNS = 112
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if path.name != "CHANGELOG.md"], ids=relative)
+def test_code_fits_the_page(path: Path) -> None:
+    blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+    assert not [line for block in blocks for line in block.splitlines() if len(line) > COLUMNS]
+
+
+@pytest.mark.parametrize(
+    ("page", "script"), [("tutorial.md", "examples/timm_pretraining.py"), ("negative_samplers.md", "examples/moco.py")]
+)
+def test_a_script_to_copy_is_on_its_page(page: str, script: str) -> None:
+    assert (ROOT / script).read_text() in (DOCS / page).read_text()
+
+
 # Pictures
 
 
@@ -101,10 +122,13 @@ def test_a_picture_without_text_stops_the_build() -> None:
         figures.on_page_content('<p><img alt="" src="images/ntxent.svg" /></p>', page=page)
 
 
+OTHERS = ("gradient_error", "minibatch_digits", "minibatch_optimization", "negative_samplers", "tutorial")
+
+
 def test_pictures_follow_the_colours_of_the_page() -> None:
     page = SimpleNamespace(file=SimpleNamespace(src_uri="some.md"))
     pictures = ["images/ntxent.svg", *(f"images/objectives/{card.name}.svg" for card in CARDS)]
-    pictures += [f"images/{name}.svg" for name in ("gradient_error", "minibatch_digits", "minibatch_optimization")]
+    pictures += [f"images/{name}.svg" for name in OTHERS]
     for source in pictures:
         svg = figures.on_page_content(f'<p><img alt="what it shows" src="{source}" /></p>', page=page)
         assert svg.startswith("<figure")

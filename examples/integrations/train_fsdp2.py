@@ -34,8 +34,9 @@ def fit(objective: str, folder: Path, epochs: int, resume: bool = False) -> list
     """Train some epochs, from the start or from the checkpoint in the folder, and save a checkpoint."""
     torch.manual_seed(0)
     samples = torch.rand(256, 16)
-    dataset = zoo.IndexedDataset(TensorDataset(samples + 0.1 * torch.randn(256, 16), samples + 0.1 * torch.randn(256, 16)))
-    sampler = zoo.get_batch_sampler("shuffle", num_samples=len(dataset), batch_size=32)  # 32 for all processes together
+    views = samples + 0.1 * torch.randn(2, 256, 16)
+    dataset = zoo.IndexedDataset(TensorDataset(*views))
+    sampler = zoo.get_batch_sampler("shuffle", num_samples=len(dataset), batch_size=32)  # over all processes
     loader = DataLoader(dataset, batch_sampler=sampler)
     encoder = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 32))
     # A distributed checkpoint is read into tensors that exist, so tables of embeddings need their width.
