@@ -10,6 +10,10 @@ ROOT = Path(__file__).parents[2]
 _FILE = re.compile(r"<!-- file: (\S+) -->.*?<!-- /file -->", re.DOTALL)
 _CODE = re.compile(r"(<!-- code: (\S+) -->\n)(.*?)(<!-- /code -->)", re.DOTALL)
 _LANGUAGES = {".py": "py", ".bib": "bibtex"}
+_GUIDANCE = (
+    '<p>There is no page at this address. Search for it above, or begin at <a href="./index.html">Home</a> or at '
+    '<a href="./choosing.html">Which objective?</a></p>'
+)
 
 
 def with_code(markdown: str) -> str:
@@ -29,9 +33,9 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Make the addresses of 404.html relative: the site may lie in any folder."""
+    """Make the addresses of 404.html relative, as the site may lie in any folder, and say where to go from there."""
     page = Path(config.site_dir) / "404.html"
-    page.write_text(relative(page.read_text()))
+    page.write_text(relative(page.read_text()).replace("404 - Not found</h1>", f"404 - Not found</h1>\n{_GUIDANCE}"))
 
 
 def relative(text: str) -> str:
