@@ -50,7 +50,7 @@ for epoch in range(args.epochs):
     accuracy.append(zoo.metrics.nearest_class_mean(z[~test], labels[~test], z[test], labels[test]))
     print(f"epoch {epoch + 1}: loss {losses[-1]:.2f}, accuracy {accuracy[-1]:.1%}")
 
-torch.save({"encoder": encoder.state_dict(), "head": head.state_dict(), "loss": loss_fn.state_dict()}, "encoder.pt")
+torch.save({"encoder": encoder.state_dict(), "loss": loss_fn.state_dict()}, "encoder.pt")
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
 axes[0].plot(losses)
 axes[1].plot(range(1, args.epochs + 1), accuracy, marker="o")

@@ -63,6 +63,7 @@ def test_docstring_begins_with_the_formula_of_the_card(card: Card) -> None:
 def test_page_says_what_a_user_needs(card: Card) -> None:
     text = objectives.page(card)
     assert "@" in text.split("```bibtex")[1]
+    assert all(number in card.paper for number in re.findall(r"eprint = \{(.*?)\}", text))
     assert f'zoo.get_loss("{card.name}"' in text
     assert f"batch: {zoo.Batch.__name__}" not in text
     assert all(len(objectives.guide()[card.name][key]) > 10 for key in ("where", "use", "relatives", "cost", "picture"))
@@ -181,9 +182,9 @@ def test_dead_links_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("path", PAGES, ids=relative)
 def test_no_placeholder_is_empty_where_markdown_is_read(path: Path) -> None:
     """A mark that the build replaces encloses a text for those who read the file."""
-    text = prose(path)
-    assert "--8<--" not in text
-    for mark in re.findall(r"<!-- (?!/)(.*?) -->", text):
+    text = path.read_text()
+    assert "--8<--" not in prose(path)
+    for mark in re.findall(r"<!-- (?!/)(.*?) -->", prose(path)):
         closing = f"<!-- /{mark.split(':')[0]} -->"
         assert closing in text, f"{mark} is not closed"
         assert len(text.split(f"<!-- {mark} -->")[1].split(closing)[0].strip()) > 10, f"{mark} is empty"
