@@ -54,7 +54,7 @@ def fit(objective: str, folder: Path, epochs: int, resume: bool = False) -> list
 
 
 def main(objective: str = "ntxent", folder: str = "runs/ddp") -> list[float]:
-    """Losses of a run of five epochs that stops after one and goes on."""
+    """Losses of a run of five epochs that stops after one and resumes."""
     return fit(objective, Path(folder), epochs=1) + fit(objective, Path(folder), epochs=4, resume=True)
 
 

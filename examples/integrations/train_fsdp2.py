@@ -19,7 +19,7 @@ import contrastive_zoo as zoo
 
 
 class Pretraining(nn.Module):
-    """Encoder and loss, so that one state dict holds both."""
+    """Encoder and loss: one state dict holds both."""
 
     def __init__(self, encoder: nn.Module, loss_fn: zoo.Loss) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def fit(objective: str, folder: Path, epochs: int, resume: bool = False) -> list
 
 
 def main(objective: str = "ntxent", folder: str = "runs/fsdp2") -> list[float]:
-    """Losses of a run of five epochs that stops after one and goes on."""
+    """Losses of a run of five epochs that stops after one and resumes."""
     return fit(objective, Path(folder), epochs=1) + fit(objective, Path(folder), epochs=4, resume=True)
 
 

@@ -73,7 +73,7 @@ def fit(objective: str, folder: Path, steps: int, checkpoint: str | None = None)
 
 
 def main(objective: str = "ntxent", folder: str = "runs/huggingface") -> list[float]:
-    """Losses of a run of 40 steps that stops after 10, two steps into an epoch, and goes on."""
+    """Losses of a run of 40 steps that stops after 10, two steps into an epoch, and resumes."""
     losses = fit(objective, Path(folder), steps=10)
     return losses + fit(objective, Path(folder), steps=40, checkpoint=f"{folder}/checkpoint-10")
 

@@ -72,7 +72,7 @@ def fit(objective: str, folder: Path, steps: int, ckpt_path: Path | None = None)
 
 
 def main(objective: str = "ntxent", folder: str = "runs/lightning") -> list[float]:
-    """Losses of a run of 40 steps that stops after 10, two steps into an epoch, and goes on."""
+    """Losses of a run of 40 steps that stops after 10, two steps into an epoch, and resumes."""
     first = fit(objective, Path(folder), steps=10)
     resumed = fit(objective, Path(folder), steps=40, ckpt_path=Path(folder) / "step=10.ckpt")
     return first.losses + resumed.losses

@@ -70,7 +70,7 @@ def fit(objective: str, folder: Path, steps: int, checkpoint: str | None = None)
 
 
 def main(objective: str = "ntxent", folder: str = "runs/sentence_transformers") -> list[float]:
-    """Losses of a run of 30 steps that stops after 10 and goes on."""
+    """Losses of a run of 30 steps that stops after 10 and resumes."""
     fit(objective, Path(folder), steps=10)
     return fit(objective, Path(folder), steps=30, checkpoint=f"{folder}/checkpoint-10")
 
