@@ -118,10 +118,13 @@ def settings() -> str:
 def _measured() -> tuple[str, dict[tuple[str, int], dict[str, float]]]:
     """The machine of the benchmarks, and milliseconds of each contestant by objective and batch size."""
     runs = [json.loads((RESULTS / f"{run}.json").read_text()) for run in ("ntxent", "objectives")]
-    machine, found = runs[-1]["machine"], dict[tuple[str, int], dict[str, float]]()
+    machines = {f"{m['cores']}-core {m['cpu']} with PyTorch {m['versions']['torch']}" for m in (run["machine"] for run in runs)}
+    if len(machines) > 1:
+        raise ValueError(f"ntxent.json and objectives.json come from different machines: {machines}. Measure both on one.")
+    found: dict[tuple[str, int], dict[str, float]] = {}
     for row in (row for run in runs for row in run["results"]["rows"]):
         found.setdefault((row["objective"], row["batch_size"]), {})[row["contestant"]] = row["milliseconds"]
-    return f"{machine['cores']}-core {machine['cpu']} with PyTorch {machine['versions']['torch']}", found
+    return machines.pop(), found
 
 
 def times() -> str:
@@ -129,12 +132,12 @@ def times() -> str:
     machine, measured = _measured()
     lines = [f"| {machine} | {' | '.join(f'{size:,} pairs' for size in SIZES)} |", "|---|" + "---|" * len(SIZES)]
     for name in (card.name for card in cards() if (card.name, SIZES[0]) in measured):
-        cells = [_beside(dict(measured[name, size])) for size in SIZES]
+        cells = [_compared(dict(measured[name, size])) for size in SIZES]
         lines.append(f"| [`{name}`]({FOLDER}{name}.md) | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _beside(contestants: dict[str, float]) -> str:
+def _compared(contestants: dict[str, float]) -> str:
     own = contestants.pop("zoo")
     contestants.pop("bare sweep", None)  # the products and exponentials alone are no loss
     other = min(contestants, key=lambda name: contestants[name])
