@@ -44,7 +44,7 @@ MARKDOWN = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """What someone who pastes an example has at hand; registrations and files do not outlive the test."""
     monkeypatch.chdir(tmp_path)
-    for table in ("_cards", "_names"):
+    for table in ("_cards", "_aliases"):
         monkeypatch.setattr(registry.losses, table, dict(getattr(registry.losses, table)))
     torch.manual_seed(0)
     z1, z2 = (torch.randn(16, 32, requires_grad=True) for _ in range(2))
