@@ -9,7 +9,7 @@ from cases import Configuration, gradients, views
 from tolerances import assert_close
 from torch import Tensor
 
-from contrastive_zoo.samplers import batch_draws, memory, metropolis_hastings, randomness
+from contrastive_zoo.samplers import batch_draws, memory, metropolis_hastings
 from contrastive_zoo.samplers.randomness import PANEL, DrawTable, random_order, step_seed
 
 CPU = torch.device("cpu")
@@ -38,29 +38,6 @@ def test_blocks_are_parts_of_one_table(kind: str, dtype: torch.dtype) -> None:
             place = slice(low, high), slice(left, right)
             assert torch.equal(block(kind, dtype, *place), whole[place])
             assert torch.equal(getattr(shared, kind)(*place, dtype), whole[place])
-
-
-def test_parts_that_accelerators_draw_at_once_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way of accelerators, with the generator that PyTorch has for the CPU."""
-    monkeypatch.setattr(randomness, "PANEL_ROWS", 16)
-
-    def draws() -> DrawTable:
-        made = table()
-        made._generator = torch.Generator()
-        return made
-
-    shared, rows, columns = draws(), 70, 3 * PANEL + 5
-    whole = shared.uniform(slice(0, rows), slice(0, columns), torch.float32)
-    assert len(whole.unique()) > 0.99 * whole.numel()
-    assert not torch.equal(whole, block("uniform", torch.float32, slice(0, rows), slice(0, columns)))
-    for place in (
-        (slice(15, 17), slice(60, 70)),
-        (slice(69, 70), slice(0, 3)),
-        (slice(0, 0), slice(0, 9)),
-        (slice(16, 48), slice(64, 128)),
-    ):
-        assert torch.equal(shared.uniform(*place, torch.float32), whole[place])
-        assert torch.equal(draws().uniform(*place, torch.float32), whole[place])
 
 
 def test_what_is_returned_may_be_written_to() -> None:
