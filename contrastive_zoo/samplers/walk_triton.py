@@ -1,11 +1,11 @@
 r"""The kernels of `walk_fused.py`: chains over the rows of a batch, without the matrix of pairs and without atomic additions.
 
 A chain at log score c moves to column j if c < t_j = s_j - log u_j. A column is the map "below t_j becomes s_j", and maps
-compose (`metropolis_hastings.py`), so a program scans tiles: BM anchors times G runs of 8 neighbouring columns. A tile is held as
-8 arrays (BM, G), the r-th with the r-th column of every run. The scan inside a run is plain arithmetic on these arrays, its moves
-are the bits of a byte, a call of Philox serves four arrays, and only the maps of runs, (largest t, end of the free chain), go
-through `tl.associative_scan`. A move is one of the free chain of its run at which the largest t so far exceeds c at the start of
-the run.
+compose (`metropolis_hastings.py`), so a program scans tiles: BM anchors times G runs of 8 neighbouring columns. A tile is held
+as 8 arrays (BM, G), the r-th with the r-th column of every run. The scan inside a run is plain arithmetic on these arrays, its
+moves are the bits of a byte, a call of Philox serves four arrays, and only the maps of runs, (largest t, end of the free
+chain), go through `tl.associative_scan`. A move is one of the free chain of its run at which the largest t so far exceeds c at
+the start of the run.
 
 1. `walk`: a program per block of anchors. Leaves a bit per pair, the last log score, and the log of the mean of exponentials.
 2. `rows`: a program per block of anchors, from the last column to the first. A reverse scan over the bits counts the kept
