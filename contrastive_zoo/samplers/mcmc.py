@@ -130,13 +130,14 @@ class ChainSampler(NegativeSampler):
     def sample(self, batch: Batch, scale: Tensor) -> Negatives:
         """See `NegativeSampler.sample`."""
         assert batch.index is not None
+        fused = walks(batch.x, batch.pairs.backend)
         if batch.alone:
             self.step.place(batch.x)
         index = batch.placed(batch.index)
         state = self.chain[index].flatten()
         similarity, score = self._carried(batch, state, scale.detach())
         carried = torch.where(state >= 0, score, -torch.inf)
-        proposed = self._proposed(batch, scale.detach(), carried)
+        proposed = self._proposed(batch, scale.detach(), carried, fused)
         kept = self._walk(batch, *proposed)
         surrogate = (kept.similarity + kept.carried_share * similarity) * scale
         listing = self._listing(batch, *proposed, state)
@@ -159,7 +160,7 @@ class ChainSampler(NegativeSampler):
         similarity = torch.linalg.vecdot(x, found)
         return similarity, similarity.detach() * scale
 
-    def _proposed(self, batch: Batch, scale: Tensor, carried: Tensor) -> tuple[Chains, Tensor]:
+    def _proposed(self, batch: Batch, scale: Tensor, carried: Tensor, fused: bool) -> tuple[Chains, Tensor]:
         """The chains of all rows, which meet the rows in random order; and the order."""
         seed = step_seed(self.seed, self.step.value)
         order = batch.placed(column_order(batch.x.shape[0], seed))
@@ -171,7 +172,7 @@ class ChainSampler(NegativeSampler):
             seed,
             burn_in=self.burn_in,
             uniform=batch.uniform,
-            fused=walks(batch.x, batch.pairs.backend),
+            fused=fused,
             operand=batch.pairs.operand,
         )
         return chains, order
@@ -183,7 +184,7 @@ class ChainSampler(NegativeSampler):
             return walk_batch(chains._replace(x=x, carried=chains.carried[anchors], first=anchors.start))
 
         kept = KeptStates(*batch.pairs.on_rows(walk, chains.x))
-        back = order.argsort()
+        back = _inverse(order)
         similarity, state = kept.similarity[back], torch.where(kept.state >= 0, order[kept.state.clamp_min(0)], -1)[back]
         share, *others = torch.stack([kept.carried_share, *kept[3:]])[:, back].unbind()
         return KeptStates(similarity, share, state, *others)
@@ -193,7 +194,7 @@ class ChainSampler(NegativeSampler):
 
         def listing() -> WeightedNegatives:
             shares, of_carried = kept_shares(chains)
-            back = order.argsort()
+            back = _inverse(order)
             rows = torch.cat([data_rows(batch).expand(len(order), -1), state[:, None]], 1)
             weights = torch.cat([shares[back][:, back], of_carried[back][:, None]], 1)
             in_batch = torch.arange(len(order) + 1, device=order.device) < len(order)
@@ -279,6 +280,11 @@ class ChainSampler(NegativeSampler):
                 raise ValueError(f"{name} must be finite.")
         if self.out_of_batch == "cache" and not bool(visited.cpu()[chain.cpu()[chain.cpu() >= 0] // 2].all()):
             raise ValueError("chain holds states of samples that visited marks as not visited, which have no embedding.")
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """The place of each column in an order."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
 @operator("contrastive_zoo::column_order", "(SymInt columns, Tensor seed) -> Tensor")

@@ -1,14 +1,18 @@
 """The kernels of walks in Triton's interpreter, or on a GPU, against a loop in float64 that has a Philox of its own."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from cases import drawn
+from cases import drawn, views
+from launches import Work
 from tolerances import assert_close
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+import contrastive_zoo as zoo
 from contrastive_zoo.samplers import walk_fused
 from contrastive_zoo.samplers.chains import Chains, KeptStates
 from contrastive_zoo.samplers.randomness import step_seed
@@ -225,3 +229,46 @@ def test_acceptance_follows_the_law() -> None:
     error = math.sqrt(expected * (1 - expected) / proposals)
     assert abs(left / proposals - expected) < 4.5 * error
     assert accepted == steps * (number - 2)  # equals always accept equals
+
+
+class Spy:
+    """The module of kernels, and the names of those that are launched; `Work` does not see what the interpreter does."""
+
+    def __init__(self, kernels: Any) -> None:
+        self.kernels, self.seen = kernels, []
+
+    def __getattr__(self, name: str) -> Any:
+        def launch(grid: Any, *arguments: Any, **options: Any) -> None:
+            self.seen.append(name)
+            with _disable_current_modes():
+                getattr(self.kernels, name)[grid](*arguments, **options)
+
+        class Kernel:
+            def __getitem__(self, grid: Any) -> Any:
+                return partial(launch, grid)
+
+        return Kernel()
+
+
+# Operations of PyTorch in a step on the host with distinct samples, forward and backward. On a GPU those of the features are
+# two kernels instead, and some replace what the host knows.
+OF_PYTORCH = {"mean": 137, "none": 159}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_launches_of_a_step(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(walk_fused._kernels())
+    monkeypatch.setattr(walk_fused, "_kernels", lambda: spy)
+    loss_fn = zoo.get_loss("emc2", num_samples=40, backend="fused", reduction=reduction)
+    for seed in range(2):
+        batch = views(seed=seed, dtype=torch.float32)
+        spy.seen.clear()
+        with Work() as forward:
+            loss = batch.call(loss_fn).sum()
+        before = list(spy.seen)
+        with Work() as backward:
+            loss.backward()
+    after = spy.seen[len(before) :]
+    assert before == ["walk", "rows", *["columns"] * (reduction == "mean")]
+    assert after == ([] if reduction == "mean" else ["walk", "rows", "columns"])
+    assert len(forward.seen) + len(backward.seen) <= OF_PYTORCH[reduction], (forward.seen, backward.seen)
