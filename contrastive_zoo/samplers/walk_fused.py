@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from contrastive_zoo.devices import TRITON, refuses_kernels
+from contrastive_zoo.devices import TRITON, beside, refuses_kernels, written_beside
 from contrastive_zoo.pairwise.fused.refusals import INTERPRETED
 from contrastive_zoo.pairwise.fused.shapes import Kind, kind_of, padded
 from contrastive_zoo.samplers.chains import Chains, Columns, KeptStates
@@ -94,7 +94,7 @@ class _Walk:
     def __init__(self, chains: Chains) -> None:
         self.chains, self.columns = chains, Columns.of(chains.ids, chains.burn_in)
         self.x = chains.x.detach().to(chains.operand or torch.float32).contiguous()
-        self.scale, self.seed = (tensor.to(self.x.device, non_blocking=True) for tensor in (chains.scale, chains.seed))
+        self.scale, self.seed = written_beside(chains.scale, chains.x), beside(chains.seed, chains.x)
         self.kind, (number, width) = kind_of(self.x.dtype), self.x.shape
         self.bytes, self.shapes = -(-number // 8), {name: shape_of(name, self.kind, width) for name in ("walk", "rows")}
         self.blocks = -(-number // (8 * self.shapes["rows"].runs))
