@@ -38,9 +38,9 @@ class Shape(NamedTuple):
 STAGES = 2
 # Largest width of each column of the table.
 WIDTHS = (64, 128, 256)
-# By kernel and kind of product. Not measured. Rule: of the shapes up to (64, 16) the largest whose machine
-# code (`make kernels`; Triton 3.8) takes at most 99 KiB of shared memory and spills no register on compute capabilities 80, 86
-# and 89, and spills none on 90, which has 227 KiB.
+# By kernel and kind of product. Not measured. Rule: of the shapes up to (64, 16) the largest found whose machine code
+# (`make kernels`; Triton 3.8) spills no register on compute capabilities 80, 86, 89 and 90, and takes at most 99 KiB of shared
+# memory on the first three; 90 has 227 KiB.
 TABLE = {
     ("walk", "half"): (Shape(64, 16, 8), Shape(64, 16, 8), Shape(64, 8, 8)),
     ("walk", "tf32"): (Shape(64, 16, 8), Shape(64, 8, 8), Shape(32, 4, 8)),
