@@ -24,6 +24,7 @@ from triton.compiler import ASTSource
 
 from contrastive_zoo.pairwise import fused
 from contrastive_zoo.pairwise.fused import kernels, launch, shapes
+from contrastive_zoo.samplers import philox_triton, walk_fused, walk_triton
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 Use = tuple[str, dict[str, Any]]
@@ -57,6 +58,9 @@ USES["positives.gradients"] = (
     "gradients",
     {"PART": 0, "K": 1, "TERM": fused.SOFTPLUS, "ERRORS": None, "OTHER_ERRORS": None, "OFFSETS": None, **ORDERED},
 )
+# Kernels of the walk of the sampler "mcmc", and the one that draws.
+WALKS = ("walk", "rows", "columns")
+DRAWS = "draws"
 # Means are what the gradient of a learned temperature needs.
 NUMBER = {"SCALES": 0, "WEIGHTED": None, "COLUMN_WEIGHTED": None, "MEANS": None}
 LEARNED = {"SCALES": 1}
@@ -85,8 +89,34 @@ def compiled(use: str, kind: shapes.Kind, width: int, capability: int, shape: sh
         n for n, name in enumerate(signature) if signature[name][0] == "*" or name in ("x_set", "x_row", "y_set", "y_row")
     ]
     aligned = {(position,): [["tt.divisibility", 16]] for position in positions}  # as in a launch
-    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": shape.warps, "num_stages": shape.stages}
+    return _cost(function, signature, constants, aligned, capability, num_warps=shape.warps, num_stages=shape.stages)
+
+
+def compiled_walk(kernel: str, kind: shapes.Kind, width: int, capability: int, shape: walk_fused.Shape) -> dict[str, Any]:
+    """As `compiled`, for a kernel of the walk as a mean over anchors uses it."""
+    function = getattr(walk_triton, kernel)
+    constants = {"BM": shape.anchors, "G": shape.runs, "D": width, "WIDTH": shapes.padded(width), "PRECISION": kind.precision}
+    constants |= {"FAST": True} if kernel == "walk" else {"UPSTREAM": None}
+    types = dict.fromkeys(("IDS", "SEED", "VALID", "KEPT", "FIRST_KEPT", "STATE"), "*i64")
+    types |= {"X": OPERANDS[kind.name], "BITS": "*u8", "WAIT": "*i32", **dict.fromkeys(walk_triton.CHANGING, "i32")}
+    signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in function.arg_names}
+    aligned = {(n,): [["tt.divisibility", 16]] for n, kind_of in enumerate(signature.values()) if kind_of[0] == "*"}
+    options = {"num_warps": shape.warps, "num_stages": walk_fused.STAGES}
+    return _cost(function, signature, constants, aligned, capability, **options)
+
+
+def compiled_draws(dtype: str, capability: int) -> dict[str, Any]:
+    """As `compiled`, for the kernel that draws."""
+    constants = {"VALUES": 4 if dtype == "*fp32" else 2, "ROWS": philox_triton.ROWS, "CALLS": philox_triton.CALLS}
+    types = {"SEED": "*i64", "OUT": dtype}
+    names = getattr(philox_triton, DRAWS).arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    aligned = {(n,): [["tt.divisibility", 16]] for n in range(2)}
+    return _cost(getattr(philox_triton, DRAWS), signature, constants, aligned, capability, num_warps=4)
+
+
+def _cost(function: Any, signature: Any, constants: Any, attributes: Any, capability: int, **options: int) -> dict[str, Any]:
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = found.asm["ptx"]
     tensor_cores = next((name for name in ("wgmma", "tcgen05", "mma.sync") if name in ptx), "none")
@@ -138,29 +168,38 @@ def table(
     """One row for each kernel, kind, width and architecture."""
     every = {kind.name: kind for kind in (shapes.HALF, shapes.MIXED, shapes.TF32, shapes.FLOAT32)}
     for kind, name, width, capability in product(kinds, names, widths, architectures):
-        if not exists(name, every[kind], width):
+        if name == DRAWS or not (name in WALKS or exists(name, every[kind], width)):
             continue
-        shape = shapes.shape_of(USES[name][0], every[kind], width, capability)
-        cost = compiled(name, every[kind], width, capability, shape, **(LEARNED if learned else NUMBER))
-        yield {"kind": kind, "kernel": name, "width": width, "for": capability, **shape._asdict(), **cost}
+        if name in WALKS:
+            tiles = walk_fused.shape_of("walk" if name == "walk" else "rows", every[kind], width)
+            about, cost = tiles._asdict(), compiled_walk(name, every[kind], width, capability, tiles)
+        else:
+            shape = shapes.shape_of(USES[name][0], every[kind], width, capability)
+            cost = compiled(name, every[kind], width, capability, shape, **(LEARNED if learned else NUMBER))
+            about = shape._asdict()
+        yield {"kind": kind, "kernel": name, "width": width, "for": capability, **about, **cost}
+    for dtype, capability in product(("*fp32", "*fp64"), architectures if DRAWS in names else ()):
+        yield {"kind": dtype.strip("*"), "kernel": DRAWS, "for": capability, **compiled_draws(dtype, capability)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", default=list(OPERANDS), choices=OPERANDS)
-    parser.add_argument("--kernels", nargs="+", default=list(USES), choices=USES)
+    parser.add_argument("--kernels", nargs="+", default=[*USES, *WALKS, DRAWS], choices=[*USES, *WALKS, DRAWS])
     parser.add_argument("--widths", nargs="+", type=int, default=[64, 128, 256, 1024])
     parser.add_argument("--for", nargs="+", type=int, default=list(ARCHITECTURES), dest="architectures", metavar="CAPABILITY")
     parser.add_argument("--learned", action="store_true", help="with the gradient of a temperature")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     given = parser.parse_args()
     rows = table(given.kinds, given.widths, given.architectures, given.kernels, given.learned)
-    for number, row in enumerate(rows):
+    names: list[str] = []
+    for row in rows:
         if given.json:
             print(json.dumps(row), flush=True)
             continue
-        if number == 0:
-            print(*(f"{name:>18}" for name in row))
+        if names != list(row):
+            names = list(row)
+            print(*(f"{name:>18}" for name in names))
         print(*(f"{value!s:>18}" for value in row.values()), flush=True)
 
 

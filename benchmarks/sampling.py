@@ -57,7 +57,7 @@ def _sorted(pairs: Tensor) -> Tensor:
 
 def steps(batch_size: int) -> dict[str, harness.Step]:
     from contrastive_zoo.samplers.randomness import step_seed
-    from contrastive_zoo.samplers.walk import walk_batch
+    from contrastive_zoo.samplers.walk import Chains, walk_batch
 
     log_scores, current = _scores(batch_size)
     scores, burned = log_scores.exp(), int(BURN_IN * (2 * batch_size - 2))
@@ -67,7 +67,7 @@ def steps(batch_size: int) -> dict[str, harness.Step]:
     return {
         LOOP: lambda: dense.sample(scores, current.exp(), burned),
         SCAN: lambda: zoo_scan(log_scores, current, lambda: torch.rand(batch_size, 2 * batch_size)),
-        STEP: lambda: walk_batch(x, scale=scale, ids=ids, seed=step_seed(0, torch.tensor(0)), carried=start, burn_in=BURN_IN),
+        STEP: lambda: walk_batch(Chains(x, scale, ids, start, step_seed(0, torch.tensor(0)), burn_in=BURN_IN)),
     }
 
 

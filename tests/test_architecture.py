@@ -27,6 +27,8 @@ WRITTEN_FOR_TRITON = {
     "contrastive_zoo.pairwise.fused.functions",
     "contrastive_zoo.pairwise.fused.kernels",
     "contrastive_zoo.pairwise.fused.wide",
+    "contrastive_zoo.samplers.philox_triton",
+    "contrastive_zoo.samplers.walk_triton",
 }
 
 # A part of the package is a file or folder at its top. Each imports itself and what stands here, nothing else.
@@ -50,7 +52,7 @@ ARROWS: dict[str, set[str]] = {
     "functional": {"batch", "loss", "objectives", "state"},
     "batch": {"checks", "devices", "logspace", "operators", "pairwise", "processes", "registry"},
     "batch_samplers": {"batch", "checks", "loss", "pairwise", "processes", "registry"},
-    "samplers": {"batch", "checks", "logspace", "operators", "registry", "state"},
+    "samplers": {"batch", "checks", "devices", "logspace", "operators", "pairwise", "registry", "state"},
     "loss": {"batch", "checks", "devices", "objectives", "operators", "processes", "registry", "state"},
     "objectives": {"batch", "checks", "logspace", "pairwise", "registry", "samplers", "schedules", "state"},
 }

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import contrastive_zoo as zoo
-from contrastive_zoo import pairwise
+from contrastive_zoo import devices, pairwise
 from contrastive_zoo.batch.features import stack_views
+from contrastive_zoo.pairwise.fused import refusals
 from contrastive_zoo.processes.shares import Share, joint
 
 NAMESPACE = "contrastive_zoo"
@@ -116,6 +117,9 @@ def recorded() -> dict[str, tuple[Any, tuple[Any, ...]]]:
                 record(batch.call, configuration.make(sampler=sampler))
         if configuration.draws:
             record(batch.call, configuration.make(reduction="none"))
+    if devices.TRITON and refusals.INTERPRETED:
+        for reduction in ("mean", "none"):
+            record(batch.call, zoo.get_loss("emc2", num_samples=40, backend="fused", reduction=reduction))
     record(batch.call, zoo.get_loss("hscl", num_negatives=2))
     record(batch.call, zoo.get_loss("ucl", num_negatives=2))
     torch._dynamo.reset()

@@ -70,6 +70,11 @@ class Batch:
         """Number of samples, B."""
         return self.x.shape[0] // self.views
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other process has rows of the batch, so that nothing need be compared on the host."""
+        return not self.pairs.share.sizes
+
     def class_ids(self) -> Tensor:
         """(B,) class of each sample, below B: equal for equal labels. Rows of one sample take the label of its first row."""
         assert self.labels is not None

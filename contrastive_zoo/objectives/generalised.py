@@ -86,6 +86,8 @@ class Generalised(Objective):
         """(N,) m_a: the exact expectation, or a mean over draws."""
         if self.num_negatives is None or not self.training:
             return _log_expectation(batch, x, excluded, negatives, self.beta)
+        if batch.alone:
+            self.step.place(x)
         seed = step_seed(self.seed, self.step.value)
         drawn = partial(drawn_log_mean, excluded=excluded, beta=self.beta, num_negatives=self.num_negatives, seed=seed)
         (log_mean,) = batch.pairs.on_rows(lambda x, anchors: (drawn(x, anchors),), x)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contrastive_zoo.devices import beside
 from contrastive_zoo.operators import operator
 from contrastive_zoo.samplers.randomness import ONCE, DrawTable
 
@@ -73,7 +74,7 @@ def draw_negatives(
     """See `drawn_log_mean`; also returns the draws (A, K) and the softmax of their similarities, zeros without negatives."""
     log_mean, shares = x.new_empty(count), x.new_empty(count, num_negatives)
     drawn = torch.empty(count, num_negatives, dtype=torch.int64, device=x.device)
-    ids, draws = None if excluded is None else excluded.to(x.device), DrawTable(seed, x.device)
+    ids, draws = None if excluded is None else beside(excluded, x), DrawTable(seed, x.device)
     for rows, place in _blocks(first, count, len(x)):
         similarity = x[rows] @ x.T
         weights = similarity * beta

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.checks import check_choice, check_count, check_number, shape
-from contrastive_zoo.operators import operator
 from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import (
     Encode,
@@ -28,8 +27,9 @@ from contrastive_zoo.samplers.base import (
     data_rows,
     encode_rows,
 )
-from contrastive_zoo.samplers.randomness import random_order, step_seed
-from contrastive_zoo.samplers.walk import KeptStates, kept_shares, walk_batch
+from contrastive_zoo.samplers.randomness import column_order, step_seed
+from contrastive_zoo.samplers.walk import Chains, KeptStates, kept_shares, walk_batch
+from contrastive_zoo.samplers.walk_fused import walks
 from contrastive_zoo.state.modules import StepCounter
 from contrastive_zoo.state.saved import NOBODY, check_chains, check_table
 from contrastive_zoo.state.tables import EmbeddingTable, LogAverage, check_natural, rows_of_table
@@ -130,14 +130,17 @@ class ChainSampler(NegativeSampler):
     def sample(self, batch: Batch, scale: Tensor) -> Negatives:
         """See `NegativeSampler.sample`."""
         assert batch.index is not None
+        fused = walks(batch.x, batch.pairs.backend)
+        if batch.alone:
+            self.step.place(batch.x)
         index = batch.placed(batch.index)
         state = self.chain[index].flatten()
         similarity, score = self._carried(batch, state, scale.detach())
-        order = column_order(batch.x.shape[0], step_seed(self.seed, self.step.value))
         carried = torch.where(state >= 0, score, -torch.inf)
-        kept = self._walk(batch, scale, carried, order)
+        proposed = self._proposed(batch, scale.detach(), carried, fused)
+        kept = self._walk(batch, *proposed)
         surrogate = (kept.similarity + kept.carried_share * similarity) * scale
-        listing = self._listing(batch, scale, carried, order, state)
+        listing = self._listing(batch, *proposed, state)
         log_u = self._remember(batch, index, kept)
         diagnostics = {"acceptance_rate": kept.acceptance.mean(), "carried_share": kept.carried_share.mean()}
         return Negatives(surrogate, log_u.flatten(), listing, diagnostics)
@@ -157,44 +160,44 @@ class ChainSampler(NegativeSampler):
         similarity = torch.linalg.vecdot(x, found)
         return similarity, similarity.detach() * scale
 
-    def _walk(self, batch: Batch, scale: Tensor, carried: Tensor, order: Tensor) -> KeptStates:
-        """The walk over the rows in random order; results refer to the rows in batch order."""
-        there = order.to(carried.device)
-        back = there.argsort()
-        ids, seed = batch.ids[order.to(batch.ids.device)], step_seed(self.seed, self.step.value)
-        carried = carried[there]
+    def _proposed(self, batch: Batch, scale: Tensor, carried: Tensor, fused: bool) -> tuple[Chains, Tensor]:
+        """The chains of all rows, which meet the rows in random order; and the order."""
+        seed = step_seed(self.seed, self.step.value)
+        order = batch.placed(column_order(batch.x.shape[0], seed))
+        chains = Chains(
+            batch.x.index_select(0, order),
+            scale,
+            batch.placed(batch.ids)[order],
+            carried[order],
+            seed,
+            burn_in=self.burn_in,
+            uniform=batch.uniform,
+            fused=fused,
+            operand=batch.pairs.operand,
+        )
+        return chains, order
+
+    def _walk(self, batch: Batch, chains: Chains, order: Tensor) -> KeptStates:
+        """The walk; results refer to the rows in batch order."""
 
         def walk(x: Tensor, anchors: slice) -> KeptStates:
-            return walk_batch(
-                x,
-                scale=scale,
-                ids=ids,
-                seed=seed,
-                carried=carried[anchors],
-                burn_in=self.burn_in,
-                uniform=batch.uniform,
-                first=anchors.start,
-            )
+            return walk_batch(chains._replace(x=x, carried=chains.carried[anchors], first=anchors.start))
 
-        kept = KeptStates(*batch.pairs.on_rows(walk, batch.x.index_select(0, there)))
-        state = torch.where(kept.state >= 0, there[kept.state.clamp_min(0)], -1)
-        similarity, share, _, log_score, log_mean, acceptance = (field[back] for field in kept)
-        return KeptStates(similarity, share, state[back], log_score, log_mean, acceptance)
+        kept = KeptStates(*batch.pairs.on_rows(walk, chains.x))
+        back = _inverse(order)
+        similarity, state = kept.similarity[back], torch.where(kept.state >= 0, order[kept.state.clamp_min(0)], -1)[back]
+        share, *others = torch.stack([kept.carried_share, *kept[3:]])[:, back].unbind()
+        return KeptStates(similarity, share, state, *others)
 
-    def _listing(
-        self, batch: Batch, scale: Tensor, carried: Tensor, order: Tensor, state: Tensor
-    ) -> Callable[[], WeightedNegatives]:
-        x, ids, there = batch.x.detach(), batch.ids[order.to(batch.ids.device)], order.to(batch.x.device)
-        seed, scale = step_seed(self.seed, self.step.value), scale.detach()
+    def _listing(self, batch: Batch, chains: Chains, order: Tensor, state: Tensor) -> Callable[[], WeightedNegatives]:
+        chains = chains._replace(x=chains.x.detach())
 
         def listing() -> WeightedNegatives:
-            shares, of_carried = kept_shares(
-                x[there], scale=scale, ids=ids, seed=seed, carried=carried[there], burn_in=self.burn_in
-            )
-            back = there.argsort()
-            rows = torch.cat([data_rows(batch).expand(len(x), -1), state[:, None]], 1)
+            shares, of_carried = kept_shares(chains)
+            back = _inverse(order)
+            rows = torch.cat([data_rows(batch).expand(len(order), -1), state[:, None]], 1)
             weights = torch.cat([shares[back][:, back], of_carried[back][:, None]], 1)
-            in_batch = torch.arange(len(x) + 1, device=x.device) < len(x)
+            in_batch = torch.arange(len(order) + 1, device=order.device) < len(order)
             return WeightedNegatives(torch.where(weights > 0, rows, NOBODY), weights, in_batch.expand_as(weights))
 
         return listing
@@ -285,12 +288,6 @@ class ChainSampler(NegativeSampler):
             check_chains(chain, visited if fits else None)
 
 
-@operator("contrastive_zoo::column_order", "(SymInt columns, Tensor seed) -> Tensor")
-def column_order(columns: int, seed: Tensor) -> Tensor:
-    """A random order of columns, on the host."""
-    return random_order(columns, seed, stream=1)
-
-
-@column_order.register_fake
-def _(columns: int, seed: Tensor) -> Tensor:
-    return torch.empty(columns, dtype=torch.int64, device="cpu")
+def _inverse(order: Tensor) -> Tensor:
+    """The place of each column in an order."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

@@ -14,9 +14,11 @@ from torch import Tensor
 from contrastive_zoo.operators import operator
 from contrastive_zoo.samplers.randomness import DrawTable
 
-# Anchors and embeddings per tile: its scores take 4 MiB in float32, and so does its noise.
+# Anchors per tile, and embeddings per tile on CPUs, where its scores take 4 MiB in float32, and so does its noise.
 TILE = 1024
-# Columns of noise per panel. The draws depend on this number; tiles of the same width waste no draws.
+# Embeddings per tile on accelerators, where launching the operations of a smaller tile takes longer than its arithmetic.
+TILE_ACCELERATOR = 4096
+# Columns of noise per panel on CPUs. The draws depend on this number; tiles of the same width waste no draws.
 NOISE_WIDTH = 1024
 # Entries of the embeddings gathered at once for draws.
 GATHER_NUMEL = 2**20
@@ -26,11 +28,12 @@ def _tiles(
     x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Anchors, embeddings, and the log scores (A, W) of each tile, -inf for excluded pairs."""
+    width = TILE if x.is_cpu else TILE_ACCELERATOR
     for start in range(0, len(x), TILE):
         anchors = slice(start, min(start + TILE, len(x)))
         queries = x[anchors] * scale.to(x)
-        for column in range(0, len(keys), TILE):
-            columns = slice(column, min(column + TILE, len(keys)))
+        for column in range(0, len(keys), width):
+            columns = slice(column, min(column + width, len(keys)))
             scores = queries @ keys[columns].to(x).T
             excluded = (key_samples[columns] == samples[anchors, None]) | (key_samples[columns] < 0)
             yield anchors, columns, scores.masked_fill_(excluded, -torch.inf)

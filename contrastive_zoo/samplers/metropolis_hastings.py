@@ -83,6 +83,12 @@ def log_thresholds(log_scores: Tensor, log_uniforms: Tensor) -> Tensor:
 BLOCK_NUMEL = 2**20, 2**18
 
 
+def _blocks_of_columns(columns: int) -> tuple[int, int]:
+    """Number of blocks of columns, and their width."""
+    width = max(1, math.isqrt(columns // 2))
+    return max(1, -(-columns // width)), width
+
+
 class Walk(NamedTuple):
     """Paths of A chains over M columns, padded to whole blocks.
 
@@ -106,8 +112,7 @@ class Walk(NamedTuple):
         """
         columns, anchors = scores.shape
         lowest = torch.finfo(scores.dtype).min / 2
-        width = max(1, math.isqrt(columns // 2))
-        blocks = max(1, -(-columns // width))
+        blocks, width = _blocks_of_columns(columns)
         padding = (0, 0, 0, blocks * width - columns)
         if padding[3]:
             scores = torch.nn.functional.pad(scores, padding)
@@ -127,6 +132,14 @@ class Walk(NamedTuple):
         current = starts.pop()
         moved = highest.gt_(torch.stack(starts)[:, None])
         return Walk(accepted.mul_(moved), moved, torch.where(current > lowest, current, -torch.inf), columns)
+
+    @staticmethod
+    def of_moves(moves: Tensor) -> "Walk":
+        """The walk of known moves, (M, A) 1.0 where a chain moved to a column, else 0.0; its log scores are NaN."""
+        columns, anchors = moves.shape
+        blocks, width = _blocks_of_columns(columns)
+        accepted = torch.nn.functional.pad(moves, (0, 0, 0, blocks * width - columns)).view(blocks, width, anchors)
+        return Walk(accepted, accepted.cummax(1).values, moves.new_full((anchors,), torch.nan), columns)
 
     def _numbered(self) -> Tensor:
         """(blocks, W, A) number of the column, from 1 on, where the chain moved to it, else 0; exact up to 2^24 columns."""

@@ -10,22 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Columns that are drawn together, row by row; on accelerators in groups of PANEL_ROWS rows. Changing either number changes the
-# draws.
+from contrastive_zoo.operators import operator
+from contrastive_zoo.samplers import philox
+
+# Columns that are drawn together on the host, row by row. Changing the number changes the draws.
 PANEL = 64
-PANEL_ROWS = 1024
 # What to do where one derivative of a loss that draws is not enough.
 ONCE = "A loss that draws negatives has one derivative; its eval() form draws nothing and has more with backend='dense'."
-# Difference between the seeds of neighbouring panels: odd, with a large lower half, since some generators use only that half.
-SEED_STRIDE = 0x9E3779B97F4A7C15
 
 
 def step_seed(seed: int, step: Tensor) -> Tensor:
-    """(2,) seed of the draws of one step, on the host.
+    """(2,) seed of the draws of one step, on the device of the step.
 
     Args:
         seed: From 0 to 2^63 - 1.
-        step: 0-dim integer on the host; a copy is taken.
+        step: 0-dim int64; a copy is taken.
     """
     return torch.stack([torch.full_like(step, seed), step])
 
@@ -33,28 +32,32 @@ def step_seed(seed: int, step: Tensor) -> Tensor:
 class DrawTable:
     """An unbounded table of independent draws, each determined by its row and column.
 
-    On the CPU the draws come from NumPy. On an accelerator they come from PyTorch's generator for the device, so they differ
-    from the draws on the CPU, but are a function of the seed and the position too.
+    On the CPU the draws come from NumPy. On an accelerator they are made there (`philox`), so they differ from the draws on the
+    CPU, but are a function of the seed and the position too.
 
     Args:
-        seed: Result of `step_seed`.
+        seed: Result of `step_seed`. For draws on an accelerator, a seed on the host is copied there; no value is read.
         device: Device of the draws.
-        width: Columns that are drawn together, a multiple of 8; tables of different widths hold different draws.
+        width: Columns that are drawn together on the CPU, a multiple of 8; tables of different widths hold different draws.
         stream: Tables of different streams are independent.
     """
 
     def __init__(self, seed: Tensor, device: torch.device, *, width: int = PANEL, stream: int = 0) -> None:
-        # Words of a fixed width: SeedSequence takes [a + b * 2^32] and [a, b] for the same.
-        entropy = np.array([*seed.tolist(), stream], np.uint64).view(np.uint32)
-        words = np.random.SeedSequence(entropy).generate_state(2, np.uint64)
-        self._words, self._device, self._width = words, device, width
-        self._precise = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        self._generator = None if device.type == "cpu" else torch.Generator(device)
+        self._device, self._width, self._stream = device, width, stream
+        self._precise = widest_float(device)
+        if device.type == "cpu":
+            # Words of a fixed width: SeedSequence takes [a + b * 2^32] and [a, b] for the same.
+            entropy = np.array([*seed.tolist(), stream], np.uint64).view(np.uint32)
+            self._words = np.random.SeedSequence(entropy).generate_state(2, np.uint64)
+        else:
+            self._seed = seed.to(device, non_blocking=seed.is_cpu)
         # Adjacent blocks share a panel, so the last panel is cached.
         self._last: tuple[object, Tensor] = (None, torch.empty(0))
 
     def uniform(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
         """A block of draws from [0, 1)."""
+        if self._device.type != "cpu":
+            return philox.uniform(self._seed, self._stream, rows, columns, dtype)
         height, width = rows.stop - rows.start, columns.stop - columns.start
         block = torch.empty(height, width, dtype=dtype, device=self._device)
         for left in range(columns.start // self._width * self._width, columns.stop if height else 0, self._width):
@@ -82,8 +85,6 @@ class DrawTable:
 
     def _panel(self, left: int, rows: slice, dtype: torch.dtype) -> Tensor:
         """A whole panel of columns, starting at ``left``."""
-        if self._generator is not None:
-            return self._accelerator_panel(self._generator, left, rows, dtype)
         # A step of Philox gives 256 bits: 8 draws in float32 or 4 in float64.
         bits = 32 if dtype == torch.float32 else 64
         counter = np.array([rows.start * self._width * bits // 256, left, 0, 0], np.uint64)
@@ -91,19 +92,25 @@ class DrawTable:
         as_numpy: Any = np.float32 if dtype == torch.float32 else np.float64
         return torch.from_numpy(source.random((rows.stop - rows.start, self._width), dtype=as_numpy))
 
-    def _accelerator_panel(self, generator: torch.Generator, left: int, rows: slice, dtype: torch.dtype) -> Tensor:
-        """A panel on an accelerator, from parts of a fixed number of rows, each with its own seed."""
-        top = rows.start // PANEL_ROWS
-        parts = []
-        for number in range(top, -(-rows.stop // PANEL_ROWS)):
-            generator.manual_seed((int(self._words[0]) + left // self._width * SEED_STRIDE + number) % 2**63)
-            parts.append(torch.rand(PANEL_ROWS, self._width, generator=generator, dtype=dtype, device=self._device))
-        return torch.cat(parts)[rows.start - top * PANEL_ROWS : rows.stop - top * PANEL_ROWS]
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def random_order(size: int, seed: Tensor, stream: int) -> Tensor:
-    """(size,) int64, a random order, on the host."""
-    draws = DrawTable(seed, torch.device("cpu"), stream=stream).uniform(
-        slice(0, -(-size // PANEL)), slice(0, PANEL), torch.float64
-    )
-    return draws.flatten()[:size].argsort()
+    """(size,) int64, a random order, on the device of the seed."""
+    draws = DrawTable(seed, seed.device, stream=stream)
+    table = draws.uniform(slice(0, -(-size // PANEL)), slice(0, PANEL), widest_float(seed.device))
+    return table.flatten()[:size].argsort()
+
+
+@operator("contrastive_zoo::column_order", "(SymInt columns, Tensor seed) -> Tensor")
+def column_order(columns: int, seed: Tensor) -> Tensor:
+    """A random order of columns, on the device of the seed."""
+    return random_order(columns, seed, stream=1)
+
+
+@column_order.register_fake
+def _(columns: int, seed: Tensor) -> Tensor:
+    return torch.empty(columns, dtype=torch.int64, device=seed.device)

@@ -91,6 +91,8 @@ class TableSampler(NegativeSampler):
 
     def sample(self, batch: Batch, scale: Tensor) -> Negatives:
         """See `NegativeSampler.sample`."""
+        if batch.alone:
+            self.step.place(batch.x)
         before = self._write(batch)
         drawn = self._drawn(batch, scale.detach())
         position, in_batch = _places(batch, drawn.rows)

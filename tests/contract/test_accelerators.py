@@ -16,7 +16,9 @@ from torch import Tensor
 import contrastive_zoo as zoo
 from contrastive_zoo import Loss
 
+# Draws there are others than those of the host.
 STEPS = [c for c in CONFIGURATIONS if not c.draws]
+DRAWING = [c for c in CONFIGURATIONS if c.draws]
 # Their sweeps visit blocks of classes that only the host can find, and each sweep copies what it found.
 BY_CLASS = {"scl", "hscl", "ucl", "hucl"}
 
@@ -49,11 +51,11 @@ def assert_outcome(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Non
         assert_close(on_host(a), b, what)
 
 
-@pytest.mark.parametrize("configuration", STEPS, ids=str)
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 @pytest.mark.parametrize("repeated", [False, True], ids=["distinct", "repeated"])
 @pytest.mark.parametrize("index_there", [False, True], ids=["index on the host", "index there"])
 def test_a_step_waits_for_nothing(configuration: Configuration, repeated: bool, index_there: bool, device: Accelerator) -> None:
-    """It also gives what a step on the host gives."""
+    """It also gives what a step on the host gives, if it does not draw."""
     ours, theirs = configuration.make().double().to(DEVICE), configuration.make().double()
     for number in range(3):
         batch = batch_of(number, repeated)
@@ -67,7 +69,10 @@ def test_a_step_waits_for_nothing(configuration: Configuration, repeated: bool, 
                 assert device.copies == []
             elif configuration.name not in BY_CLASS:
                 assert len(device.copies) <= len(configuration.card.needs | {"index"})
-        assert_outcome(found, step(theirs, batch))
+        if configuration in STEPS:
+            assert_outcome(found, step(theirs, batch))
+        else:
+            assert all(on_host(tensor).isfinite().all() for tensor in found)
 
 
 @pytest.mark.parametrize("name", ["ntxent", "infonce", "dcl", "hcl"])
@@ -135,21 +140,43 @@ def test_a_temperature_there_is_overwritten_in_place(device: Accelerator) -> Non
         assert on_host(held) == (on_host(new) if isinstance(new, Tensor) else new)
 
 
-# Samplers count their steps on the host, where they draw.
-@pytest.mark.parametrize("configuration", [c for c in STEPS if c.name != "sampled"], ids=str)
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 def test_replays_are_steps(configuration: Configuration, device: Accelerator) -> None:
-    """In value, gradients, tables and counters, with schedules, and a temperature that changes between replays."""
-    temperatures = [0.3, 0.05, 0.8]
+    """In value, gradients, tables and counters, with schedules, and a temperature that changes between replays.
+
+    What draws is compared with steps there, everything else with steps on the host.
+    """
+    temperatures, draws = [0.3, 0.05, 0.8], configuration in DRAWING
     found, state = replayed(configuration, device, temperatures)
-    theirs = configuration.make().double()
+    theirs = configuration.make().double().to(DEVICE if draws else "cpu")
+
+    def step_of(number: int) -> tuple[Tensor, ...]:
+        batch = batch_of(number)
+        return tuple(map(on_host, step(theirs, moved(batch)))) if draws else step(theirs, batch)
+
     for _ in range(2):
-        step(theirs, batch_of(0))
+        step_of(0)
     for number, temperature in enumerate(temperatures, 1):
         if "temperature" in configuration.card.parameters:
             theirs.temperature = temperature
-        wanted = step(theirs, batch_of(number))
+        wanted = step_of(number)
     assert_outcome(found, wanted)
     expected = theirs.state_dict()
     assert state.keys() == expected.keys()
     for name, tensor in state.items():
-        assert_close(on_host(tensor), expected[name], name)
+        assert_close(on_host(tensor), on_host(expected[name]), name)
+
+
+@pytest.mark.parametrize("configuration", DRAWING, ids=str)
+def test_replays_draw_anew(configuration: Configuration, device: Accelerator) -> None:
+    """Of the same batch."""
+    loss_fn, there = configuration.make().double().to(DEVICE), moved(batch_of(0))
+    for _ in range(3):
+        step(loss_fn, there)
+    with device.recording() as replay:
+        found = step(loss_fn, there)
+    gradients = [on_host(found[1])]
+    for _ in range(3):
+        replay()
+        gradients.append(on_host(found[1]))
+    assert len({tuple(gradient.flatten().tolist()) for gradient in gradients}) == len(gradients)

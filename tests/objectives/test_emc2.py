@@ -12,12 +12,31 @@ from tolerances import assert_close
 from torch import Tensor
 
 import contrastive_zoo as zoo
+from contrastive_zoo.samplers import walk_fused
 from contrastive_zoo.samplers.mcmc import column_order
 from contrastive_zoo.samplers.randomness import step_seed
 
 NUM_SAMPLES = 15
 VARIANTS = [{"out_of_batch": kind, "burn_in": burn_in} for kind in ("cache", "skip") for burn_in in (0.0, 0.3, 0.9)]
 every_variant = pytest.mark.parametrize("params", VARIANTS, ids=str)
+
+
+@pytest.fixture(params=["auto", "fused"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """Of the features; kernels take float32 only."""
+    return torch.float64 if request.param == "auto" else torch.float32
+
+
+def walker(dtype: torch.dtype, request: pytest.FixtureRequest, **params: object) -> zoo.Loss:
+    """A loss in a precision, whose chains walk in the kernels if that is float32."""
+    if dtype == torch.float32:
+        request.getfixturevalue("kernels")
+        params["backend"] = "fused"
+    return zoo.get_loss("emc2", num_samples=NUM_SAMPLES, **params).to(dtype)
+
+
+def rounded(batch: Views, dtype: torch.dtype) -> Views:
+    return batch._replace(**{z: getattr(batch, z).detach().to(dtype).requires_grad_() for z in ("z1", "z2")})
 
 
 def step_batch(step: int) -> Views:
@@ -41,20 +60,21 @@ def chain_table(reference: oracle_stateful.EMC2) -> Tensor:
 
 
 @every_variant
-def test_cold_chains_equal_a_slow_walk(params: dict[str, object]) -> None:
+def test_cold_chains_equal_a_slow_walk(params: dict[str, object], dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
     """At a tiny temperature a chain moves to every better column and to no worse one, whatever is drawn."""
     temperature = 1e-5
     cached = params["out_of_batch"] == "cache"
     reference = oracle_stateful.EMC2(
         temperature=temperature, burn_in=params["burn_in"], accepts=lambda column, state: column >= state - 1, cached=cached
     )
-    loss_fn = zoo.get_loss("emc2", num_samples=NUM_SAMPLES, temperature=temperature, **params).double()
+    loss_fn = walker(dtype, request, temperature=temperature, **params)
     for step in range(6):
         batch = step_batch(step)
         _, surrogate = reference(*batch[:2], batch.index.tolist(), order(5, step))
-        loss = batch.call(loss_fn)
-        for found, wanted in zip(gradients(loss, batch), torch.autograd.grad(surrogate.mean(), batch[:2]), strict=True):
-            assert_close(found, wanted, f"gradient of step {step}", logit=1 / temperature)
+        given = rounded(batch, dtype)
+        loss = given.call(loss_fn)
+        for found, wanted in zip(gradients(loss, given), torch.autograd.grad(surrogate.mean(), batch[:2]), strict=True):
+            assert_close(found.double(), wanted, f"gradient of step {step}", dtype=dtype, logit=1 / temperature)
         assert torch.equal(loss_fn.table()["chain"], chain_table(reference))
 
 
@@ -65,22 +85,25 @@ def orthonormal_batch(index: Tensor) -> Views:
 
 
 @every_variant
-def test_chains_between_equals_accept_everything(params: dict[str, object]) -> None:
+def test_chains_between_equals_accept_everything(
+    params: dict[str, object], dtype: torch.dtype, request: pytest.FixtureRequest
+) -> None:
     reference = oracle_stateful.EMC2(
         temperature=0.2, burn_in=params["burn_in"], accepts=lambda column, state: True, cached=params["out_of_batch"] == "cache"
     )
-    loss_fn = zoo.get_loss("emc2", num_samples=NUM_SAMPLES, temperature=0.2, **params).double()
+    loss_fn = walker(dtype, request, temperature=0.2, **params)
     for step, index in enumerate(([3, 1, 4, 0], [1, 5, 9, 2], [5, 3, 5, 8], [0, 9, 4, 1])):
         batch = orthonormal_batch(torch.tensor(index))
         values, surrogate = reference(*batch[:2], index, order(4, step))
-        loss = batch.call(loss_fn)
-        assert_close(loss, values.mean(), "loss")
-        for found, wanted in zip(gradients(loss, batch), torch.autograd.grad(surrogate.mean(), batch[:2]), strict=True):
-            assert_close(found, wanted, "gradient")
+        given = rounded(batch, dtype)
+        loss = given.call(loss_fn)
+        assert_close(loss.double(), values.mean(), "loss", dtype=dtype)
+        for found, wanted in zip(gradients(loss, given), torch.autograd.grad(surrogate.mean(), batch[:2]), strict=True):
+            assert_close(found.double(), wanted, "gradient", dtype=dtype)
         table = loss_fn.table()
         assert torch.equal(table["chain"], chain_table(reference))
         expected = [math.exp(reference.log_u.get(i, -math.inf)) for i in range(NUM_SAMPLES)]
-        assert_close(table["u"], torch.tensor(expected, dtype=torch.float64), "running means")
+        assert_close(table["u"], torch.tensor(expected, dtype=torch.float64), "running means", dtype=dtype)
         assert loss_fn.diagnostics["acceptance_rate"] == 1
 
 
@@ -94,16 +117,15 @@ def test_value_is_the_logarithm_of_a_running_mean_whatever_is_drawn() -> None:
 
 
 @every_variant
-def test_weights_per_sample_are_those_of_the_walk_behind_the_mean(params: dict[str, object]) -> None:
+def test_weights_per_sample_are_those_of_the_walk_behind_the_mean(
+    params: dict[str, object], dtype: torch.dtype, request: pytest.FixtureRequest
+) -> None:
     """The general backward pass, which walks again, agrees with the stored gradient of the mean."""
-    mean, none = (
-        zoo.get_loss("emc2", num_samples=NUM_SAMPLES, temperature=0.3, reduction=reduction, **params).double()
-        for reduction in ("mean", "none")
-    )
+    mean, none = (walker(dtype, request, temperature=0.3, reduction=reduction, **params) for reduction in ("mean", "none"))
     for step in range(3):
-        batch = step_batch(step)
+        batch = rounded(step_batch(step), dtype)
         of_mean = gradients(batch.call(mean), batch)
-        upstream = torch.full((5,), 0.2, dtype=torch.float64)
+        upstream = torch.full((5,), 0.2, dtype=dtype)
         for found, wanted in zip(gradients(batch.call(none), batch, upstream), of_mean, strict=True):
             assert_close(found, wanted, f"gradient of step {step}", magnitude=1.0)
 
@@ -274,3 +296,41 @@ def test_compiled_gradients_are_those_of_the_carried_embeddings() -> None:
         assert step == 0 or eager.diagnostics["carried_share"] > 0
         for gradient, wanted in zip(found, expected, strict=True):
             assert_close(gradient, wanted, "gradient", magnitude=1.0)
+
+
+def test_a_learned_temperature_of_cold_chains(request: pytest.FixtureRequest) -> None:
+    """Chains so cold that draws hardly matter: the kernels give the gradient that PyTorch gives in float64."""
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        temperature = torch.nn.Parameter(torch.tensor(0.002, dtype=dtype))
+        loss_fn = walker(dtype, request, temperature=temperature, normalize="none")
+        for step in range(3):
+            batch = rounded(views(5, 4, seed=20 + step, num_samples=NUM_SAMPLES), dtype)
+            batch = batch._replace(**{z: (30 * getattr(batch, z)).detach() for z in ("z1", "z2")})
+            loss = batch.call(loss_fn)
+            found.append(torch.autograd.grad(loss, loss_fn.temperature)[0])
+        found.append(loss_fn.table()["chain"])
+    assert torch.equal(found[3], found[7])
+    for step in range(3):
+        assert float(found[4 + step]) == pytest.approx(float(found[step]), rel=1e-5)
+        assert abs(found[step]) > 1
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(4, torch.float64), (257, torch.float32)], ids=str)
+def test_what_the_kernels_cannot_do_says_so(width: int, dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue("kernels")
+    batch = views(5, width, dtype=dtype, num_samples=NUM_SAMPLES)
+    loss_fn = zoo.get_loss("emc2", num_samples=NUM_SAMPLES, backend="fused").to(dtype)
+    before = snapshot(loss_fn)
+    with pytest.raises(ValueError, match=r"backend='fused' cannot do this: its kernels (compute in float32|take at most 256)"):
+        batch.call(loss_fn)
+    assert same_state(snapshot(loss_fn), before)
+    assert batch.call(zoo.get_loss("emc2", num_samples=NUM_SAMPLES).to(dtype)).isfinite()
+
+
+def test_kernels_walk_on_gpus_unless_another_backend_is_named() -> None:
+    x = torch.ones(4, 4)
+    refuses = walk_fused.refuses
+    assert refuses(x.cpu(), "auto") == "the rows are not on a GPU"
+    for backend in ("tiled", "dense"):
+        assert refuses(x, backend) == f"the backend is '{backend}'"

@@ -1,15 +1,18 @@
 """Draws by place: any block of a table is the same however the table is cut; laws; and what is drawn with them."""
 
+import importlib
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from accelerator import DEVICE, accelerator, on_host
 from cases import Configuration, gradients, views
 from tolerances import assert_close
 from torch import Tensor
 
-from contrastive_zoo.samplers import batch_draws, memory, metropolis_hastings, randomness
+from contrastive_zoo.samplers import batch_draws, memory, philox
 from contrastive_zoo.samplers.randomness import PANEL, DrawTable, random_order, step_seed
 
 CPU = torch.device("cpu")
@@ -28,39 +31,66 @@ def block(kind: str, dtype: torch.dtype, rows: slice, columns: slice, **of_table
 
 @every_kind
 @every_dtype
-def test_blocks_are_parts_of_one_table(kind: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("there", [False, True], ids=["host", "accelerator"])
+def test_blocks_are_parts_of_one_table(kind: str, dtype: torch.dtype, there: bool) -> None:
     """Also where one object is asked for them, in any order, in place of a new one each."""
-    rows, columns = 70, 3 * PANEL + 5
-    whole = block(kind, dtype, slice(0, rows), slice(0, columns))
-    shared = table()
-    for low, high in ((69, 70), (0, 1), (3, 3), (10, 67), (0, 70)):
-        for left, right in ((columns - 1, columns), (PANEL - 1, PANEL + 1), (0, 1), (7, 7), (5, columns), (PANEL, 2 * PANEL)):
-            place = slice(low, high), slice(left, right)
-            assert torch.equal(block(kind, dtype, *place), whole[place])
-            assert torch.equal(getattr(shared, kind)(*place, dtype), whole[place])
+    with accelerator():
+        device, rows, columns = DEVICE if there else CPU, 70, 3 * PANEL + 5
+
+        def block(shared: DrawTable | None, *place: slice) -> Tensor:
+            draws = DrawTable(step_seed(0, torch.tensor(0)), device) if shared is None else shared
+            drawn = getattr(draws, kind)(*place, dtype)
+            assert drawn.device == device
+            return on_host(drawn) if there else drawn
+
+        whole = block(None, slice(0, rows), slice(0, columns))
+        shared = DrawTable(step_seed(0, torch.tensor(0)), device)
+        for low, high in ((69, 70), (0, 1), (3, 3), (10, 67), (0, 70)):
+            for left, right in (
+                (columns - 1, columns),
+                (PANEL - 1, PANEL + 1),
+                (0, 1),
+                (7, 7),
+                (5, columns),
+                (PANEL, 2 * PANEL),
+            ):
+                place = slice(low, high), slice(left, right)
+                assert torch.equal(block(None, *place), whole[place])
+                assert torch.equal(block(shared, *place), whole[place])
 
 
-def test_parts_that_accelerators_draw_at_once_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way of accelerators, with the generator that PyTorch has for the CPU."""
-    monkeypatch.setattr(randomness, "PANEL_ROWS", 16)
+# Random123's known answers of Philox4x32-10: counter, key, words.
+PI = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]
+KNOWN = [
+    ([0] * 4, [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([2**32 - 1] * 4, [2**32 - 1] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (PI, [0xA4093822, 0x299F31D0], [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]),
+]
 
-    def draws() -> DrawTable:
-        made = table()
-        made._generator = torch.Generator()
-        return made
 
-    shared, rows, columns = draws(), 70, 3 * PANEL + 5
-    whole = shared.uniform(slice(0, rows), slice(0, columns), torch.float32)
-    assert len(whole.unique()) > 0.99 * whole.numel()
-    assert not torch.equal(whole, block("uniform", torch.float32, slice(0, rows), slice(0, columns)))
-    for place in (
-        (slice(15, 17), slice(60, 70)),
-        (slice(69, 70), slice(0, 3)),
-        (slice(0, 0), slice(0, 9)),
-        (slice(16, 48), slice(64, 128)),
+@pytest.mark.parametrize(("counter", "key", "wanted"), KNOWN, ids=["zeros", "ones", "pi"])
+def test_philox_is_philox(counter: list[int], key: list[int], wanted: list[int]) -> None:
+    row, call, low, high = counter
+    step = high % 2**philox.STEP_BITS << 32 | low
+    seed = torch.tensor([key[1] << 32 | key[0] if key[1] < 2**31 else -1, step])
+    found = philox.words(seed, torch.tensor([[row]]), torch.tensor([call]), high >> philox.STEP_BITS)
+    assert [word.item() for word in found] == wanted
+
+
+@every_dtype
+@pytest.mark.usefixtures("kernels")
+def test_the_kernel_draws_the_same(dtype: torch.dtype) -> None:
+    from contrastive_zoo.samplers import philox_triton
+
+    seed = step_seed(2**62 + 2**35 + 7, torch.tensor(2**40 + 3))
+    for rows, columns in (
+        (slice(0, 9), slice(0, 70)),
+        (slice(2**31 - 3, 2**31 - 1), slice(601, 1207)),
+        (slice(4, 4), slice(0, 3)),
     ):
-        assert torch.equal(shared.uniform(*place, torch.float32), whole[place])
-        assert torch.equal(draws().uniform(*place, torch.float32), whole[place])
+        with mock.patch.object(philox, "refuses_kernels", return_value="not here"):
+            wanted = philox.uniform(seed, 3, rows, columns, dtype)
+        assert torch.equal(philox_triton.uniform(seed, 3, rows, columns, dtype), wanted)
 
 
 def test_what_is_returned_may_be_written_to() -> None:
@@ -137,10 +167,12 @@ DRAWING = [
 
 
 def sizes(monkeypatch: pytest.MonkeyPatch, numel: int, tile: int) -> None:
-    for module in (batch_draws, memory, metropolis_hastings):
-        for name, value in (("BLOCK_NUMEL", numel), ("GATHER_NUMEL", numel), ("TILE", tile)):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, (value, value) if module is metropolis_hastings else value)
+    # The package has a function of the name of this module.
+    walks = importlib.import_module("contrastive_zoo.samplers.metropolis_hastings")
+    monkeypatch.setattr(walks, "BLOCK_NUMEL", (numel, numel))
+    monkeypatch.setattr(batch_draws, "BLOCK_NUMEL", numel)
+    for name, value in (("GATHER_NUMEL", numel), ("TILE", tile), ("TILE_ACCELERATOR", tile)):
+        monkeypatch.setattr(memory, name, value)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -9,8 +9,9 @@ import torch
 from tolerances import assert_close
 from torch import Tensor
 
+from contrastive_zoo.samplers.chains import Chains, KeptStates
 from contrastive_zoo.samplers.randomness import step_seed
-from contrastive_zoo.samplers.walk import KeptStates, walk_batch
+from contrastive_zoo.samplers.walk import walk_batch
 
 SCALE = torch.tensor(4.0, dtype=torch.float64)
 
@@ -20,10 +21,10 @@ def orthonormal(size: int) -> Tensor:
     return torch.eye(size, dtype=torch.float64, requires_grad=True)
 
 
-def sample(x: Tensor, ids: Tensor, *, seed: int = 0, step: int = 0, burn_in: float = 0.5, **more: Any) -> KeptStates:
-    draws = step_seed(seed, torch.tensor(step))
-    arguments = {"scale": SCALE, "seed": draws, "uniform": False, "burn_in": burn_in, **more}
-    return walk_batch(x, ids=ids, **arguments)
+def sample(x: Tensor, ids: Tensor, *, seed: int = 0, step: int = 0, carried: Tensor | None = None, **more: Any) -> KeptStates:
+    fresh = torch.full_like(x[:, 0], -torch.inf) if carried is None else carried
+    chains = Chains(x, SCALE, ids, fresh, step_seed(seed, torch.tensor(step)), uniform=False)
+    return walk_batch(chains._replace(**more))
 
 
 def shares(x: Tensor, sampled: KeptStates) -> Tensor:

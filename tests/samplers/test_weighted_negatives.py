@@ -1,5 +1,6 @@
 """What every sampler returns: weights, surrogate and value against the list of negatives; laws, enumerated and counted."""
 
+import importlib
 import itertools
 import json
 import math
@@ -10,6 +11,7 @@ import numpy as np
 import oracle_stateful
 import pytest
 import torch
+from accelerator import DEVICE, accelerator
 from cases import Views, views
 from tolerances import assert_close
 from torch import Tensor
@@ -276,22 +278,28 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("name", ["gumbel", "topk", "queue", "uniform"])
+@pytest.mark.parametrize("name", [*zoo.list_samplers(), "negative_cache"])
 def test_no_matrix_of_anchors_and_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "TILE", 64)
-    monkeypatch.setattr(memory, "GATHER_NUMEL", 2**12)
+    """On CPUs, and with the tiles of accelerators; nor does a step of chains hold the matrix of the batch."""
+    for module, constant, value in (
+        (memory, "TILE", 64),
+        (memory, "TILE_ACCELERATOR", 256),
+        (memory, "GATHER_NUMEL", 2**12),
+        # The package has a function of the name of this module.
+        (importlib.import_module("contrastive_zoo.samplers.metropolis_hastings"), "BLOCK_NUMEL", (2**13, 2**13)),
+    ):
+        monkeypatch.setattr(module, constant, value)
     size, batch_size = 4000, 150
-    settings = {"num_negatives": 2 * size if name == "queue" else 4}
-    loss_fn = zoo.get_loss("sampled", num_samples=size, sampler=name, **settings)
-    for index in torch.arange(size).split(1000):
-        z = torch.randn(2, len(index), 3)
-        with torch.no_grad():
-            loss_fn(z[0], z[1], index=index)
-    z = torch.randn(2, batch_size, 3, requires_grad=True)
-    with LargestTensor() as largest:
-        loss_fn(z[0], z[1], index=torch.arange(batch_size)).backward()
-    held = 2 * size * 3
-    assert held <= largest.entries < 2 * batch_size * 2 * size / 10
+    settings = {"num_negatives": 2 * size if name == "queue" else 4} if name != "mcmc" else {}
+    settings |= {} if name == "negative_cache" else {"sampler": name}
+    with accelerator():
+        for device in (torch.device("cpu"), DEVICE):
+            loss_fn = zoo.get_loss(name if name == "negative_cache" else "sampled", num_samples=size, **settings).to(device)
+            z = torch.randn(2, batch_size, 3).to(device).requires_grad_()
+            with LargestTensor() as largest:
+                loss_fn(z[0], z[1], index=torch.arange(batch_size)).backward()
+            table, matrix = 2 * size * 3, (2 * batch_size) ** 2 if name == "mcmc" else 2 * batch_size * 2 * size
+            assert table <= largest.entries < matrix / (2 if name == "mcmc" else 10)
 
 
 def test_orders_of_columns_are_all_alike() -> None:
