@@ -3,8 +3,8 @@
 A tile of the gradient would not fit into registers, and every chunk of its columns would need the similarities again. So slopes
 of a slab, a rectangle of pairs, are stored, and a second kernel multiplies them with the rows of the other side.
 
-Rows of a slab are `slab_row` entries apart, a multiple of the rows of any tile, and end with zeros: a mask along them would keep
-loads from taking 16 bytes at a time.
+Rows of a slab are `slab_row` entries apart, a multiple of the rows of any tile, and end with zeros: under a mask along them,
+loads would not take 16 bytes at a time.
 
 Strips, which elsewhere say which pairs count, are the rows and columns of the slab here: from s0 to e0, and from s1 to e1.
 """
