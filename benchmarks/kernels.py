@@ -86,7 +86,9 @@ def compiled(use: str, kind: shapes.Kind, width: int, capability: int, shape: sh
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature = {name: "constexpr" if name in constants else _type(name, kind, constants) for name in function.arg_names}
     positions = [
-        n for n, name in enumerate(signature) if signature[name][0] == "*" or name in ("x_set", "x_row", "y_set", "y_row")
+        n
+        for n, name in enumerate(signature)
+        if signature[name][0] == "*" or name in ("x_set", "x_row", "y_set", "y_row", "slab_row")
     ]
     aligned = {(position,): [["tt.divisibility", 16]] for position in positions}  # as in a launch
     return _cost(function, signature, constants, aligned, capability, num_warps=shape.warps, num_stages=shape.stages)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import check_choice
@@ -66,11 +67,15 @@ BACKENDS = {backend.name: backend for backend in (FUSED, TILED, DENSE)}
 
 
 def _refuses_unasked(sweep: Sweep, term: Term) -> str:
-    """The reason why "auto" does not take kernels."""
+    """The reason why "auto" does not take kernels.
+
+    While compiling, ids on the host are not read: they are inputs of the compiled code.
+    """
     less_work = (
         "the Gram matrix gives sums of squares of more rows than features with fewer products than any visit to all pairs"
     )
-    return refusals.refuses_unasked(sweep, term) or (less_work if gram.serves(sweep, term) else "")
+    known = sweep.group == 1 or not torch.compiler.is_compiling()
+    return refusals.refuses_unasked(sweep, term) or (less_work if known and gram.serves(sweep, term) else "")
 
 
 # "auto" uses the first of these that does not refuse.

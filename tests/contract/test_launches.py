@@ -12,7 +12,8 @@ if __name__ == "__main__":
 
 import pytest
 import torch
-from cases import NAMES, NUM_SAMPLES
+from accelerator import DEVICE, accelerator
+from cases import NAMES, NUM_SAMPLES, views
 from launches import Recorder, Work
 
 import contrastive_zoo as zoo
@@ -149,6 +150,34 @@ def test_wide_rows_take_a_launch_more_for_each_gradient() -> None:
     found = step("clip", width=300)
     assert found.forward == ["_forward", "log_sums", "log_sums"]
     assert found.backward == ["weigh", "slopes", "products", "slopes", "products", "_backward"]
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("index_there", [False, True], ids=["index on the host", "index there"])
+@pytest.mark.parametrize("width", [6, 300])
+@pytest.mark.parametrize("name", sorted(set(NAMES) - DRAWING))
+def test_the_host_launches_kernels_without_a_wait(
+    name: str, width: int, index_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the stand-in for an accelerator, whose kernels compute nothing: only what the host asks of it counts."""
+    seen: list[tuple[str, tuple[Any, ...]]] = []
+    monkeypatch.setattr(launch, "_kernels", lambda: Recorder(seen))
+    monkeypatch.setattr(launch, "MANY_PAIRS", 0)  # rows are ordered by id
+    monkeypatch.setattr(refusals, "INTERPRETED", True)
+    with accelerator() as device:
+        loss_fn = zoo.get_loss(name, num_samples=NUM_SAMPLES, backend="fused").to(DEVICE)
+        for number in range(3):
+            batch = views(12, width, seed=number, dtype=torch.float32)
+            z1, z2 = (z.detach().to(DEVICE).requires_grad_() for z in (batch.z1, batch.z2))
+            index, labels = (t.to(DEVICE) if index_there else t for t in (batch.index, batch.labels))
+            device.forget()
+            seen.clear()
+            loss_fn(z1, z2, index=index, labels=labels).backward()
+            assert seen
+            if number:  # the first step may move what later steps find there
+                assert device.waits == []
+                assert all(device.copies)
+                assert not (index_there and device.copies)
 
 
 if __name__ == "__main__":

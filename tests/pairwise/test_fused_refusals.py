@@ -63,6 +63,14 @@ def test_sums_of_squares_by_the_matrix_that_costs_less(
     assert backends.choose(sweep, Squares(), "fused").name == "fused"
 
 
+@pytest.mark.usefixtures("_compiler", "kernels")
+def test_a_compiled_sum_of_squares_does_not_read_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "refuses_unasked", refusals.refuses)  # as on a GPU
+    x, ids = rows(9, 5, dtype=torch.float32).detach(), torch.arange(9)
+    compiled = torch.compile(lambda x, ids: pairwise.square_sum(x, x, ids=ids), backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x, ids), pairwise.square_sum(x, x, ids=ids, backend="dense"), rtol=1e-5, atol=1e-6)
+
+
 def test_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     x = rows(3, 4, dtype=torch.float32)
     monkeypatch.setattr(refusals, "INTERPRETED", False)

@@ -25,6 +25,8 @@ BLOCK = 4096
 # Largest number of rows, and of rows of the other side, whose slopes are stored at once; and the bytes that they may take where
 # the gradient, twice, takes less.
 SLAB, SLAB_BYTES = 4096, 2**22
+# Rows of the largest tile.
+LARGEST_TILE = 128
 
 Pointers = tuple[Tensor | None, ...]
 
@@ -153,7 +155,7 @@ class Launches:
         height = min(max(SLAB // self.sets, 1), own.rows)
         bounded = max(SLAB_BYTES, 2 * out.numel() * out.element_size()) // (self.sets * height * dtype.itemsize)
         length = min(SLAB, other.rows, max(bounded, 1))
-        slab = torch.empty(self.sets * height * length, device=self.device, dtype=dtype)
+        slab = torch.empty(self.sets * height * _padded(length), device=self.device, dtype=dtype)
         for rectangle in self._rectangles(own, other):
             for bounds in _slabs(rectangle, height, length):
                 self._slopes(own, other, (*pointers, slab), flags, bounds)
@@ -167,17 +169,19 @@ class Launches:
     def _slopes(self, own: Side, other: Side, pointers: Pointers, flags: dict[str, int], bounds: tuple[int, ...]) -> None:
         constants, options = self._constants("slopes", flags)
         low, high, start, stop = bounds
-        grid = -(-(high - low) // constants["BM"]), -(-(stop - start) // constants["BN"]), self.sets
+        row = _padded(stop - start)
+        grid = -(-(high - low) // constants["BM"]), row // constants["BN"], self.sets
         with torch.cuda.device_of(own.x):
             _kernels().slopes[grid](
-                *self._shared(own, other, pointers), *bounds, *self._numbers, **constants, **self.flags, **options
+                *self._shared(own, other, pointers), *bounds, *self._numbers, row, **constants, **self.flags, **options
             )
 
     def _products(self, other: Side, pointers: Pointers, rows: int, bounds: tuple[int, ...]) -> None:
         constants, options = self._constants("products", {"TERM": self.function.term})
         grid = -(-(bounds[1] - bounds[0]) // constants["BM"]), -(-self.width // constants["WIDTH"]), self.sets
         with torch.cuda.device_of(other.x):
-            _kernels().products[grid](*pointers, rows, *other.strides, *bounds, **constants, **options)
+            row = _padded(bounds[3] - bounds[2])
+            _kernels().products[grid](*pointers, rows, *other.strides, *bounds, row, **constants, **options)
 
     def _rectangles(self, own: Side, other: Side) -> Iterator[tuple[int, int, int, int]]:
         """Rectangles that hold the pairs that count: first and last row of a side, first and last row of the other side."""
@@ -213,6 +217,11 @@ def _slabs(rectangle: tuple[int, int, int, int], height: int, length: int) -> It
     low, high, start, stop = rectangle
     for first, column in product(range(low, high, height), range(start, stop, length)):
         yield first, min(first + height, high), column, min(column + length, stop)
+
+
+def _padded(length: int) -> int:
+    """Entries of a row of a slab: a multiple of the rows of any tile."""
+    return -(-length // LARGEST_TILE) * LARGEST_TILE
 
 
 def _kernels() -> Any:

@@ -48,7 +48,8 @@ LARGEST_WIDTH = 4096
 # Not measured. Rule: of the shapes up to 128 x 128 the largest whose machine code (`make kernels`; Triton 3.3, 3.6, 3.8) takes
 # at most 99 KiB of shared memory on compute capabilities 80, 86, 89 and 120, and spills no register there in half precision and
 # TF32, and at most 100 in float32. Capabilities 90 and 100 have 227 KiB; the shapes need up to 129 KiB there, and on 100
-# `pair_sums` spills up to 28 registers.
+# `pair_sums` spills up to 28 registers. `sums`, and all kernels of wider rows, were compiled by Triton 3.8 only, for 80, 86, 89
+# and 90; in TF32 `sums` of squares of wider rows spills 3 registers.
 TABLE = {
     ("log_sums", "half"): (Shape(64, 128, 4, 3), Shape(64, 128, 4, 2), Shape(64, 64, 4, 2)),
     ("log_sums", "tf32"): (Shape(64, 128, 4, 2), Shape(64, 64, 4, 2)),

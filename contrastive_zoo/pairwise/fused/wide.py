@@ -3,6 +3,9 @@
 A tile of the gradient would not fit into registers, and every chunk of its columns would need the similarities again. So slopes
 of a slab, a rectangle of pairs, are stored, and a second kernel multiplies them with the rows of the other side.
 
+Rows of a slab are `slab_row` entries apart, a multiple of the rows of any tile, and end with zeros: under a mask along them,
+loads would not take 16 bytes at a time.
+
 Strips, which elsewhere say which pairs count, are the rows and columns of the slab here: from s0 to e0, and from s1 to e1.
 """
 
@@ -36,13 +39,14 @@ def _slopes_at_scales(
 @triton.jit(do_not_specialize=CHANGING)
 def slopes(
     X, Y, IDS_X, IDS_Y, SCALE, LEVEL, ERRORS, WEIGHTS, OTHER_LEVEL, OTHER_ERRORS, OTHER_WEIGHTS, SLAB,
-    rows, columns, sets, x_set, x_row, y_set, y_row, group, squared_bound, s0, e0, s1, e1, parameter, floor, step,
+    rows, columns, sets, x_set, x_row, y_set, y_row, group, squared_bound, s0, e0, s1, e1, parameter, floor, step, slab_row,
     D: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, IDS: tl.constexpr,
     EQUAL: tl.constexpr, SCALES: tl.constexpr, K: tl.constexpr, TERM: tl.constexpr,
 ):  # fmt: skip
-    """Slopes of a slab, (G, rows of the slab, columns of the slab), through the sums of rows and of the other side."""
+    """Slopes of a slab, (G, rows of the slab, slab_row), through the sums of rows and of the other side."""
     g = tl.program_id(2).to(tl.int64)
-    i, j = s0 + tl.program_id(0) * BM + tl.arange(0, BM), s1 + tl.program_id(1) * BN + tl.arange(0, BN)
+    own, other = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BN + tl.arange(0, BN)
+    i, j = s0 + own, s1 + other
     ids, other_ids = load_ids(IDS_X, i, e0, group, IDS), load_ids(IDS_Y, j, e1, group, IDS)
     X, Y = X + g * x_set, Y + g * y_set
     similarity = similarities(i, X, Y, i, j, e0, e1, x_row, y_row, D, WIDTH, BM, BN, PRECISION)
@@ -60,13 +64,13 @@ def slopes(
             squared_bound, parameter, floor, step, SCALES, K, TERM, False,
         )  # fmt: skip
     found = tl.where(counted_pairs(i, j, e1, ids, other_ids, s0, e0, s1, e1, IDS, EQUAL, 0), found, 0.0)
-    at = (g * (e0 - s0) + (i - s0))[:, None] * (e1 - s1) + (j - s1)[None, :]
-    tl.store(SLAB + at, found.to(SLAB.dtype.element_ty), mask=(i < e0)[:, None] & (j < e1)[None, :])
+    at = (g * (e0 - s0) + own)[:, None] * slab_row + other[None, :]
+    tl.store(SLAB + at, found.to(SLAB.dtype.element_ty), mask=(i < e0)[:, None])
 
 
 @triton.jit(do_not_specialize=CHANGING)
 def products(
-    SLAB, Y, TOP, OUT, OFFSETS, rows, y_set, y_row, s0, e0, s1, e1,
+    SLAB, Y, TOP, OUT, OFFSETS, rows, y_set, y_row, s0, e0, s1, e1, slab_row,
     D: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, TERM: tl.constexpr,
 ):  # fmt: skip
     """Add the product of a slab and the rows of the other side to gradients; a program computes a chunk of WIDTH features.
@@ -74,15 +78,16 @@ def products(
     If OFFSETS is given, the sums of slopes are added to the gradients of the squared lengths of rows.
     """
     g, d0 = tl.program_id(2).to(tl.int64), tl.program_id(1) * WIDTH
-    i = s0 + tl.program_id(0) * BM + tl.arange(0, BM)
+    own = tl.program_id(0) * BM + tl.arange(0, BM)
+    i = s0 + own
     total, offset = tl.zeros([BM, WIDTH], tl.float32), tl.zeros([BM], tl.float32)
-    from_row = SLAB + (g * (e0 - s0) + (i - s0))[:, None] * (e1 - s1)
-    for start in range(s1, e1, BN):
-        j = start + tl.arange(0, BN)
-        found = tl.load(from_row + (j - s1)[None, :], mask=(i < e0)[:, None] & (j < e1)[None, :], other=0.0)
+    from_row = SLAB + (g * (e0 - s0) + own)[:, None] * slab_row
+    for start in range(0, e1 - s1, BN):
+        other = start + tl.arange(0, BN)
+        found = tl.load(from_row + other[None, :], mask=(i < e0)[:, None], other=0.0)
         if OFFSETS is not None:
             offset += tl.sum(found.to(tl.float32), 1)
-        total = add_product(found, load_rows(Y + g * y_set, j, e1, y_row, d0, D, WIDTH), total, PRECISION, TERM)
+        total = add_product(found, load_rows(Y + g * y_set, s1 + other, e1, y_row, d0, D, WIDTH), total, PRECISION, TERM)
     factor = tl.load(TOP) / LIFT
     d = d0 + tl.arange(0, WIDTH)
     at, inside = OUT + (g * rows + i)[:, None] * D + d[None, :], (i < e0)[:, None] & (d < D)[None, :]
