@@ -61,8 +61,8 @@ class EMC2(GlobalObjective):
     slightly from the softmax. Enumeration of batches that are the whole dataset, for twelve random sets of four samples at
     temperatures from 0.1 to 1, gives a total variation of at most 0.09, against up to 0.50 in a fixed order.
 
-    On NVIDIA GPUs kernels walk the chains, if rows are in float32 or half precision and have at most 256 features. Operations of
-    PyTorch walk them elsewhere, and with `backend="tiled"`: the same law with other draws.
+    On NVIDIA GPUs kernels walk the chains, if rows are in float32 or half precision and have at most 256 features. Elsewhere,
+    and with `backend="tiled"`, operations of PyTorch walk them: the same law with other draws.
 
     In `eval()` the batch's own mean replaces u; no table is read or written, and no random numbers are drawn.
 
