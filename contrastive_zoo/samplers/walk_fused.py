@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contrastive_zoo.devices import TRITON, beside, refuses_kernels, written_beside
 from contrastive_zoo.pairwise.fused.refusals import INTERPRETED
-from contrastive_zoo.pairwise.fused.shapes import Kind, kind_of, padded
+from contrastive_zoo.pairwise.fused.shapes import FLOAT32, HALF, TF32, Kind, padded
 from contrastive_zoo.samplers.chains import Chains, Columns, KeptStates
 
 # Bytes of the moves of anchors, a bit per pair, and of what `rows` leaves for `columns`; more anchors walk one part after
@@ -49,6 +49,13 @@ TABLE = {
     ("rows", "tf32"): (Shape(64, 8, 8), Shape(64, 8, 8), Shape(32, 4, 8)),
     ("rows", "float32"): (Shape(32, 8, 8), Shape(32, 4, 8), Shape(16, 4, 8)),
 }
+
+
+def kind_of(dtype: torch.dtype) -> Kind:
+    """How to multiply operands of a dtype: float32 as `torch.set_float32_matmul_precision` says."""
+    if dtype != torch.float32:
+        return HALF
+    return FLOAT32 if torch.get_float32_matmul_precision() == "highest" else TF32
 
 
 def shape_of(kernel: str, kind: Kind, width: int) -> Shape:
