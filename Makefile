@@ -8,7 +8,7 @@ export NO_MKDOCS_2_WARNING := 1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-gpu test-integrations docs bench kernels clean
+.PHONY: help demo test test-gpu test-integrations docs bench kernels tune clean
 
 help:
 	@echo "make demo    pretrain a small backbone on real data; print the evaluation, save plots (ARGS='--loss emc2' ...)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-gpu    the tests of losses, sums over pairs, state and the authors' numbers on a CUDA GPU"
 	@echo "make docs    serve the documentation on this machine and rebuild it on every change"
 	@echo "make bench   time and memory of the objectives beside their peers"
+	@echo "make tune       shapes of the fused kernels' tiles, measured on the GPU that is here (ARGS='--widths 128' ...)"
 	@echo "make kernels    machine code of the fused kernels for several GPUs, none of which is needed (ARGS='--widths 128' ...)"
 	@echo "make clean   remove $(VENV) and everything that was built; results under runs/ stay"
 
@@ -48,6 +49,9 @@ bench: $(VENV)/.dev
 
 kernels: $(VENV)/.dev
 	$(BIN)/python benchmarks/kernels.py $(ARGS)
+
+tune: $(VENV)/.dev
+	$(BIN)/python benchmarks/tune.py $(ARGS)
 
 # Pip comes fresh: the one that older Pythons bring cannot make editable installs from pyproject.toml alone.
 $(VENV)/.created:

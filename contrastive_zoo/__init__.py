@@ -15,7 +15,7 @@ from contrastive_zoo.batch_samplers import (
     list_batch_samplers,
     register_batch_sampler,
 )
-from contrastive_zoo.datasets import IndexedDataset
+from contrastive_zoo.datasets import IndexedDataset, hashed_index
 from contrastive_zoo.gradient_caching import cached_backward, cached_loss
 from contrastive_zoo.loss import Loss, describe_loss, get_loss, list_losses, register_loss
 from contrastive_zoo.objectives.base import Objective
@@ -44,6 +44,7 @@ __all__ = [
     "get_batch_sampler",
     "get_loss",
     "get_sampler",
+    "hashed_index",
     "list_batch_samplers",
     "list_losses",
     "list_samplers",

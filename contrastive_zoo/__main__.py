@@ -1,10 +1,11 @@
 """Lists the registered names with one line each: ``python -m contrastive_zoo``; with a name, prints its summary."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from contrastive_zoo.batch_samplers import describe_batch_sampler, list_batch_samplers
 from contrastive_zoo.loss import describe_loss, list_losses
+from contrastive_zoo.registry import Card
 from contrastive_zoo.samplers import describe_sampler, list_samplers
 
 KINDS = {
@@ -19,9 +20,16 @@ def listing() -> str:
     lines = []
     for title, (names, describe) in KINDS.items():
         lines += ["", title, f"  {'name':<22}{'needs':<8}summary"]
-        cards = [describe(name) for name in names()]
-        lines += [f"  {card.name:<22}{', '.join(sorted(card.needs)):<8}{card.summary}" for card in cards]
+        lines += [_line(name, describe) for name in names()]
     return "\n".join(lines[1:])
+
+
+def _line(name: str, describe: Callable[[str], Card]) -> str:
+    try:
+        card = describe(name)
+    except ImportError as error:  # a plugin that does not load
+        return f"  {name:<30}{error}"
+    return f"  {card.name:<22}{', '.join(sorted(card.needs)):<8}{card.summary}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,14 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name is None:
         print(listing())
         return
-    for names, describe in KINDS.values():
-        if name in names():
+    unknown = []
+    for _, describe in KINDS.values():
+        try:
             print(describe(name))
             return
-    try:
-        print(describe_loss(name))  # an alias, or an error that lists the names
-    except ValueError as error:
-        parser.error(str(error))
+        except ValueError as error:
+            unknown.append(error)
+        except ImportError as error:
+            parser.error(str(error))
+    parser.error(str(unknown[0]))
 
 
 if __name__ == "__main__":

@@ -22,13 +22,15 @@ def shape(tensor: Tensor) -> str:
     return str(tuple(int(size) for size in tensor.shape))
 
 
-def check_name(kind: str, name: object, known: Iterable[str]) -> None:
-    """Raise if ``name`` is not one of ``known``, naming the closest first."""
+def check_name(kind: str, name: object, known: Iterable[str], advice: str = "", guess: bool = True) -> None:
+    """Raise if ``name`` is not one of ``known``, naming the closest first if ``guess``, with the advice and all names."""
     names = sorted(known)
     if name in names:
         return
-    close = difflib.get_close_matches(str(name).lower(), names, n=3, cutoff=0.5)
+    wanted = name.strip().lower() if isinstance(name, str) and guess else ""
+    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.56)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    hint += f" {advice}" if advice else ""
     listed = ", ".join([*close, *(known_name for known_name in names if known_name not in close)])
     raise ValueError(f"unknown {kind} {name!r}.{hint} Available: {listed}.")
 

@@ -1,7 +1,9 @@
-"""Devices: copies between the host and an accelerator, and GPUs that Triton kernels run on."""
+"""Devices: what the host can read, copies between it and an accelerator, and GPUs that Triton kernels run on."""
 
 import importlib.util
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,6 +11,37 @@ OLDEST = (8, 0)
 # Triton before 3.3, which comes with PyTorch 2.7, aborts while it compiles some of the kernels.
 RECENT = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 7)
 TRITON = RECENT and importlib.util.find_spec("triton") is not None
+
+
+def transforming() -> bool:
+    """Whether a transform of `torch.func`, such as grad or vmap, is running."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def batched(tensor: Tensor) -> bool:
+    """Whether `torch.func.vmap`, or a backward pass with ``is_grads_batched=True``, hides the values of a tensor."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(tensor) or (transforming() and functorch.is_batchedtensor(_innermost(tensor)))
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the host knows the values of a tensor: neither an accelerator, a compiler nor `torch.func.vmap` hides them."""
+    return tensor.is_cpu and not torch.compiler.is_compiling() and not batched(tensor)
+
+
+def as_array(tensor: Tensor) -> "np.ndarray[Any, Any]":
+    """The values of a readable tensor (n,), also inside of `torch.func.grad`, where tensors have no memory of their own."""
+    return np.array([value.item() for value in tensor]) if transforming() else tensor.numpy()
+
+
+def _innermost(tensor: Tensor) -> Tensor:
+    """The tensor inside of the wrappers of `torch.func.grad`, or the outermost one that `torch.func.vmap` batches."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor) and not functorch.is_batchedtensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def beside(tensor: Tensor, other: Tensor) -> Tensor:

@@ -6,15 +6,18 @@ both an opaque `torch.library.custom_op` and the plain function, wrapped in a `t
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
-SECOND_DERIVATIVE = (
-    "the gradient of this operator is written by hand and has no derivative (create_graph=True, gradient "
-    "penalties, Hessians). Use backend='dense', which is plain autograd."
+from contrastive_zoo.devices import batched, transforming
+
+ONE_DERIVATIVE = (
+    "this gradient is written by hand: it has no derivative (create_graph=True, gradient penalties, Hessians), and transforms "
+    "(torch.func.grad, vmap, jacrev, ..., is_grads_batched=True) cannot enter it. "
 )
+DENSE = "Use backend='dense', which is plain autograd."
 
 
 T = TypeVar("T")
@@ -50,22 +53,32 @@ class Operator:
         self.opaque: Any = torch.library.custom_op(name, function, mutates_args=(), schema=schema)
         self.register_fake = self.opaque.register_fake
         self._eager = function
+        self._refusal = ""
 
     def __call__(self, *inputs: Any) -> Any:
         """Call through the dispatcher while compiling, else directly."""
-        return self.opaque(*inputs) if torch.compiler.is_compiling() else self._eager(*inputs)
+        if torch.compiler.is_compiling():
+            return self.opaque(*inputs)
+        if self._refusal and transforming():
+            raise RuntimeError(self._refusal)
+        return self._eager(*inputs)
 
-    def differentiate(self, backward: "Operator", setup: Callable[..., None], gradient: Callable[..., Any]) -> None:
+    def differentiate(
+        self, backward: "Operator", setup: Callable[..., None], gradient: Callable[..., Any], *, advice: str = DENSE
+    ) -> None:
         """Give the operator a gradient.
 
         Args:
             backward: The operator that computes the gradient; `backward` itself has no derivative.
-            setup: ``setup(ctx, inputs, output)`` saves what the gradient needs.
+            setup: ``setup(ctx, inputs, output)`` saves what the gradient needs. For second derivatives to be refused rather
+                than lost, what is saved must depend on every input with a gradient.
             gradient: ``gradient(ctx, compute, *grads)`` returns the gradients of all inputs; ``compute`` is ``backward``.
+            advice: What to do where one derivative is not enough; the last sentence of the error.
         """
+        self._refusal = ONE_DERIVATIVE + advice
         self.opaque.register_autograd(lambda ctx, *grads: gradient(ctx, backward.opaque, *grads), setup_context=setup)
-        backward.opaque.register_autograd(_refuse)
-        self._eager = _eager_function(self.plain, backward.plain, setup, gradient).apply
+        backward.opaque.register_autograd(lambda ctx, *grads: _refuse(self._refusal))
+        self._eager = _eager_function(self.plain, backward.plain, setup, gradient, self._refusal).apply
 
 
 def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Operator]:
@@ -73,26 +86,31 @@ def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Operator]
     return lambda function: Operator(name, schema, function)
 
 
-def _refuse(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError(SECOND_DERIVATIVE)
+def _refuse(message: str) -> NoReturn:
+    raise RuntimeError(message)
 
 
 class _LastDerivative(torch.autograd.Function):
     """Passes gradients on, and refuses to be differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, refusal: str, *sources: Tensor) -> Tensor:
         """``sources`` are what the gradient depends on."""
+        ctx.refusal = refusal
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Refuses."""
-        _refuse(ctx)
+        _refuse(ctx.refusal)
 
 
 def _eager_function(
-    forward: Callable[..., Any], backward: Callable[..., Any], setup: Callable[..., None], gradient: Callable[..., Any]
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    setup: Callable[..., None],
+    gradient: Callable[..., Any],
+    refusal: str,
 ) -> Any:
     class Eager(torch.autograd.Function):
         # No separate setup_context: with one, apply would inspect the signature at every call.
@@ -104,8 +122,10 @@ def _eager_function(
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            # Under autocast, the backward pass must compute in the same precision as the forward pass.
             given = [grad for grad in grads if grad is not None]
+            if transforming() or any(map(batched, given)):
+                _refuse(refusal)
+            # Under autocast, the backward pass must compute in the same precision as the forward pass.
             plain = without_autocast(given[0]) if given else _NOTHING
             if not torch.is_grad_enabled():
                 with plain:
@@ -113,6 +133,12 @@ def _eager_function(
             with torch.no_grad(), plain:
                 gradients = gradient(ctx, backward, *grads)
             sources = [source for source in (*ctx.saved_tensors, *grads) if isinstance(source, Tensor)]
-            return tuple(g if g is None else _LastDerivative.apply(g, *sources) for g in gradients)  # type: ignore[no-untyped-call]
+            last = _LastDerivative.apply
+            return tuple(g if g is None else last(g, refusal, *sources) for g in gradients)  # type: ignore[no-untyped-call]
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            """Forward-mode differentiation."""
+            _refuse(refusal)
 
     return Eager

@@ -134,59 +134,81 @@ class Card:
 
 
 class Registry:
-    """Cards by name; plugins from an entry-point group are loaded on first use."""
+    """Cards by name, ignoring case; plugins from an entry-point group are loaded on first use.
+
+    Args:
+        kind: What the names are names of, for messages.
+        group: The entry-point group.
+
+    Attributes:
+        absent: What to say of well-known names that are not there: the beginning of such a name, in lower case, and a sentence.
+    """
 
     def __init__(self, kind: str, group: str) -> None:
         self.kind = kind
         self.group = group
+        self.absent: dict[str, str] = {}
         self._cards: dict[str, Card] = {}
+        # Registered name of each name and alias in lower case.
         self._aliases: dict[str, str] = {}
 
     def add(self, card: Card) -> None:
         """Add a card.
 
         Raises:
-            ValueError: The name or an alias is taken.
+            ValueError: The name or an alias is taken, perhaps in another case.
         """
         for name in (card.name, *card.aliases):
-            if name in self._cards or name in self._aliases:
+            if _folded(name) in self._aliases:
                 raise ValueError(f"the {self.kind} name {name!r} is taken. Choose another one.")
         self._cards[card.name] = card
-        self._aliases.update(dict.fromkeys(card.aliases, card.name))
+        self._aliases.update(dict.fromkeys(map(_folded, (card.name, *card.aliases)), card.name))
 
     def _plugins(self) -> dict[str, importlib.metadata.EntryPoint]:
         return {point.name: point for point in importlib.metadata.entry_points(group=self.group)}
 
     def names(self) -> list[str]:
         """All names, plugins included, without aliases."""
-        return sorted(set(self._cards) | (set(self._plugins()) - set(self._aliases)))
+        return sorted({*self._cards, *(name for name in self._plugins() if _folded(name) not in self._aliases)})
 
     def card(self, name: str) -> Card:
-        """The card behind a name or an alias.
+        """The card behind a name or an alias, in any case.
 
         Raises:
             ValueError: The name is unknown; the message lists all names, closest match first.
             ImportError: The plugin of this name fails to load, or does not register the name.
         """
-        name = self._aliases.get(name, name) if isinstance(name, str) else name
-        if name not in self._cards:
-            plugins = self._plugins()
-            check_name(self.kind, name, {*self._cards, *self._aliases, *plugins})
-            self._load(plugins[name])
-        return self._cards[self._aliases.get(name, name)]
+        folded = _folded(name)
+        if folded not in self._aliases:
+            points = self._plugins()
+            plugins = {_folded(known): point for known, point in points.items()}
+            if folded not in plugins:
+                aliases = {alias for card in self._cards.values() for alias in card.aliases}
+                absent = next((sentence for known, sentence in self.absent.items() if folded.startswith(known)), "")
+                check_name(self.kind, name, {*self._cards, *aliases, *points}, absent or self._elsewhere(folded), not absent)
+            self._load(plugins[folded])
+        return self._cards[self._aliases[folded]]
+
+    def _elsewhere(self, folded: str) -> str:
+        """Of which other kind a name is; empty if of none."""
+        found = [(other.kind, other._aliases[folded]) for other in REGISTRIES if folded in other._aliases]
+        return "".join(f"There is a {kind} {name!r}." for kind, name in found)
 
     def _load(self, point: importlib.metadata.EntryPoint) -> None:
+        before = [(registry, dict(registry._cards), dict(registry._aliases)) for registry in REGISTRIES]
         try:
             point.load()
-        except Exception as error:
-            raise ImportError(
-                f"the plugin {point.value!r} behind the {self.kind} {point.name!r} failed to load: {error}"
-            ) from error
-        if point.name not in self._cards and point.name not in self._aliases:
-            raise ImportError(
-                f"the plugin {point.value!r} was loaded but registered no {self.kind} {point.name!r}. "
-                f"Its module must use the register decorator with that name."
-            )
+        except BaseException as error:  # a plugin may call sys.exit
+            for registry, cards, names in before:
+                registry._cards, registry._aliases = cards, names
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            reason = f"it called sys.exit({error.code!r})" if isinstance(error, SystemExit) else error
+            message = f"the plugin {point.value!r} behind the {self.kind} {point.name!r} failed to load: {reason}"
+            raise ImportError(message) from error
+        if _folded(point.name) not in self._aliases:
+            message = f"the plugin {point.value!r} was loaded but registered no {self.kind} {point.name!r}. "
+            raise ImportError(f"{message}Its module must use the register decorator with that name.")
 
     def cards(self) -> Iterator[Card]:
         """All cards, in the order of their names."""
@@ -255,9 +277,14 @@ class Registry:
         return card.complete(given)
 
 
+def _folded(name: object) -> str:
+    return name.strip().lower() if isinstance(name, str) else ""
+
+
 losses = Registry("loss", "contrastive_zoo.losses")
 samplers = Registry("sampler", "contrastive_zoo.samplers")
 batch_samplers = Registry("batch sampler", "contrastive_zoo.batch_samplers")
+REGISTRIES = (losses, samplers, batch_samplers)
 
 
 def keyword_parameters(build: Callable[..., Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Write what the documentation derives from the package: pages and pictures of the objectives, and the table of their settings.
+"""Write what the documentation derives: pages and pictures of the objectives, tables of settings and times, files of code.
 
-python docs/write.py             # after a change of a card, a docstring or docs/hooks/objectives.yml
+python docs/write.py             # after a change of a card, a docstring, docs/hooks/objectives.yml or a script on a page
 python docs/write.py --pictures  # after a change of a formula; needs Matplotlib
 """
 
@@ -16,9 +16,9 @@ DOCS = Path(__file__).parent
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "lines.linewidth": 2}
 
 
-def hook() -> ModuleType:
-    """The hook that makes the pages."""
-    spec = importlib.util.spec_from_file_location("docs_hook_objectives", DOCS / "hooks" / "objectives.py")
+def hook(name: str) -> ModuleType:
+    """A hook that makes pages."""
+    spec = importlib.util.spec_from_file_location(f"docs_hook_{name}", DOCS / "hooks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -28,12 +28,13 @@ def hook() -> ModuleType:
 
 def texts() -> dict[Path, str]:
     """Every derived text by the file that holds it."""
-    made = hook()
-    guide = DOCS / made.GUIDE
-    settings = made.settings()
+    made, files = hook("objectives"), hook("files")
     pages = {DOCS / made.FOLDER / f"{card.name}.md": made.page(card) for card in made.cards()}
-    filled = made.SETTINGS_MARK.sub(lambda match: f"{match[1]}\n{settings}\n\n{match[3]}", guide.read_text())
-    return pages | {DOCS / made.GALLERY: made.gallery(), guide: filled}
+    pages |= {DOCS / made.GALLERY: made.gallery()}
+    for page, mark, table in ((made.GUIDE, made.SETTINGS_MARK, made.settings()), (made.TIMES, made.TIMES_MARK, made.times())):
+        pages[DOCS / page] = mark.sub(rf"\g<1>\n{table}\n\n\g<3>", (DOCS / page).read_text())
+    written = {path: path.read_text() for path in DOCS.rglob("*.md")} | pages
+    return pages | {path: text for path, before in written.items() if (text := files.with_code(before)) != before}
 
 
 def draw(card: Card, path: Path) -> None:
@@ -63,7 +64,7 @@ def main() -> None:
     if parser.parse_args().pictures:
         folder = DOCS / "images" / "objectives"
         folder.mkdir(exist_ok=True)
-        for card in hook().cards():
+        for card in hook("objectives").cards():
             draw(card, folder / f"{card.name}.svg")
 
 

@@ -2,6 +2,8 @@
 
 import ast
 import difflib
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -149,3 +151,23 @@ def evaluate(encoder: nn.Module, head: nn.Module, images: Images, device: torch.
         "uniformity": zoo.metrics.uniformity(z1),
     }
     return Evaluation(figures, *held_out)
+
+
+def read_checkpoint(path: Path, options: Iterable[str], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A checkpoint of `pretrain.py`, checked as far as possible without the run; ``options`` are those that a run has."""
+    if not path.is_file():
+        raise SettingError(f"--resume: there is no {path}.")
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # anything may be in a file
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
+        raise SettingError(f"--resume: {path} cannot be read: empty, truncated or no checkpoint. {reason}") from error
+    kinds = dict.fromkeys(("args", "encoder", "head", "loss", "optimizer", "sampler", "history"), dict) | {"epoch": int}
+    wrong = [name for name, kind in kinds.items() if not isinstance(saved, dict) or not isinstance(saved.get(name), kind)]
+    if wrong:
+        raise SettingError(f"--resume: {path} is no checkpoint of this script: {', '.join(wrong)} missing or of another kind.")
+    missing = sorted(set(options) - saved["args"].keys())
+    missing += [name for name in ("loss", "knn") if not isinstance(saved["history"].get(name), list)]
+    if missing:
+        raise SettingError(f"--resume: {path} is of another version of this script: it lacks {', '.join(missing)}.")
+    return saved

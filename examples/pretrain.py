@@ -21,7 +21,18 @@ from typing import Any
 
 import timm
 import torch
-from common import FIGURES, Evaluation, autocast, build_encoder, build_head, build_loss, embed_both, evaluate, knn
+from common import (
+    FIGURES,
+    Evaluation,
+    autocast,
+    build_encoder,
+    build_head,
+    build_loss,
+    embed_both,
+    evaluate,
+    knn,
+    read_checkpoint,
+)
 from images import Images, SettingError, load_images
 from plotting import plot_embedding, plot_training
 from torch import nn
@@ -74,10 +85,11 @@ def read_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -
     args = parser.parse_args(argv)
     saved: dict[str, Any] = {}
     if args.resume:
-        path = Path(args.resume) / CHECKPOINT
-        if not path.is_file():
-            raise SettingError(f"--resume {args.resume}: there is no {path}.")
-        saved = {**torch.load(path, weights_only=True)["args"], "resume": args.resume, "output": args.resume}
+        saved = {
+            **read_checkpoint(Path(args.resume) / CHECKPOINT, vars(args))["args"],
+            "resume": args.resume,
+            "output": args.resume,
+        }
     parser.set_defaults(**(saved or (QUICK if args.quick else {})))
     args = parser.parse_args(argv)
     for name in saved.keys() - FREE:
@@ -214,9 +226,13 @@ def save_checkpoint(run: Run, epoch: int, history: dict[str, Any]) -> None:
 
 def load_checkpoint(run: Run) -> tuple[int, dict[str, Any]]:
     """Put the run where the checkpoint was: epochs done, and the history up to there."""
-    saved = torch.load(Path(run.args.resume) / CHECKPOINT, map_location=run.device, weights_only=True)
+    path = Path(run.args.resume) / CHECKPOINT
+    saved = read_checkpoint(path, vars(run.args), run.device)
     for name, part in run.parts().items():
-        part.load_state_dict(saved[name])
+        try:
+            part.load_state_dict(saved[name])
+        except Exception as error:  # anything may be in an entry
+            raise SettingError(f"--resume: {name} in {path} does not fit. {type(error).__name__}: {error}") from error
     return saved["epoch"], saved["history"]
 
 

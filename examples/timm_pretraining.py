@@ -4,12 +4,12 @@ import argparse
 
 import timm
 import torch
-from matplotlib.figure import Figure
+from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms import v2
 
 import contrastive_zoo as zoo
 
@@ -22,62 +22,39 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 
 # 8x8 digits, scaled to 32x32; every fifth is held out. IndexedDataset adds the position of each sample.
 images, labels = (torch.tensor(array) for array in load_digits(return_X_y=True))
-images = F.interpolate(images.view(-1, 1, 8, 8).float() / 16, size=32, mode="bilinear")
+images = v2.functional.resize(images.view(-1, 1, 8, 8).float() / 16, [32, 32])
 test = torch.arange(len(images)) % 5 == 0
 dataset = zoo.IndexedDataset(TensorDataset(images[~test], labels[~test]))
 loader = DataLoader(dataset, batch_size=128, shuffle=True, drop_last=True)
+augment = v2.Compose([v2.RandomAffine(15, (0.1, 0.1), (0.8, 1.2)), v2.ColorJitter(0.4), v2.RandomErasing()])
 
 # The loss is a module: its tables and learned parameters are saved and optimised with the model.
 encoder = timm.create_model("resnet10t", pretrained=False, num_classes=0, in_chans=1).to(device)
-width = encoder.num_features
-hidden = [nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU()]
-head = nn.Sequential(*hidden, nn.Linear(width, 64)).to(device)
+head = nn.Sequential(nn.Linear(encoder.num_features, 512), nn.ReLU(), nn.Linear(512, 64)).to(device)
 loss_fn = zoo.get_loss(args.loss, num_samples=len(dataset)).to(device)
 groups = [{"params": [*encoder.parameters(), *head.parameters()]}, *zoo.parameter_groups(loss_fn)]
-optimizer = torch.optim.AdamW(groups, lr=2e-3, weight_decay=1e-4)
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, args.epochs * len(loader))
+optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=1e-4)
 
-
-def augment(batch: torch.Tensor) -> torch.Tensor:
-    """A random affine map of each image, another brightness, and a square erased."""
-    matrix = torch.eye(2, 3) + torch.empty(len(batch), 2, 3).uniform_(-0.3, 0.3)
-    grid = F.affine_grid(matrix, list(batch.shape), align_corners=False)
-    erased = (grid - torch.empty(len(batch), 1, 1, 2).uniform_(-1.5, 1.5)).abs().amax(3) < 0.3
-    warped = F.grid_sample(batch, grid, align_corners=False).masked_fill(erased[:, None], 0)
-    return warped * torch.empty(len(batch), 1, 1, 1).uniform_(0.6, 1.4)
-
-
-@torch.no_grad()
-def evaluate() -> tuple[torch.Tensor, float]:
-    """Features of all images, and how many of the held-out ones the nearest class mean tells."""
-    z = encoder.eval()(images.to(device)).cpu()
-    encoder.train()
-    return z, zoo.metrics.nearest_class_mean(z[~test], labels[~test], z[test], labels[test])
-
-
-losses, accuracy = [], [evaluate()[1]]
+losses, accuracy = [], []
 for epoch in range(args.epochs):
     for batch, target, index in loader:
-        views = torch.cat([augment(batch), augment(batch)]).to(device)
-        z1, z2 = head(encoder(views)).chunk(2)
+        views = torch.stack([augment(image) for image in torch.cat([batch, batch])]).to(device)
+        z1, z2 = head(encoder.train()(views)).chunk(2)
         loss = loss_fn(z1, z2, index=index, labels=target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
         losses.append(loss.item())
-    accuracy.append(evaluate()[1])
-    print(f"epoch {epoch + 1}: loss {losses[-1]:.2f}, accuracy {accuracy[0]:.1%} -> {accuracy[-1]:.1%}")
+    with torch.no_grad():
+        z = encoder.eval()(images.to(device)).cpu()
+    accuracy.append(zoo.metrics.nearest_class_mean(z[~test], labels[~test], z[test], labels[test]))
+    print(f"epoch {epoch + 1}: loss {losses[-1]:.2f}, accuracy {accuracy[-1]:.1%}")
 
-parts = {"encoder": encoder, "head": head, "loss": loss_fn}
-torch.save({name: part.state_dict() for name, part in parts.items()}, "encoder.pt")
-figure = Figure(figsize=(11, 3.6), layout="constrained")
-left, middle, right = figure.subplots(1, 3)
-left.plot(losses)
-left.set(xlabel="step", ylabel="loss")
-middle.plot([100 * value for value in accuracy], marker="o")
-middle.set(xlabel="epoch", ylabel="accuracy on held-out digits, %")
-points = PCA(2).fit_transform(F.normalize(evaluate()[0][test], dim=1))
-right.scatter(*points.T, c=labels[test], cmap="tab10", s=10)
-right.set(xticks=[], yticks=[], xlabel="principal components of held-out digits")
+torch.save({"encoder": encoder.state_dict(), "loss": loss_fn.state_dict()}, "encoder.pt")
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+axes[0].plot(losses)
+axes[1].plot(range(1, args.epochs + 1), accuracy, marker="o")
+axes[2].scatter(*PCA(2).fit_transform(z[test]).T, c=labels[test], cmap="tab10", s=10)
+for panel, title in zip(axes, ("loss by step", "accuracy by epoch", "held-out digits"), strict=True):
+    panel.set_title(title)
 figure.savefig("curves.svg")

@@ -93,6 +93,11 @@ def local_negatives(step: int, sizes: tuple[int, ...], rank: int, shared: bool) 
     return Negatives(*(t[part.start] if shared else t[part] for t in global_negatives(step, sizes, shared)))
 
 
+def global_weights(step: int, sizes: tuple[int, ...]) -> Tensor:
+    """A weight for each value of the whole batch."""
+    return torch.randn(sum(sizes), generator=torch.Generator().manual_seed(50 + step), dtype=torch.float64)
+
+
 def detached(batch: Views) -> Views:
     return Views(*(leaf.detach() for leaf in batch))
 
@@ -105,6 +110,7 @@ def run(
     objective: Callable[..., Tensor] | None = None,
     compiled: bool = False,
     one_view: bool = False,
+    weights: list[Tensor] | None = None,
     **params: Any,
 ) -> FOUND:
     """Losses, gradients of the encoder and of a learned temperature, and state after some steps."""
@@ -124,7 +130,7 @@ def run(
         parameters = [*model.parameters(), *loss_fn.parameters()]
         for parameter in parameters:
             parameter.grad = None
-        loss.sum().backward()
+        (loss if weights is None else loss * weights[step]).sum().backward()
         losses.append(loss.detach())
         found.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters])
     return {"losses": losses, "gradients": found, "state": snapshot(loss_fn)}
@@ -229,7 +235,14 @@ def work(rank: int, world: int, folder: Path) -> None:
     batches = [local_batch(step, sizes, rank) for step, sizes in enumerate(SIZES[world])]
     ntxent = Configuration("ntxent", {})
     found: FOUND = {str(c): run(c, batches, DistributedDataParallel) for c in CONFIGURATIONS}
-    found["none"] = run(Configuration("dcl", {}), batches, DistributedDataParallel, reduction="none")
+    weights = [global_weights(step, sizes)[part_of(sizes, rank)] for step, sizes in enumerate(SIZES[world])]
+    found["none"] = {
+        str(c): run(c, batches, DistributedDataParallel, weights=weights, reduction="none")
+        for c in CONFIGURATIONS
+        if c.card.per_sample
+    }
+    found["none, compiled"] = run(Configuration("dcl", {}), batches, compiled=True, weights=weights, reduction="none")
+    found["none, empty"] = one_sample_everywhere(batches[0], reduction="none")
     found["one view"] = {str(c): run(c, batches, DistributedDataParallel, one_view=True) for c in ONE_VIEW}
     found["dense"] = run(ntxent, batches, DistributedDataParallel, backend="dense")
     found["local"] = run(ntxent, batches[:1], gather=False)
@@ -272,9 +285,9 @@ def alone_in_eval(batch: Views) -> Tensor:
     return value
 
 
-def one_sample_everywhere(batch: Views) -> FOUND:
+def one_sample_everywhere(batch: Views, **params: Any) -> FOUND:
     """All rows of all processes are one sample."""
-    return run(Configuration("sogclr", {}), [batch._replace(index=torch.full_like(batch.index, 3))])
+    return run(Configuration("sogclr", {}), [batch._replace(index=torch.full_like(batch.index, 3))], **params)
 
 
 def errors(batch: Views, rank: int, world: int) -> dict[str, str]:

@@ -22,34 +22,38 @@ OWN_DEPENDENCIES = {"torch", "numpy", "einops"}
 WRITTEN_FOR_TRITON = {
     "contrastive_zoo.batch.features_triton",
     "contrastive_zoo.pairwise.fused.device",
+    "contrastive_zoo.pairwise.fused.backward",
+    "contrastive_zoo.pairwise.fused.forward",
+    "contrastive_zoo.pairwise.fused.functions",
     "contrastive_zoo.pairwise.fused.kernels",
+    "contrastive_zoo.pairwise.fused.wide",
     "contrastive_zoo.samplers.philox_triton",
     "contrastive_zoo.samplers.walk_triton",
 }
 
 # A part of the package is a file or folder at its top. Each imports itself and what stands here, nothing else.
 ARROWS: dict[str, set[str]] = {
-    "__main__": {"batch_samplers", "loss", "samplers"},
+    "__main__": {"batch_samplers", "loss", "registry", "samplers"},
     "checks": set(),
-    "datasets": set(),
+    "datasets": {"checks"},
     "devices": set(),
     "logspace": set(),
-    "operators": set(),
+    "operators": {"devices"},
     "parameters": {"loss"},
-    "plots": {"checks", "loss"},
+    "plots": {"checks", "loss", "metrics"},
     "registry": {"checks"},
     "gradient_caching": {"checks", "processes"},
     "integrations": {"batch_samplers", "checks", "gradient_caching", "loss"},
     "processes": {"checks", "operators"},
     "schedules": {"checks", "operators"},
     "state": {"checks", "devices", "operators"},
-    "metrics": {"checks", "loss", "pairwise"},
+    "metrics": {"checks", "loss", "operators", "pairwise"},
     "pairwise": {"checks", "devices", "logspace", "operators"},
     "functional": {"batch", "loss", "objectives", "state"},
     "batch": {"checks", "devices", "logspace", "operators", "pairwise", "processes", "registry"},
     "batch_samplers": {"batch", "checks", "loss", "pairwise", "processes", "registry"},
     "samplers": {"batch", "checks", "devices", "logspace", "operators", "pairwise", "registry", "state"},
-    "loss": {"batch", "checks", "objectives", "operators", "processes", "registry", "state"},
+    "loss": {"batch", "checks", "devices", "objectives", "operators", "processes", "registry", "state"},
     "objectives": {"batch", "checks", "logspace", "pairwise", "registry", "samplers", "schedules", "state"},
 }
 
@@ -111,6 +115,45 @@ def test_arrows_are_those_of_the_source(name: str) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_stay_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 300
+
+
+# Functions that take any keyword, by what they call these: those that look up a name check every one, and so does what takes
+# tables by name. Trainers call the hooks of the adapters, and the rest is for one caller each.
+ANY_KEYWORD = {
+    "params": {"get_loss", "get_sampler", "get_batch_sampler", "loss", "__call__", "__new__"},
+    "tables": {"load_table"},
+    "sides": {"load_natural"},
+    "kwargs": {"on_epoch_begin", "on_step_end", "on_train_begin", "on_save"},
+    "_": {"_check", "check_out_of_batch"},
+}
+
+
+def test_few_functions_take_any_keyword() -> None:
+    found: dict[str, set[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.args.kwarg:
+                found.setdefault(node.args.kwarg.arg, set()).add(node.name)
+    assert found == ANY_KEYWORD
+
+
+def test_every_marker_marks_a_test() -> None:
+    settings = (PACKAGE.parent / "pyproject.toml").read_text()
+    declared = set(re.findall(r'"(\w+): ', re.findall(r"^markers = \[(.*?)\]", settings, re.MULTILINE | re.DOTALL)[0]))
+    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
+    assert declared
+    assert declared <= set(re.findall(r"^@pytest\.mark\.(\w+)$", tests, re.MULTILINE))
+
+
+def test_a_card_claims_no_scale_by_itself() -> None:
+    """Only what was compared with the authors' code is said to be equal to it."""
+    assert zoo.Card("name", lambda batch: batch).scale == ""
+    for name in ("shuffle", "fixed", "full"):
+        assert "scale" not in str(zoo.describe_batch_sampler(name))
+    for name in zoo.list_samplers():
+        assert "authors" not in zoo.describe_sampler(name).scale
+    for name in zoo.list_losses():
+        assert zoo.describe_loss(name).scale, f"{name}: say how the loss relates to the authors' code"
 
 
 def test_few_modules_lie_loose() -> None:

@@ -48,16 +48,19 @@ def test_rows_and_gradients(
 
     z1, z2 = inputs(*shape, views, dtype)
     ours, plain = both(z1, z2, normalize, operand)
-    for what, a, b in zip(("rows", "similarity", "divisor"), ours, plain, strict=True):
+    for what, a, b in zip(("rows", "similarity", "divisor", "rounded"), ours, plain, strict=True):
         assert_close(a, b, what, dtype=torch.float16 if operand == torch.float16 else torch.float32)
-    rows, positive, divisor = plain
+    rows, positive, divisor, rounded = plain
+    assert rounded.dtype == operand
+    assert torch.equal(rounded.float(), rows if operand == torch.float16 else rounded)
     upstream = drawn(*rows.shape, seed=2).float(), drawn(*positive.shape, seed=3).float()
     for wanted in ([0], [views - 1], list(range(views))):
-        given = *upstream, rows, divisor, normalize, wanted
+        given = *upstream, rows, divisor, normalize, wanted, dtype
         found = features_triton.normalized_rows_backward(*given)
         with without_kernels():
             expected = features.normalized_rows_backward.plain(*given)
-        assert_close(found, expected, f"gradient of {wanted}", magnitude=1.0)
+        assert found.dtype == dtype
+        assert_close(found, expected, f"gradient of {wanted}", magnitude=1.0, dtype=dtype)
 
 
 @NORMALIZE
@@ -66,7 +69,7 @@ def test_views_in_one_tensor_and_strides(views: int, normalize: str) -> None:
     z = drawn(views, 5, 2 * 6, seed=1).float()
     for stacked in (z[..., :6], z[..., ::2], z.transpose(1, 2)[:, :6].contiguous().transpose(1, 2)):
         ours, plain = both(stacked, None, normalize, torch.float32)
-        for what, a, b in zip(("rows", "similarity", "divisor"), ours, plain, strict=True):
+        for what, a, b in zip(("rows", "similarity", "divisor", "rounded"), ours, plain, strict=True):
             assert_close(a, b, what)
 
 
@@ -90,7 +93,7 @@ def test_zero_huge_and_tiny_rows(normalize: str) -> None:
 def test_bad_values_show(normalize: str, bad: float) -> None:
     z = drawn(2, 4, 5, seed=1).float()
     z[1, 2, 3] = bad
-    (rows, positive, _), (wanted, *_) = both(z[0], z[1], normalize, torch.float32)
+    (rows, positive, *_), (wanted, *_) = both(z[0], z[1], normalize, torch.float32)
     assert rows.isnan().any(1).nonzero().flatten().tolist() == wanted.isnan().any(1).nonzero().flatten().tolist() == [5]
     assert positive[:, 0].isnan().nonzero().flatten().tolist() == [2]
 

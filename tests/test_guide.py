@@ -21,14 +21,6 @@ def run(page: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize(
-    ("page", "script"), [("tutorial.md", "timm_pretraining.py"), ("negative_samplers.md", "moco.py")], ids=lambda name: name
-)
-def test_the_script_of_a_page_is_that_of_the_examples(page: str, script: str) -> None:
-    block = f"```py\n{(DOCS.parent / 'examples' / script).read_text()}```\n"
-    assert block in (DOCS / page).read_text(), f"copy examples/{script} into docs/{page}"
-
-
 def test_every_paper_has_its_reference() -> None:
     text = (DOCS / "limits.md").read_text()
     for name in zoo.list_losses():

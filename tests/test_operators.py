@@ -159,7 +159,7 @@ class Counter(TorchDispatchMode):
 @pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)], ids=str)
 def test_a_view_that_needs_no_gradient_is_not_normalised_backwards(needed: tuple[bool, bool]) -> None:
     z1, z2 = (rows(6, 3, seed=view, unit=False).detach().requires_grad_(need) for view, need in enumerate(needed))
-    stacked, positive = stack_views(z1, z2, "sphere", torch.float64, name="z", validate=True, second_order=False)
+    stacked, positive, _ = stack_views(z1, z2, "sphere", torch.float64, name="z", validate=True, second_order=False)
     with Counter(torch.ops.aten.addcmul_.default) as counter:
         (stacked.square().sum() + positive.sum()).backward()
     assert counter.entries == sum(needed) * 6 * 3

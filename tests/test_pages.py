@@ -41,8 +41,10 @@ def test_derived_texts_are_up_to_date() -> None:
     made = {DOCS / "gallery.md": objectives.gallery()}
     made |= {DOCS / "objectives" / f"{card.name}.md": objectives.page(card) for card in CARDS}
     stale = [relative(path) for path, text in made.items() if not path.exists() or path.read_text() != text]
+    stale += [relative(path) for path in DOCS.rglob("*.md") if files.with_code(path.read_text()) != path.read_text()]
     assert not stale
     assert objectives.settings() in (DOCS / "choosing.md").read_text()
+    assert objectives.times() in (DOCS / "performance.md").read_text()
     assert {path.stem for path in (DOCS / "objectives").glob("*.md")} == {card.name for card in CARDS}
 
 
@@ -61,6 +63,7 @@ def test_docstring_begins_with_the_formula_of_the_card(card: Card) -> None:
 def test_page_says_what_a_user_needs(card: Card) -> None:
     text = objectives.page(card)
     assert "@" in text.split("```bibtex")[1]
+    assert all(number in card.paper for number in re.findall(r"eprint = \{(.*?)\}", text))
     assert f'zoo.get_loss("{card.name}"' in text
     assert f"batch: {zoo.Batch.__name__}" not in text
     assert all(len(objectives.guide()[card.name][key]) > 10 for key in ("where", "use", "relatives", "cost", "picture"))
@@ -75,6 +78,27 @@ def test_cards_claim_nothing_by_default() -> None:
         assert not any(card.scale == "Equal to the authors' code." for card in registry.cards())
     quiet = Card(name="quiet", build=lambda batch: batch)
     assert "scale" not in str(quiet)
+
+
+# Code
+
+# What a block of code shows at 1,400 pixels.
+COLUMNS = 112
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if path.name != "CHANGELOG.md"], ids=relative)
+def test_code_fits_the_page(path: Path) -> None:
+    blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+    assert not [line for block in blocks for line in block.splitlines() if len(line) > COLUMNS]
+
+
+@pytest.mark.parametrize(
+    ("page", "script", "longest"), [("tutorial.md", "timm_pretraining.py", 60), ("negative_samplers.md", "moco.py", 34)]
+)
+def test_a_script_to_copy_is_on_its_page_and_short(page: str, script: str, longest: int) -> None:
+    text = (ROOT / "examples" / script).read_text()
+    assert text in (DOCS / page).read_text()
+    assert len(text.splitlines()) <= longest
 
 
 # Pictures
@@ -101,10 +125,13 @@ def test_a_picture_without_text_stops_the_build() -> None:
         figures.on_page_content('<p><img alt="" src="images/ntxent.svg" /></p>', page=page)
 
 
+OTHERS = ("gradient_error", "minibatch_digits", "minibatch_optimization", "negative_samplers", "tutorial")
+
+
 def test_pictures_follow_the_colours_of_the_page() -> None:
     page = SimpleNamespace(file=SimpleNamespace(src_uri="some.md"))
     pictures = ["images/ntxent.svg", *(f"images/objectives/{card.name}.svg" for card in CARDS)]
-    pictures += [f"images/{name}.svg" for name in ("gradient_error", "minibatch_digits", "minibatch_optimization")]
+    pictures += [f"images/{name}.svg" for name in OTHERS]
     for source in pictures:
         svg = figures.on_page_content(f'<p><img alt="what it shows" src="{source}" /></p>', page=page)
         assert svg.startswith("<figure")
@@ -157,9 +184,9 @@ def test_dead_links_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("path", PAGES, ids=relative)
 def test_no_placeholder_is_empty_where_markdown_is_read(path: Path) -> None:
     """A mark that the build replaces encloses a text for those who read the file."""
-    text = prose(path)
-    assert "--8<--" not in text
-    for mark in re.findall(r"<!-- (?!/)(.*?) -->", text):
+    text = path.read_text()
+    assert "--8<--" not in prose(path)
+    for mark in re.findall(r"<!-- (?!/)(.*?) -->", prose(path)):
         closing = f"<!-- /{mark.split(':')[0]} -->"
         assert closing in text, f"{mark} is not closed"
         assert len(text.split(f"<!-- {mark} -->")[1].split(closing)[0].strip()) > 10, f"{mark} is empty"

@@ -81,3 +81,59 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"contrastive-zoo\[plots\]"):
         plot_gradient_weights({})
+
+
+FEATURES = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+CLASSES = torch.arange(300) % 3 + 5
+
+
+def test_similarity_has_one_law_for_each_width() -> None:
+    figure = zoo.plots.plot_similarity({"a": FEATURES, "b": FEATURES * 2, "narrow": FEATURES[:, :4]}, bins=16)
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+    assert list(lines) == ["a", "b", "narrow", "uniform, D = 16", "uniform, D = 4"]
+    assert list(lines["a"]) == list(lines["b"])
+    assert sum(lines["a"]) / 16 == pytest.approx(0.5)
+
+
+def test_spectrum_begins_at_one_and_leaves_zeros_out() -> None:
+    flat = FEATURES[:, :5] @ torch.eye(5, 16)
+    figure = zoo.plots.plot_spectrum({"all": FEATURES, "flat": flat})
+    full, five = (line.get_ydata() for line in figure.axes[0].lines)
+    assert (len(full), len(five), full[0], five[0]) == (16, 5, 1, 1)
+
+
+def test_class_means_of_a_simplex() -> None:
+    corners = torch.eye(3)[CLASSES - 5] - 1 / 3
+    figure = zoo.plots.plot_class_means(corners, CLASSES)
+    cosines = torch.as_tensor(figure.axes[0].images[0].get_array().data)
+    torch.testing.assert_close(cosines, 1.5 * torch.eye(3, dtype=cosines.dtype) - 0.5)
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["5", "6", "7"]
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_embedding_shows_the_first_points_by_class(method: str) -> None:
+    clusters = 20 * torch.eye(16)[CLASSES] + FEATURES
+    figure = zoo.plots.plot_embedding({"before": FEATURES, "after": clusters}, CLASSES, method=method, points=90)
+    assert [axes.get_title() for axes in figure.axes] == ["before", "after"]
+    places = torch.as_tensor(figure.axes[1].collections[0].get_offsets().data)
+    assert places.shape == (90, 2)
+    means = torch.stack([places[CLASSES[:90] == label].mean(0) for label in (5, 6, 7)])
+    apart = torch.cdist(means, means)[~torch.eye(3, dtype=torch.bool)].min()
+    assert apart > 3 * (places - means[CLASSES[:90] - 5]).norm(dim=1).mean()
+
+
+def test_embedding_in_the_plane_keeps_distances_of_flat_features() -> None:
+    angles = torch.linspace(0, 3, 50, dtype=torch.float64)
+    circle = torch.stack([angles.cos(), angles.sin()], 1) @ torch.linalg.qr(FEATURES[:16].double()).Q[:2]
+    (axes,) = zoo.plots.plot_embedding({"circle": circle}).axes
+    places = torch.as_tensor(axes.collections[0].get_offsets().data)
+    torch.testing.assert_close(torch.cdist(places, places), torch.cdist(circle, circle), rtol=0, atol=1e-6)
+
+
+def test_arguments_of_pictures_are_checked() -> None:
+    with pytest.raises(ValueError, match="method"):
+        zoo.plots.plot_embedding({"a": FEATURES}, method="umap")
+    with pytest.raises(ValueError, match="labels"):
+        zoo.plots.plot_class_means(FEATURES, torch.zeros(300, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"^labels must"):
+        zoo.plots.plot_embedding({"a": FEATURES}, CLASSES.float())

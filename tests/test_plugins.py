@@ -9,6 +9,7 @@ from cases import views
 from torch import Tensor
 
 import contrastive_zoo as zoo
+from contrastive_zoo.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("_clean_registries")
 
@@ -76,6 +77,67 @@ def test_a_plugin_that_does_not_load(install: object) -> None:
     with pytest.raises(ImportError, match="'zoo_plugin' behind the loss 'broken' failed to load: No module named") as caught:
         zoo.get_loss("broken")
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        ("import sys\nsys.exit()", r"it called sys.exit\(None\)"),
+        ("import sys\nsys.exit(3)", r"it called sys.exit\(3\)"),
+        ("raise SystemExit('no licence')", r"it called sys.exit\('no licence'\)"),
+        ("raise GeneratorExit('odd')", "odd"),
+        ("raise RuntimeError('too late')", "too late"),
+        ("1 / 0", "division by zero"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["losses", "samplers", "batch_samplers"])
+def test_a_plugin_that_ends_badly_after_it_registered(install: object, ending: str, said: str, kind: str) -> None:
+    """The program goes on, and the name works no better the second time."""
+    source = OBJECTIVE.format(name="distance") + (
+        "\n@zoo.register_sampler('near')\nclass Near:\n    def __init__(self, *, seed=0): pass\n"
+        "\n@zoo.register_batch_sampler('all_again')\nclass AllAgain(zoo.batch_samplers.FullBatch): pass\n"
+    )
+    name = {"losses": "distance", "samplers": "near", "batch_samplers": "all_again"}[kind]
+    install(f"{source}\n{ending}\n", f"[contrastive_zoo.{kind}]\n{name} = zoo_plugin\n")
+    describe = {"losses": zoo.describe_loss, "samplers": zoo.describe_sampler, "batch_samplers": zoo.describe_batch_sampler}
+    for _ in range(3):
+        with pytest.raises(ImportError, match=f"behind the .* '{name}' failed to load: {said}"):
+            describe[kind](name)
+    names = {"losses": zoo.list_losses(), "samplers": zoo.list_samplers(), "batch_samplers": zoo.list_batch_samplers()}
+    for other, registered in (("losses", "distance"), ("samplers", "near"), ("batch_samplers", "all_again")):
+        assert (registered in names[other]) == (other == kind), "nothing of it is left, but for what its metadata lists"
+    with pytest.raises(ValueError, match="unknown loss 'distance_too'"):
+        zoo.get_loss("distance_too")
+    assert views().call(zoo.get_loss("ntxent")).isfinite()
+
+
+def test_an_interruption_by_the_user_is_no_failure(install: object) -> None:
+    install(
+        f"{OBJECTIVE.format(name='distance')}\nraise KeyboardInterrupt\n", "[contrastive_zoo.losses]\ndistance = zoo_plugin\n"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        zoo.get_loss("distance")
+    with pytest.raises(KeyboardInterrupt):
+        zoo.get_loss("distance")
+
+
+def test_a_plugin_that_does_not_load_is_listed_with_the_reason(install: object, capsys: pytest.CaptureFixture[str]) -> None:
+    install("import sys\nsys.exit(1)\n", "[contrastive_zoo.losses]\nbroken = zoo_plugin\n")
+    main([])
+    listed = capsys.readouterr().out
+    assert "failed to load: it called sys.exit(1)" in listed
+    assert "ntxent" in listed
+    with pytest.raises(SystemExit) as caught:
+        main(["Broken"])
+    assert caught.value.code == 2
+    assert "failed to load" in capsys.readouterr().err
+
+
+def test_a_plugin_of_a_name_in_capitals(install: object) -> None:
+    install(OBJECTIVE.format(name="Distance"), "[contrastive_zoo.losses]\nDistance = zoo_plugin\n")
+    assert "Distance" in zoo.list_losses()
+    assert zoo.get_loss("distance").card.name == "Distance"
+    assert zoo.list_losses().count("Distance") == 1
 
 
 def test_a_plugin_that_registers_nothing(install: object) -> None:

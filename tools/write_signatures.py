@@ -16,6 +16,8 @@ from contrastive_zoo.registry import REQUIRED, Card
 TARGET = Path(zoo.__file__).parent / "loss" / "signatures.pyi"
 HEAD = '''"""Signature of `get_loss` for each name, written by tools/write_signatures.py: do not edit."""
 
+# mypy: disable-error-code="overload-overlap"
+
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
@@ -24,8 +26,20 @@ from torch.distributed import ProcessGroup
 
 from contrastive_zoo.loss.module import Loss
 from contrastive_zoo.samplers.base import NegativeSampler
+
+class WrongParameters:
+    """In place of a loss where a name has no such parameter, or one of another type: the call raises."""
 '''
 TAIL = '''
+@overload
+def get_loss(
+    name: Literal[
+        {names},
+    ],
+    **params: Any,
+) -> WrongParameters:
+    """Wrong parameters."""
+
 @overload
 def get_loss(name: str, **params: Any) -> Loss:
     """Make a loss by the name of a plugin, or by a name that is not a literal."""
@@ -81,7 +95,8 @@ def text() -> str:
     """The whole file; plugins are left out."""
     cards = [zoo.describe_loss(name) for name in zoo.list_losses()]
     own = [card for card in cards if card.build.__module__.startswith("contrastive_zoo.")]
-    return "\n".join([HEAD, *map(overload, own)]) + TAIL
+    names = [f'"{name}"' for card in own for name in (card.name, *card.aliases)]
+    return "\n".join([HEAD, *map(overload, own)]) + TAIL.format(names=",\n        ".join(names))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from contrastive_zoo.batch.pairs import Pairs
+from contrastive_zoo.batch.samples import OUTSIDE
 from contrastive_zoo.devices import beside
 from contrastive_zoo.logspace import logaddexp, masked_logsumexp
 from contrastive_zoo.pairwise.terms import Scales
@@ -37,7 +38,8 @@ class Batch:
         labels: (B,) labels, if given.
         negatives: (M, D) or (B, M, D) extra negatives, normalised like x, if given. With several processes, the extra negatives
             of this process, which belong to this process's samples only; `extra_logsumexp` takes that into account.
-        negatives_ids: (M,) or (B, M) ids of the extra negatives, on their device; -1 for samples outside the batch.
+        negatives_ids: (M,) or (B, M) ids of the extra negatives, on their device; `OUTSIDE` for samples outside the
+            batch, which are negatives of every row.
         training: Whether the loss is in training mode.
         encode: Computes rows of samples outside the batch with a user's encoder.
         uniform: Whether all anchors will get the same weight (they do, unless the reduction is "none").
@@ -178,7 +180,7 @@ class Batch:
         key_ids, samples = self.negatives_ids, ids.view(-1, self.views)[:, 0]
         if key_ids.dim() == 2:
             return (key_ids != samples[:, None]).sum(1).to(x)
-        # Keys of samples outside the batch, -1, are counted in an extra entry after all samples.
-        place = torch.where(key_ids < 0, self.size, key_ids)
+        # Keys of samples outside the batch are counted in an extra entry after all samples.
+        place = torch.where(key_ids == OUTSIDE, self.size, key_ids)
         own = key_ids.new_zeros(self.size + 1).index_add_(0, place, torch.ones_like(place))
         return (key_ids.shape[0] - own[samples]).to(x)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from contrastive_zoo.batch.features import HALF
 from contrastive_zoo.checks import INTEGERS, check_device, check_features, check_integers, check_same, shape
+from contrastive_zoo.devices import readable
 from contrastive_zoo.registry import Card
 
 
@@ -61,6 +62,7 @@ class Call:
         Raises:
             TypeError: An argument is no tensor or has the wrong dtype, or the objective takes no ``negatives``.
             ValueError: Shapes or devices do not fit, or a required argument is missing.
+            IndexError: A position in ``negatives_index`` is negative (checked where the host can read it).
         """
         check_features("z1", self.z1, (2, 3) if self.z2 is None else (2,))
         if self.z2 is None:
@@ -106,5 +108,10 @@ class Call:
             raise TypeError(f"negatives_index must hold integers (torch.int64), got {given}.")
         if positions.shape != negatives.shape[:-1]:
             raise ValueError(f"negatives_index must have shape {shape(negatives[..., 0])}, got {shape(positions)}.")
+        if readable(positions) and positions.numel() and int(positions.min()) < 0:
+            raise IndexError(
+                f"negatives_index holds {int(positions.min())}, wanted positions in the dataset. Leave out empty places of a "
+                "queue; a key from elsewhere may have any position from the size of the dataset on."
+            )
         if self.index is None:
             raise ValueError("negatives_index was given without index, so a sample's own keys cannot be told apart. Give both.")

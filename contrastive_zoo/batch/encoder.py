@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from contrastive_zoo.batch.features import stack_views
+from contrastive_zoo.batch.features import Stacked, stack_views
 from contrastive_zoo.batch.options import Options
 from contrastive_zoo.checks import check_features, shape
 from contrastive_zoo.operators import uncompiled
@@ -78,11 +78,10 @@ class UserEncoder(NamedTuple):
                 f"encode returned {z.shape[1]} features per row but the batch has {like.shape[1]}. "
                 "Give the encoder that the features of the batch come from."
             )
-        rows, _ = self.normalized(z, None, "what encode returns")
-        return rows.to(like)
+        return self.normalized(z, None, "what encode returns").rows.to(like)
 
-    def normalized(self, z1: Tensor, z2: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
-        """Rows of features and inner products of pairs: see `stack_views`."""
+    def normalized(self, z1: Tensor, z2: Tensor | None, name: str) -> Stacked:
+        """Rows of features, inner products of pairs and rounded rows: see `stack_views`."""
         options = self.options
         return stack_views(
             z1,

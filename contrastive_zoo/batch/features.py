@@ -1,11 +1,11 @@
 """Turns encoder features into the rows that objectives compare: checks, normalisation, stacking."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from contrastive_zoo.devices import refuses_kernels
+from contrastive_zoo.devices import batched, refuses_kernels
 from contrastive_zoo.operators import operator
 
 NORMALIZE = ("sphere", "ball", "none")
@@ -16,12 +16,24 @@ SMALL_NUMEL = 2**16
 KERNEL_WIDTH = 4096
 
 
+class Stacked(NamedTuple):
+    """Rows of features, and what is cheapest to compute beside them.
+
+    Attributes:
+        rows: (B * V, D) rows, the views of a sample next to each other, in float32 at least.
+        similarity: (B, 1) inner product of the two views of each sample; (B, 0) unless V = 2.
+        rounded: A copy of the rows in the half precision that they were rounded to, without gradient; None if they were not.
+    """
+
+    rows: Tensor
+    similarity: Tensor
+    rounded: Tensor | None
+
+
 def stack_views(
     z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, *, name: str, validate: bool, second_order: bool
-) -> tuple[Tensor, Tensor]:
-    """Stack features of V views into (B * V, D) rows, the views of a sample next to each other.
-
-    Also returns the inner product of each pair of views, (B, 1), which is cheapest to compute here; (B, 0) unless V = 2.
+) -> Stacked:
+    """Stack features of V views into rows.
 
     Args:
         z1: (B, D) features of view 1, or (V, B, D) features of all views.
@@ -33,13 +45,15 @@ def stack_views(
         second_order: Whether a second derivative must be possible.
 
     Raises:
-        ValueError: A value is NaN or infinite (checked on CPUs; elsewhere only with ``validate``).
+        ValueError: A value is NaN or infinite (checked on CPUs; elsewhere only with ``validate``; never inside of
+            `torch.func.vmap`, which hides values).
     """
-    check = validate or z1.device.type == "cpu"
+    hidden = batched(z1) or (z2 is not None and batched(z2))
+    check = (validate or z1.device.type == "cpu") and not hidden
     if second_order:
-        return _composite(z1, z2, normalize, operand, name, check)
-    rows, positive, _ = normalized_rows(z1, z2, normalize, operand, name, check)
-    return rows, positive
+        return Stacked(*_composite(z1, z2, normalize, operand, name, check), None)
+    rows, positive, _, rounded = normalized_rows(z1, z2, normalize, operand, name, check)
+    return Stacked(rows, positive, rounded if operand in HALF else None)
 
 
 def _stacked(z1: Tensor, z2: Tensor | None) -> Tensor:
@@ -103,7 +117,9 @@ def _composite(
         z = torch.where(longer, scaled / norm, z) if normalize == "ball" else scaled / norm
         if normalize == "sphere":
             z = torch.where(largest > 0, z, z.detach())
-    rows = _rounded(z.flatten(0, 1), operand)
+    rows = z.flatten(0, 1)
+    # Only values are rounded: a gradient that passed through float16 would overflow under loss scaling.
+    rows = rows + (_rounded(rows, operand) - rows).detach()
     return rows, _pair_similarity(rows.view(z.shape))
 
 
@@ -117,12 +133,15 @@ def _pair_similarity(rows: Tensor) -> Tensor:
 
 @operator(
     "contrastive_zoo::normalized_rows",
-    "(Tensor z1, Tensor? z2, str normalize, ScalarType operand, str name, bool check) -> (Tensor, Tensor, Tensor)",
+    "(Tensor z1, Tensor? z2, str normalize, ScalarType operand, str name, bool check) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def normalized_rows(
     z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, name: str, check: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (B * V, D), inner products of pairs (B, 1) or (B, 0), and the divisor of each row, (B, V, 1)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows (B * V, D), inner products of pairs (B, 1) or (B, 0), the divisor of each row, (B, V, 1), and rounded rows.
+
+    The last result is empty unless the operand is a half precision.
+    """
     if not check and has_kernels(z1) and (z2 is None or has_kernels(z2)):
         from contrastive_zoo.batch import features_triton
 
@@ -138,10 +157,13 @@ def normalized_rows(
     else:
         divisor = lengths if ordinary and normalize == "sphere" else _divisor(lengths, normalize)
         rows.div_(divisor)
-    rows = _rounded(rows, operand)
+    half = rows.to(operand) if operand in HALF else rows.new_empty(0)
+    if operand in HALF:
+        rows = half.to(torch.float32)
+        half = half.flatten(0, 1)
     similarity = _pair_similarity(rows)
     # An operator must not return a view of another output.
-    return rows.flatten(0, 1), similarity if similarity.shape[1] else similarity.clone(), divisor
+    return rows.flatten(0, 1), similarity if similarity.shape[1] else similarity.clone(), divisor, half
 
 
 def has_kernels(z: Tensor) -> bool:
@@ -160,34 +182,38 @@ def _all_ordinary(lengths: Tensor) -> bool:
 @normalized_rows.register_fake
 def _(
     z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, name: str, check: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(z1.dtype, z1.dtype if z2 is None else z2.dtype)
     size, width = z1.shape[-2:]
     views = 2 if z2 is not None else z1.shape[0] if z1.dim() == 3 else 1
     dtype = torch.float32 if dtype in HALF else dtype
     rows, divisor = z1.new_empty(views * size, width, dtype=dtype), z1.new_empty(size, views, 1, dtype=dtype)
-    return rows, rows.new_empty(size, 1 if views == 2 else 0), divisor
+    half = torch.empty_like(rows, dtype=operand) if operand in HALF else rows.new_empty(0)
+    return rows, rows.new_empty(size, 1 if views == 2 else 0), divisor, half
 
 
 @operator(
     "contrastive_zoo::normalized_rows_backward",
-    "(Tensor grad, Tensor grad_positive, Tensor rows, Tensor divisor, str normalize, int[] views) -> Tensor",
+    "(Tensor grad, Tensor grad_positive, Tensor rows, Tensor divisor, str normalize, int[] views, ScalarType dtype) -> Tensor",
 )
 def normalized_rows_backward(
-    grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str, views: list[int]
+    grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str, views: list[int], dtype: torch.dtype
 ) -> Tensor:
-    """Gradients of the features of some views, (views, B, D): the component orthogonal to the row, divided by its length."""
+    """Gradients of the features of some views, (views, B, D), in a dtype.
+
+    A gradient is the component orthogonal to the row, divided by its length.
+    """
     if has_kernels(rows):
         from contrastive_zoo.batch import features_triton
 
-        return features_triton.normalized_rows_backward(grad, grad_positive, rows, divisor, normalize, views)
+        return features_triton.normalized_rows_backward(grad, grad_positive, rows, divisor, normalize, views, dtype)
     size, number, _ = divisor.shape
     out = grad.new_empty(len(views), size, grad.shape[-1])
     if len(views) == 2 == number and normalize == "sphere" and grad.numel() <= SMALL_NUMEL:
         both = rows.view(size, 2, -1).transpose(0, 1)
         torch.addcmul(grad.view(size, 2, -1).transpose(0, 1), both.flip(0), grad_positive, out=out)
         along = torch.linalg.vecdot(out, both)[..., None]
-        return out.addcmul_(both, along, value=-1).div_(divisor.transpose(0, 1))
+        return out.addcmul_(both, along, value=-1).div_(divisor.transpose(0, 1)).to(dtype)
     own, upstream = rows.view(size, number, -1).unbind(1), grad.view(size, number, -1).unbind(1)
     # One view at a time, so temporaries stay in the CPU cache.
     for total, view in zip(out.unbind(), views, strict=True):
@@ -201,35 +227,40 @@ def normalized_rows_backward(
             if normalize == "ball":
                 along = torch.where(length > 1, along, 0)
             total.addcmul_(own[view], along, value=-1).div_(length)
-    return out
+    return out.to(dtype)
 
 
 @normalized_rows_backward.register_fake
-def _(grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str, views: list[int]) -> Tensor:
-    return grad.new_empty(len(views), divisor.shape[0], grad.shape[-1])
+def _(
+    grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str, views: list[int], dtype: torch.dtype
+) -> Tensor:
+    return grad.new_empty(len(views), divisor.shape[0], grad.shape[-1], dtype=dtype)
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     z1, z2, ctx.normalize, *_ = inputs
-    rows, _, divisor = output
+    rows, _, divisor, half = output
     ctx.dtypes = (z1.dtype, None if z2 is None else z2.dtype)
     ctx.stacked = z1.dim() == 3
     ctx.save_for_backward(rows, divisor)
-    ctx.mark_non_differentiable(divisor)
+    ctx.mark_non_differentiable(divisor, half)
     ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx: Any, compute: Any, grad: Tensor | None, grad_positive: Tensor | None, _: Any) -> Any:
+def _gradient(ctx: Any, compute: Any, grad: Tensor | None, grad_positive: Tensor | None, *_: Any) -> Any:
     rows, divisor = ctx.saved_tensors
     grad = torch.zeros_like(rows) if grad is None else grad
     if grad_positive is None:
         grad_positive = rows.new_zeros(divisor.shape[0], 1 if divisor.shape[1] == 2 else 0)
     if ctx.stacked:
-        gradient = compute(grad, grad_positive, rows, divisor, ctx.normalize, list(range(divisor.shape[1])))
-        return gradient.to(ctx.dtypes[0]), None, None, None, None, None
+        views = list(range(divisor.shape[1]))
+        gradient = compute(grad, grad_positive, rows, divisor, ctx.normalize, views, ctx.dtypes[0])
+        return gradient, None, None, None, None, None
     # A view that needs no gradient, such as the output of a momentum encoder, costs nothing.
     views = [view for view in range(divisor.shape[1]) if ctx.needs_input_grad[view]]
-    found = compute(grad, grad_positive, rows, divisor, ctx.normalize, views).unbind()
+    wanted = {ctx.dtypes[view] for view in views}
+    dtype = wanted.pop() if len(wanted) == 1 else rows.dtype
+    found = compute(grad, grad_positive, rows, divisor, ctx.normalize, views, dtype).unbind()
     gradients: list[Tensor | None] = [None, None]
     for view, gradient in zip(views, found, strict=True):
         gradients[view] = gradient.to(ctx.dtypes[view])

@@ -11,12 +11,12 @@ import triton.language as tl
 from torch import Tensor
 
 MODES = {"none": 0, "ball": 1, "sphere": 2}
-_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+HALF = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 @triton.jit
 def _divided(z, MODE: tl.constexpr, OPERAND: tl.constexpr):
-    """Rows of a tile divided by their divisors and rounded, and the divisors, (SAMPLES,)."""
+    """Rows of a tile divided by their divisors, in the precision of operands, and the divisors, (SAMPLES,)."""
     largest = tl.max(tl.abs(z), 1)
     safe = tl.where(largest > 0, largest, 1.0)
     scaled = z / safe[:, None]  # squares of very large or small entries would over- or underflow
@@ -29,27 +29,36 @@ def _divided(z, MODE: tl.constexpr, OPERAND: tl.constexpr):
         divisor = tl.where(largest > 0, divisor, float("inf"))
     if MODE > 0:
         divisor = tl.where(tl.sum(z * 0.0, 1) == 0, divisor, float("nan"))
-    return (z / divisor[:, None]).to(OPERAND).to(tl.float32), divisor
+    return (z / divisor[:, None]).to(OPERAND), divisor
 
 
 @triton.jit
 def _forward(
-    Z1, Z2, ROWS, POSITIVE, DIVISOR, stride1, stride2, B, D,
+    Z1, Z2, ROWS, HALF, POSITIVE, DIVISOR, stride1, stride2, B, D,
     PAIR: tl.constexpr, MODE: tl.constexpr, OPERAND: tl.constexpr, SAMPLES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Rows, similarity of the views and divisors of SAMPLES samples; without PAIR, of single rows."""
+    """Rows, similarity of the views and divisors of SAMPLES samples; without PAIR, of single rows.
+
+    If HALF is given, it receives the rows in half precision.
+    """
     sample = tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES)
     d, inside = tl.arange(0, WIDTH)[None, :], sample < B
     mask = inside[:, None] & (d < D)
     views: tl.constexpr = 2 if PAIR else 1
     first = tl.load(Z1 + sample[:, None] * stride1 + d, mask=mask, other=0.0).to(tl.float32)
-    a, divisor = _divided(first, MODE, OPERAND)
-    tl.store(ROWS + (sample * views)[:, None] * D + d, a, mask=mask)
+    rounded, divisor = _divided(first, MODE, OPERAND)
+    a, place = rounded.to(tl.float32), (sample * views)[:, None] * D + d
+    tl.store(ROWS + place, a, mask=mask)
+    if HALF is not None:
+        tl.store(HALF + place, rounded, mask=mask)
     tl.store(DIVISOR + sample * views, divisor, mask=inside)
     if PAIR:
         second = tl.load(Z2 + sample[:, None] * stride2 + d, mask=mask, other=0.0).to(tl.float32)
-        b, divisor = _divided(second, MODE, OPERAND)
-        tl.store(ROWS + (sample * 2 + 1)[:, None] * D + d, b, mask=mask)
+        rounded, divisor = _divided(second, MODE, OPERAND)
+        b = rounded.to(tl.float32)
+        tl.store(ROWS + place + D, b, mask=mask)
+        if HALF is not None:
+            tl.store(HALF + place + D, rounded, mask=mask)
         tl.store(DIVISOR + sample * 2 + 1, divisor, mask=inside)
         tl.store(POSITIVE + sample, tl.sum(tl.where(d < D, a * b, 0.0), 1), mask=inside)
 
@@ -100,8 +109,10 @@ def tile(width: int) -> tuple[dict[str, int], int]:
     return shape, 8 if power > 2048 else 4
 
 
-def normalized_rows(z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (B * V, D), inner products of pairs (B, 1) or (B, 0), and divisors (B, V, 1), all in float32."""
+def normalized_rows(
+    z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows (B * V, D), inner products of pairs (B, 1) or (B, 0), divisors (B, V, 1), and rows in half precision or empty."""
     if z2 is None and z1.dim() == 3 and len(z1) == 2:
         z1, z2 = z1.unbind()
     size, width = z1.shape[-2:]
@@ -110,24 +121,25 @@ def normalized_rows(z1: Tensor, z2: Tensor | None, normalize: str, operand: torc
         z1 = z1.transpose(0, 1).reshape(-1, width) if views > 1 else z1.reshape(-1, width)
     first, second = _rows(z1), _rows(z1 if z2 is None else z2)
     rows = torch.empty(views * size, width, dtype=torch.float32, device=z1.device)
+    in_half = torch.empty_like(rows, dtype=operand) if operand in HALF else None
     positive, divisor = rows.new_empty(size, 1 if views == 2 else 0), rows.new_empty(size, views, 1)
     programs, (shape, warps) = len(first), tile(width)
     with torch.cuda.device_of(rows):  # Triton launches on the current device
         _forward[(triton.cdiv(programs, shape["SAMPLES"]),)](
-            first, second, rows, positive, divisor, first.stride(0), second.stride(0), programs, width,
-            PAIR=z2 is not None, MODE=MODES[normalize], OPERAND=_DTYPES.get(operand, tl.float32), **shape, num_warps=warps,
+            first, second, rows, in_half, positive, divisor, first.stride(0), second.stride(0), programs, width,
+            PAIR=z2 is not None, MODE=MODES[normalize], OPERAND=HALF.get(operand, tl.float32), **shape, num_warps=warps,
         )  # fmt: skip
-    return rows, positive, divisor
+    return rows, positive, divisor, rows.new_empty(0) if in_half is None else in_half
 
 
 def normalized_rows_backward(
-    grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str, views: list[int]
+    grad: Tensor, grad_positive: Tensor, rows: Tensor, divisor: Tensor, normalize: str, views: list[int], dtype: torch.dtype
 ) -> Tensor:
-    """Gradients of the features of some views, (views, B, D)."""
+    """Gradients of the features of some views, (views, B, D), in a dtype."""
     (size, number, _), width = divisor.shape, rows.shape[1]
-    out = rows.new_empty(len(views), size, width)
+    out = rows.new_empty(len(views), size, width, dtype=dtype)
     (shape, warps), pair = tile(width), number == 2
-    by_row = out if pair or number == 1 else rows.new_empty(size * number, width)
+    by_row = out if pair or number == 1 else out.new_empty(size * number, width)
     last = by_row[-1] if pair else by_row
     programs, wanted = size if pair else size * number, [0 in views, 1 in views] if pair else [True, False]
     with torch.cuda.device_of(rows):

@@ -13,8 +13,8 @@ from contrastive_zoo.batch.encoder import UserEncoder
 from contrastive_zoo.batch.features import HALF
 from contrastive_zoo.batch.options import Options
 from contrastive_zoo.batch.pairs import Pairs
-from contrastive_zoo.batch.samples import all_differ, checksum, regular_ids, sample_ids
-from contrastive_zoo.devices import beside
+from contrastive_zoo.batch.samples import OUTSIDE, all_differ, checksum, regular_ids, sample_ids
+from contrastive_zoo.devices import batched, beside, readable
 from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.processes.gather import Handshake, gather_features, gather_integers
 from contrastive_zoo.processes.shares import ALONE, Share
@@ -26,6 +26,7 @@ class _Rows(NamedTuple):
     Attributes:
         x: (B * V, D) normalised rows.
         similarity: (B, 1) inner products of two views, or (B, 0).
+        rounded: (B * V, D) copy of the rows in the half precision that they were rounded to, if there is one.
         positions: (B,) positions in the dataset.
         labels: (B,) labels.
         share: The part of the sums over all pairs that this process computes.
@@ -33,6 +34,7 @@ class _Rows(NamedTuple):
 
     x: Tensor
     similarity: Tensor
+    rounded: Tensor | None
     positions: Tensor | None
     labels: Tensor | None
     share: Share
@@ -81,12 +83,12 @@ class BatchMaker:
     @staticmethod
     def _own_rows(call: Call, encoder: UserEncoder) -> tuple[_Rows, Tensor | None]:
         """The rows and the extra negatives of this process."""
-        x, similarity = encoder.normalized(call.z1, call.z2, call.names)
-        rows = _Rows(x, similarity, call.index, call.labels, ALONE)
+        stacked = encoder.normalized(call.z1, call.z2, call.names)
+        rows = _Rows(*stacked, call.index, call.labels, ALONE)
         if call.negatives is None:
             return rows, None
-        keys, _ = encoder.normalized(call.negatives.flatten(0, -2), None, "negatives")
-        return rows, keys.to(x.dtype).view(call.negatives.shape)
+        keys = encoder.normalized(call.negatives.flatten(0, -2), None, "negatives").rows
+        return rows, keys.to(stacked.rows.dtype).view(call.negatives.shape)
 
     def _batch(self, rows: _Rows, call: Call, negatives: Tensor | None, encoder: UserEncoder, training: bool) -> Batch:
         index = None if rows.positions is None else rows.positions.to(torch.int64)
@@ -96,6 +98,7 @@ class BatchMaker:
         ids, row_ids = self._ids(index, size, views, distinct)
         operand = encoder.operand if encoder.operand in HALF else None
         copies = () if rows.x.is_cpu else self._copies(rows.x, index, ids, row_ids, distinct)
+        rounded = None if rows.rounded is None else (rows.x, rows.rounded)
         known = ((row_ids, row_ids, views), (ids, ids, 1)) if distinct else tuple((*each, 0) for each in copies)
         return Batch(
             x=rows.x,
@@ -103,7 +106,7 @@ class BatchMaker:
             sample_ids=ids,
             views=views,
             pair_similarity=rows.similarity,
-            pairs=self.pairs.of_batch(rows.share, operand, known),
+            pairs=self.pairs.of_batch(rows.share, operand, rounded, known),
             index=index,
             labels=rows.labels,
             negatives=negatives,
@@ -131,8 +134,7 @@ class BatchMaker:
 
     def _all_differ(self, index: Tensor | None) -> bool:
         """Whether all samples of the batch are known to differ without a synchronisation."""
-        readable = index is not None and index.is_cpu and not torch.compiler.is_compiling()
-        return index is None or (readable and all_differ(index, self.positions))
+        return index is None or (readable(index) and all_differ(index, self.positions))
 
     def _ids(self, index: Tensor | None, size: int, views: int, distinct: bool) -> tuple[Tensor, Tensor]:
         """Batch position of the first occurrence of the same sample: for samples (B,) and for rows (B * V,)."""
@@ -141,7 +143,7 @@ class BatchMaker:
         if index is None:
             ids = torch.arange(size, device="cpu")
         else:
-            ids = sample_ids(index, self.positions, index.is_cpu or self.options.validate)
+            ids = sample_ids(index, self.positions, (index.is_cpu or self.options.validate) and not batched(index))
         return ids, ids.repeat_interleave(views)
 
     def _gathered(self, rows: _Rows, call: Call, handshake: Handshake, agreement: dict[str, object]) -> _Rows:
@@ -162,7 +164,8 @@ class BatchMaker:
         share = Share(tuple(sizes), dist.get_rank(group), group.group_name, x, divided=self.options.divided)
         x, similarity = gather_features([x, rows.similarity], sizes, group)
         index, labels = gather_integers([rows.positions, rows.labels], sizes, x.device, group)
-        return _Rows(x, similarity, index, labels, share)
+        rounded = None if rows.rounded is None else x.detach().to(rows.rounded.dtype)
+        return _Rows(x, similarity, rounded, index, labels, share)
 
 
 def _kind_of_device(values: Tensor | None) -> str | None:
@@ -170,12 +173,12 @@ def _kind_of_device(values: Tensor | None) -> str | None:
 
 
 def _negatives_ids(negatives: Tensor, positions: Tensor | None, index: Tensor | None, ids: Tensor) -> Tensor:
-    """Ids of the extra negatives in the numbering of the batch; -1 for samples outside the batch."""
+    """Ids of the extra negatives in the numbering of the batch; `OUTSIDE` for samples outside the batch."""
     if positions is None or index is None:
-        return torch.full(negatives.shape[:-1], -1, dtype=torch.int64, device=negatives.device)
+        return torch.full(negatives.shape[:-1], OUTSIDE, dtype=torch.int64, device=negatives.device)
     if not (positions.is_cpu and index.is_cpu):
         positions, index, ids = (beside(each, negatives) for each in (positions, index, ids))
     wanted = positions.to(index)
     ordered, order = index.sort(stable=True)
-    place = torch.searchsorted(ordered, wanted).clamp_max(len(ordered) - 1)
-    return beside(torch.where(ordered[place] == wanted, ids[order[place]], -1), negatives)
+    place = torch.searchsorted(ordered, wanted.contiguous()).clamp_max(len(ordered) - 1)
+    return beside(torch.where(ordered[place] == wanted, ids[order[place]], OUTSIDE), negatives)

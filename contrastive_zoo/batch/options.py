@@ -6,6 +6,7 @@ import torch.distributed as dist
 
 from contrastive_zoo.checks import check_bool, check_choice, check_count
 from contrastive_zoo.pairwise.backends import check_backend, named
+from contrastive_zoo.processes.gather import check_group
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +35,13 @@ class Options:
         one_form: dict[str, object] = {
             "normalize": normalize if isinstance(normalize, str) else "sphere" if normalize else "none",
             "reduction": check_choice("reduction", self.reduction, ("mean", "sum", "none")),
-            "gather": check_choice("gather", self.gather, ("auto", False)),
+            "gather": "auto" if check_choice("gather", self.gather, ("auto", True, False)) else False,
             "validate": check_bool("validate", self.validate),
             "on_empty": check_choice("on_empty", self.on_empty, ("warn", "error")),
             "seed": check_count("seed", self.seed, low=0, high=2**63 - 1),
         }
         check_backend(self.backend)
+        check_group(self.process_group)
         for name in ("num_samples", "embedding_dim"):
             value = getattr(self, name)
             one_form[name] = None if value is None else check_count(name, value)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo import pairwise
+from contrastive_zoo.pairwise.backends import named
 from contrastive_zoo.pairwise.sweep import Bound, Ids
 from contrastive_zoo.pairwise.terms import Scales
 from contrastive_zoo.processes.shares import ALONE, Share
@@ -25,6 +26,7 @@ class Pairs:
         share: The part of the work that this process does.
         operand: The half precision that the rows of the batch were rounded to; None for other rows. A backend may multiply in
             this precision, which rounds rows that an objective computes from those of the batch.
+        rounded: The rows of the batch, and their copy in this precision; None without such a copy.
         known: Tensors of ids, each with the tensor that takes its place in a sweep (itself, or its copy beside the rows), and
             the number of repetitions of each id if the ids are known to be 0, 0, ..., 1, 1, ..., else 0.
     """
@@ -34,27 +36,53 @@ class Pairs:
     norm_bound: float
     share: Share
     operand: torch.dtype | None
+    rounded: tuple[Tensor, Tensor] | None
     known: tuple[tuple[Tensor, Tensor, int], ...]
 
     @staticmethod
     def unshared(backend: str, *, unit_rows: bool, norm_bound: float) -> "Pairs":
         """For rows in full precision on a single process."""
-        return Pairs(backend, unit_rows, norm_bound, ALONE, None, ())
+        return Pairs(backend, unit_rows, norm_bound, ALONE, None, None, ())
 
-    def of_batch(self, share: Share, operand: torch.dtype | None, known: tuple[tuple[Tensor, Tensor, int], ...]) -> "Pairs":
+    def of_batch(
+        self,
+        share: Share,
+        operand: torch.dtype | None,
+        rounded: tuple[Tensor, Tensor] | None,
+        known: tuple[tuple[Tensor, Tensor, int], ...],
+    ) -> "Pairs":
         """A copy of this object for the rows of one batch."""
-        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, operand, known)
+        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, operand, rounded, known)
+
+    @property
+    def plain(self) -> bool:
+        """Whether sums are plain autograd, differentiable any number of times."""
+        return all(backend.plain is not None for backend in named(self.backend))
 
     @property
     def rounding(self) -> float:
         """Relative rounding error of rows in half precision; 0 for other rows."""
         return 0.0 if self.operand is None else torch.finfo(self.operand).eps
 
-    def _known(self, ids: Tensor | None, key_ids: Tensor | None = None) -> dict[str, Any]:
+    def _known(self, x: Tensor, keys: Tensor | None, ids: Tensor | None, key_ids: Tensor | None = None) -> dict[str, Any]:
         """Arguments of the functions of `contrastive_zoo.pairwise` other than the rows."""
-        bound = Bound(self.norm_bound, self.operand)
+        bound = self._bound(x, keys)
         known = {"ids": self._ids(ids), "norm_bound": bound, "backend": self.backend, "part": self.share.part}
         return known if key_ids is None else {**known, "key_ids": self._ids(key_ids)}
+
+    def _bound(self, x: Tensor, keys: Tensor | None) -> Bound:
+        return Bound(self.norm_bound, self.operand, self._in_half(x), self._in_half(keys))
+
+    def _in_half(self, x: Tensor | None) -> Tensor | None:
+        """The copy in half precision of rows, if these are the rows of the batch or a view of them."""
+        if self.rounded is None or x is None:
+            return None
+        rows, rounded = self.rounded
+        if x is rows:
+            return rounded
+        if torch.compiler.is_compiling() or x._base is not rows:
+            return None
+        return rounded.as_strided(x.shape, x.stride(), x.storage_offset())
 
     def _ids(self, ids: Tensor | None) -> Tensor | Ids | None:
         for given, values, group in self.known:
@@ -72,8 +100,9 @@ class Pairs:
         key_ids: Tensor | None = None,
     ) -> Tensor:
         """See `contrastive_zoo.pairwise.logsumexp`."""
+        known = self._known(x, keys, ids, key_ids)
         x, keys, scale, _ = self.share.enter(x, keys, scale)
-        sums = pairwise.logsumexp(x, keys, scale=scale, **self._known(ids, key_ids))
+        sums = pairwise.logsumexp(x, keys, scale=scale, **known)
         return self.share.leave(sums, log=True)[0]
 
     def logsumexp_both(
@@ -86,8 +115,9 @@ class Pairs:
         key_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `contrastive_zoo.pairwise.logsumexp_both`."""
+        known = self._known(x, keys, ids, key_ids)
         x, keys, scale, _ = self.share.enter(x, keys, scale)
-        sums = pairwise.logsumexp_both(x, keys, scale=scale, **self._known(ids, key_ids))
+        sums = pairwise.logsumexp_both(x, keys, scale=scale, **known)
         rows, columns = self.share.leave(*sums, log=True)
         return rows, columns
 
@@ -101,13 +131,15 @@ class Pairs:
         key_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `contrastive_zoo.pairwise.logsumexp_with_mean`."""
+        known = self._known(x, keys, ids, key_ids)
         x, keys, scale, _ = self.share.enter(x, keys, scale)
-        sums, means = pairwise.logsumexp_with_mean(x, keys, scale=scale, **self._known(ids, key_ids))
+        sums, means = pairwise.logsumexp_with_mean(x, keys, scale=scale, **known)
         (whole,) = self.share.leave(sums, log=True)
         return whole, self.share.mean(means, sums, whole)
 
     def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
+        bound = self._bound(x, None)
         x, *_ = self.share.enter(x, None, None)
         sums = pairwise.kernel_sum(
             x,
@@ -115,7 +147,7 @@ class Pairs:
             parameter=parameter,
             ids=self._ids(ids),
             unit_rows=self.unit_rows,
-            rounding=self.rounding,
+            rounding=bound,
             backend=self.backend,
             part=self.share.part,
         )
@@ -133,14 +165,16 @@ class Pairs:
         uniform: bool = False,
     ) -> Tensor:
         """See `contrastive_zoo.pairwise.softplus_sum`."""
+        known = self._known(x, keys, ids, key_ids)
         x, keys, scale, bias = self.share.enter(x, keys, scale, bias)
-        sums = pairwise.softplus_sum(x, keys, scale=scale, bias=bias, uniform=uniform, **self._known(ids, key_ids))
+        sums = pairwise.softplus_sum(x, keys, scale=scale, bias=bias, uniform=uniform, **known)
         return self.share.leave(sums, log=False)[0]
 
     def softplus_sum_within(self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:
         """See `contrastive_zoo.pairwise.softplus_sum_within`."""
+        known = {**self._known(x, None, None), "ids": ids}
         x, _, scale, bias = self.share.enter(x, None, scale, bias)
-        sums = pairwise.softplus_sum_within(x, scale=scale, bias=bias, **{**self._known(None), "ids": ids})
+        sums = pairwise.softplus_sum_within(x, scale=scale, bias=bias, **known)
         return self.share.leave(sums, log=False)[0]
 
     def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
@@ -161,5 +195,5 @@ class Pairs:
 
         Each process computes the results for its own samples of the batch, with an unshared `Pairs`, and receives all results.
         """
-        alone = self.of_batch(ALONE, self.operand, ())
+        alone = self.of_batch(ALONE, self.operand, self.rounded, ())
         return self.share.on_own_samples(partial(function, alone), x, ids, scale)

@@ -3,7 +3,7 @@
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from typing import Any, TypeVar
 
@@ -202,7 +202,7 @@ class BatchSampler(Sampler[list[int]], ABC):
         elif epoch is not None:
             raise ValueError(f"epoch is {epoch} but batches_seen is not given. Pass both, or neither.")
         size = {"num_samples": self.num_samples, "batch_size": self.batch_size}
-        return {"epoch": at, "batches_seen": seen, "seed": self.seed, **size}
+        return {"epoch": at, "batches_seen": seen, "seed": self.seed, **size, "sampler": type(self).__name__}
 
     def _check_seen(self, batches_seen: object) -> int:
         seen = check_count("batches_seen", batches_seen, low=0)
@@ -210,19 +210,30 @@ class BatchSampler(Sampler[list[int]], ABC):
         return seen
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state.
+        """Continue from a saved state; a state that is refused changes nothing.
 
         Raises:
+            TypeError: The state is no dictionary, or an entry has the wrong type.
             ValueError: The state belongs to another kind of sampler, another dataset size or batch size, or a longer epoch.
         """
+        epoch, seen, seed = self._check_state(state)
+        self.seed = seed
+        self._passes.load(Pass(epoch, seen, resumed=seen > 0, selected=state.get("selected")))
+
+    def _check_state(self, state: dict[str, Any]) -> tuple[int, int, int]:
+        """The epoch, the number of batches seen and the seed of a state; raises as `load_state_dict`."""
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a dictionary, what state_dict() returned, got {type(state).__name__}.")
         missing = [name for name in self.state_names if name not in state]
         if missing:
             raise ValueError(f"state lacks {', '.join(missing)}. Take the state of a {type(self).__name__}.")
+        made_by = state.get("sampler", type(self).__name__)
+        if made_by != type(self).__name__:
+            raise ValueError(f"sampler of the state is {made_by}, and this one is a {type(self).__name__}. Take its own state.")
         for name in ("num_samples", "batch_size"):
-            if state[name] != getattr(self, name):
+            if check_count(name, state[name]) != getattr(self, name):
                 raise ValueError(
                     f"{name} of the state is {state[name]}, of this sampler {getattr(self, name)}. Make them equal."
                 )
-        epoch, seen = check_count("epoch", state["epoch"], low=0), self._check_seen(state["batches_seen"])
-        self.seed = check_count("seed", state["seed"], low=0)
-        self._passes.load(Pass(epoch, seen, resumed=seen > 0, selected=state.get("selected")))
+        seen, seed = self._check_seen(state["batches_seen"]), check_count("seed", state["seed"], low=0)
+        return check_count("epoch", state["epoch"], low=0), seen, seed

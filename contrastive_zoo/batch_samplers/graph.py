@@ -23,7 +23,7 @@ LOGIT_LIMIT = {torch.float32: 80.0, torch.float64: 700.0}
 def unit_rows(z: Tensor, name: str) -> Tensor:
     """Rows of length 1, in float32 at least; raises if one is not finite."""
     operand = torch.float32 if z.dtype in HALF else z.dtype
-    rows, _ = stack_views(z, None, "sphere", operand, name=name, validate=True, second_order=True)
+    rows, *_ = stack_views(z, None, "sphere", operand, name=name, validate=True, second_order=True)
     return rows
 
 

@@ -11,7 +11,7 @@ from contrastive_zoo.batch_samplers.base import BatchSampler, Positions
 from contrastive_zoo.batch_samplers.cuts import CutBatches, Partition
 from contrastive_zoo.batch_samplers.graph import unit_rows
 from contrastive_zoo.batch_samplers.passes import several_processes
-from contrastive_zoo.checks import check_finite, check_index_range, check_integers, check_pair
+from contrastive_zoo.checks import INTEGERS, check_finite, check_index_range, check_integers, check_pair, shape
 from contrastive_zoo.processes.gather import decided_by_first
 
 Given = tuple[Tensor, Tensor, Tensor]
@@ -121,14 +121,27 @@ class SelectedBatches(CutBatches):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `BatchSampler.load_state_dict`."""
-        for selection in (state.get("selected"), state.get("coming")):
-            if selection is not None and len(selection) != self.selection_size():
-                raise ValueError(
-                    f"the state selects {len(selection)} samples, this sampler {self.selection_size()}. Make k and q equal."
-                )
+        self._check_state(state)
+        state = {**state, **{name: self._check_selection(name, state[name]) for name in ("selected", "coming")}}
         super().load_state_dict(state)
         self._newest = state["selected"] if state["coming"] is None else state["coming"]
         self._selected_alone = False
+
+    def _check_selection(self, name: str, selection: object) -> Tensor | None:
+        """A copy of a selection in a state; raises unless it consists of different samples, as many as `select` returns."""
+        if selection is None:
+            return None
+        if not isinstance(selection, Tensor) or selection.dtype not in INTEGERS or selection.dim() != 1:
+            given = f"{shape(selection)} {selection.dtype}" if isinstance(selection, Tensor) else type(selection).__name__
+            raise TypeError(f"{name} of the state must be None or positions in the dataset, one integer each, got {given}.")
+        if len(selection) != self.selection_size():
+            raise ValueError(
+                f"{name}: the state selects {len(selection)} samples, this sampler {self.selection_size()}. Make k and q equal."
+            )
+        ordered = selection.detach().to("cpu", torch.int64, copy=True).sort().values
+        if int(ordered[0]) < 0 or int(ordered[-1]) >= self.num_samples or bool((ordered[1:] == ordered[:-1]).any()):
+            raise ValueError(f"{name} of the state must hold different positions from 0 to {self.num_samples - 1}.")
+        return selection.detach().to("cpu", torch.int64, copy=True)
 
 
 class SelectedPartition(SelectedBatches, Partition):

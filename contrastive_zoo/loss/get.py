@@ -7,6 +7,15 @@ from contrastive_zoo.loss.module import Loss
 from contrastive_zoo.objectives.base import FunctionObjective, Objective
 from contrastive_zoo.registry import Card, keyword_parameters, losses
 
+NO_NEGATIVES = "This method contrasts no negatives, and the zoo holds contrastive objectives only."
+losses.absent = {
+    "moco": "Momentum contrast is 'infonce' with a queue of keys: get_loss('infonce', symmetric=False, in_batch=False), called "
+    "as loss_fn(queries, keys, negatives=queue.negatives) with a zoo.samplers.FeatureQueue.",
+    "supervised": "The supervised contrastive loss is 'supcon'.",
+    "triplet": "The nearest is 'infonce', which compares a positive with all negatives at once.",
+    **dict.fromkeys(("vicreg", "barlow", "byol", "simsiam", "swav", "dino", "w-mse", "wmse"), NO_NEGATIVES),
+}
+
 
 def get_loss(name: str, **params: Any) -> Loss:
     """Make a loss by name.
@@ -18,7 +27,7 @@ def get_loss(name: str, **params: Any) -> Loss:
             normalize ("sphere" = True, "ball", or "none" = False),
             reduction ("mean", "sum" or "none"),
             backend ("auto", "tiled", "dense", or "fused" on NVIDIA GPUs),
-            gather ("auto": contrast with the batches of all processes; False: only with this process's batch),
+            gather ("auto" = True: contrast with the batches of all processes; False: only with this process's batch),
             process_group (None: the default group),
             embedding_dim (features per embedding, for losses that keep embeddings; by default taken from the first batch or
             checkpoint, which is too late for distributed checkpoints and model averaging),

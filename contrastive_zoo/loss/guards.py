@@ -8,6 +8,7 @@ from torch import nn
 
 from contrastive_zoo.batch.features import HALF
 from contrastive_zoo.checks import comparable
+from contrastive_zoo.devices import readable, transforming
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.registry import Card
 from contrastive_zoo.state.modules import Seed, StepCounter
@@ -28,7 +29,7 @@ def refuse_broken_state(card: Card, parts: Sequence[nn.Module], tables: Iterable
     """
     for part in () if torch.compiler.is_compiling() else parts:
         for parameter in part._parameters.values():
-            if parameter is not None and parameter.is_cpu and parameter.numel() == 1 and math.isnan(parameter.item()):
+            if parameter is not None and readable(parameter) and parameter.numel() == 1 and math.isnan(parameter.item()):
                 name = next(name for name, each in parts[0].named_parameters() if each is parameter)
                 learned = name.removeprefix("_").removesuffix(".value")
                 raise ValueError(f"the learned {learned} of {card.name!r} is NaN: training has diverged.")
@@ -51,6 +52,33 @@ def refuse_recomputation(card: Card) -> None:
         raise RuntimeError(
             f"{card.name!r} keeps state, and a backward pass called it again, as activation checkpointing does: its "
             "tables would move twice in one step. Checkpoint the encoder only; the loss holds little more than features."
+        )
+
+
+def refuse_transforms(card: Card, parts: Sequence[nn.Module], joined: bool) -> None:
+    """Raise in a training step inside of a transform of `torch.func`, if the step changes state or needs other processes.
+
+    Args:
+        card: Summary of the objective.
+        parts: Modules of the objective.
+        joined: Whether the batches of several processes are joined.
+
+    Raises:
+        RuntimeError: A transform cannot do what the step does.
+    """
+    if torch.compiler.is_compiling() or not transforming():
+        return
+    inside = "inside of a transform (torch.func.grad, vmap, jacrev, ...)"
+    if card.stateful or any(isinstance(part, StepCounter) for part in parts):
+        raise RuntimeError(
+            f"{card.name!r} changes its state in every training step, which is not possible {inside}. Use loss.backward() or "
+            "torch.autograd.grad, or loss_fn.eval(), whose in-batch form changes no state and has derivatives of all orders "
+            "with backend='dense'."
+        )
+    if joined:
+        raise RuntimeError(
+            f"{card.name!r} joins the batches of several processes, which is not possible {inside}. Use loss.backward() or "
+            "torch.autograd.grad, or make the loss with gather=False."
         )
 
 

@@ -12,20 +12,23 @@ from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.batch.call import Call
 from contrastive_zoo.batch.make import BatchMaker
 from contrastive_zoo.batch.options import OPTIONS, Options
-from contrastive_zoo.checks import comparable
+from contrastive_zoo.checks import check_count, comparable
+from contrastive_zoo.devices import transforming
 from contrastive_zoo.loss.diagnostics import constants, figures
-from contrastive_zoo.loss.guards import refuse_broken_state, refuse_recomputation, state_of
+from contrastive_zoo.loss.guards import refuse_broken_state, refuse_recomputation, refuse_transforms, state_of
+from contrastive_zoo.loss.reduction import all_anchors_have_losses, nothing_to_contrast, reduced
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.operators import uncompiled, without_autocast
 from contrastive_zoo.processes.gather import Handshake, group_size, shake_hands
 from contrastive_zoo.registry import Card
+from contrastive_zoo.state.modules import AllOrNothing
 from contrastive_zoo.state.temperature import Temperature
 
 # Attributes of the objective that are read and set through the loss.
 OF_OBJECTIVE = ("seed", "logit_scale", "logit_bias")
 
 
-class Loss(nn.Module):
+class Loss(AllOrNothing):
     """A contrastive objective as a module of two feature batches; made by `get_loss`.
 
     Attributes:
@@ -94,7 +97,9 @@ class Loss(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         if name == "temperature" or name in OF_OBJECTIVE:
-            raise AttributeError(f"{self.card.name!r} has no {name}.")
+            scale = name == "temperature" and "logit_scale" in self.objective._parameters
+            instead = " It learns loss_fn.logit_scale, the logarithm of an inverse temperature, instead." if scale else ""
+            raise AttributeError(f"{self.card.name!r} has no {name}.{instead}")
         if name in OPTIONS:
             return getattr(self.options, name)
         return super().__getattr__(name)
@@ -106,7 +111,9 @@ class Loss(nn.Module):
         elif name in OF_OBJECTIVE:
             getattr(self, name)
             setattr(self.objective, name, value)
-        elif name in ("num_samples", "embedding_dim"):
+        elif name == "num_samples":
+            raise AttributeError(f"num_samples changes with the tables: loss_fn.resize({value!r}) keeps what they hold.")
+        elif name == "embedding_dim":
             raise AttributeError(f"{name} is fixed once a loss is made: make a new one, get_loss(..., {name}={value!r}).")
         elif name in OPTIONS:
             self._set_options(replace(self.options, **{name: value}))
@@ -126,6 +133,31 @@ class Loss(nn.Module):
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
+
+    def resize(self, num_samples: int) -> None:
+        """Make room for a dataset that has grown: new samples have not been visited, all others keep their state.
+
+        Buffers are replaced, so call this before `DistributedDataParallel` wraps the loss, and on all processes.
+
+        Args:
+            num_samples: New size of the dataset, not below the present one.
+
+        Raises:
+            TypeError: The objective keeps no state per sample.
+            ValueError: The new size is below the present one.
+
+        Examples:
+            >>> import contrastive_zoo as zoo
+            >>> loss_fn = zoo.get_loss("sogclr", num_samples=100)
+            >>> loss_fn.resize(150)
+            >>> loss_fn.num_samples, loss_fn.table()["u"].shape
+            (150, torch.Size([150]))
+        """
+        if not self.card.stateful:
+            raise TypeError(f"{self.card.name!r} keeps no state per sample, so it has nothing to resize.")
+        num_samples = check_count("num_samples", num_samples, low=self.num_samples)
+        self._set_options(replace(self.options, num_samples=num_samples))
+        self.objective.resize(num_samples)
 
     def forward(
         self,
@@ -151,7 +183,7 @@ class Loss(nn.Module):
                 own sample is ignored.
 
         Returns:
-            One number; (B,) for ``reduction="none"``.
+            One number; (B,) for ``reduction="none"``, on each of several processes the values of its own samples.
 
         Raises:
             TypeError: An argument is no tensor or has the wrong dtype, ``negatives`` were given to an objective that takes
@@ -167,18 +199,23 @@ class Loss(nn.Module):
         for temperature in self._temperatures:
             temperature.follow(batch.x)
         with without_autocast(batch.x):
-            reason = self._nothing_to_contrast(batch)
+            reason = nothing_to_contrast(batch)
             if reason:
                 return self._empty(batch, reason)
             values = self.objective(batch)
-            self._seen = constants(batch)
-            return self._reduce(values, batch)
+            # Tensors made inside of a transform of torch.func are of no use after it.
+            self._seen = {} if not torch.compiler.is_compiling() and transforming() else constants(batch)
+            whole = all_anchors_have_losses(self.card, batch)
+            loss = reduced(values, batch, self.options.reduction, whole=whole)
+            return self._empty(batch, "no anchor has both a positive and a negative") if loss is None else loss
 
     def _batch(self, call: Call, handshake: Handshake | None) -> Batch:
         """Check a call, and make its batch, or the joint batch of the calls of all processes."""
         refuse_broken_state(self.card, self._parts, self._tables if self.card.stateful and self.training else [])
         if self.training and (self.card.stateful or self.card.draws):
             refuse_recomputation(self.card)
+        if self.training:
+            refuse_transforms(self.card, self._parts, handshake is not None)
         call.check(self.card, self.training)
         batch = self._maker.make(call, self.training, handshake, self._agreement)
         if handshake is not None and handshake.same and not self._warned_of_same_samples:
@@ -197,16 +234,6 @@ class Loss(nn.Module):
         given = {name: comparable(value) for name, value in self.settings.items() if name != "temperature"}
         return {"the name of the loss": self.card.name, **given, **common, **state_of(self.objective)}
 
-    def _nothing_to_contrast(self, batch: Batch) -> str:
-        """Why no anchor has a negative; empty if some anchor has one, or if the answer needs a synchronisation."""
-        if batch.negatives is not None:
-            return ""
-        if batch.size == 1:
-            return "the batch holds one sample, which has no negatives"
-        if batch.complete or torch.compiler.is_compiling() or batch.index is None or batch.ids.device.type != "cpu":
-            return ""
-        return "" if bool(batch.sample_ids.any()) else "all rows of the batch are one sample, by index"
-
     def _empty(self, batch: Batch, reason: str) -> Tensor:
         message = f"{self.card.name!r} has nothing to contrast: {reason}. The loss is 0 and no table was changed."
         if self.options.on_empty == "error":
@@ -216,29 +243,7 @@ class Loss(nn.Module):
         zero = batch.x.view(batch.size, -1).sum(1) * 0
         for leaf in (*self.objective.parameters(), *([] if batch.negatives is None else [batch.negatives])):
             zero = zero + 0 * leaf.sum().to(zero)  # DDP needs a gradient for every parameter in every step
-        return zero if self.options.reduction == "none" else zero.sum()
-
-    def _reduce(self, values: Tensor, batch: Batch) -> Tensor:
-        """Reduce over the anchors that have a loss; anchors without a loss are marked -inf."""
-        if values.dim() == 0:
-            return values
-        if values.dim() == 1:
-            values = values[:, None]
-        readable = values.is_cpu and not torch.compiler.is_compiling()
-        mean = values.mean()
-        if readable and float(mean.detach()) > -torch.inf:
-            return mean if self.options.reduction == "mean" else self._total(values.mean(1))
-        kept = values != -torch.inf
-        count = kept.sum()
-        batch.diagnostics["dropped_anchors"] = 1 - count / kept.numel()
-        if readable and int(count) == 0:
-            return self._empty(batch, "no anchor has both a positive and a negative")
-        return self._total(torch.where(kept, values, 0).sum(1) * (batch.size / count.clamp_min(1).to(values.dtype)))
-
-    def _total(self, per_sample: Tensor) -> Tensor:
-        if self.options.reduction == "none":
-            return per_sample
-        return per_sample.sum() if self.options.reduction == "sum" else per_sample.mean()
+        return batch.pairs.share.own_values(zero) if self.options.reduction == "none" else zero.sum()
 
     @property
     def diagnostics(self) -> dict[str, Tensor]:
@@ -283,3 +288,9 @@ class Loss(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the last batch out of copies and pickles."""
         return {**self.__dict__, "_seen": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Refuse a loss that another version pickled, which would fail at its first call."""
+        if not state.keys() >= {"card", "options", "_maker", "_parts", "_temperatures"}:
+            raise RuntimeError("this loss was pickled by another version. Load its state_dict() into get_loss(...) instead.")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]

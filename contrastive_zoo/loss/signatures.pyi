@@ -1,5 +1,7 @@
 """Signature of `get_loss` for each name, written by tools/write_signatures.py: do not edit."""
 
+# mypy: disable-error-code="overload-overlap"
+
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
@@ -8,6 +10,9 @@ from torch.distributed import ProcessGroup
 
 from contrastive_zoo.loss.module import Loss
 from contrastive_zoo.samplers.base import NegativeSampler
+
+class WrongParameters:
+    """In place of a loss where a name has no such parameter, or one of another type: the call raises."""
 
 @overload
 def get_loss(
@@ -506,6 +511,37 @@ def get_loss(
 
     Each positive against the mean over all rows, log(1 + mean) in place of a softmax.
     """
+
+@overload
+def get_loss(
+    name: Literal[
+        "alignment_uniformity",
+        "clip",
+        "dcl",
+        "dclw",
+        "debiased",
+        "dhel",
+        "emc2",
+        "hcl",
+        "hscl",
+        "hucl",
+        "infonce",
+        "isogclr",
+        "kcl",
+        "negative_cache",
+        "ntxent",
+        "simclr",
+        "sampled",
+        "scl",
+        "siglip",
+        "sogclr",
+        "spectral_contrastive",
+        "supcon",
+        "ucl",
+    ],
+    **params: Any,
+) -> WrongParameters:
+    """Wrong parameters."""
 
 @overload
 def get_loss(name: str, **params: Any) -> Loss:

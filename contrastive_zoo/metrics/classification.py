@@ -1,5 +1,9 @@
 """Accuracy of simple classifiers on frozen features."""
 
+import math
+import statistics
+from typing import NamedTuple
+
 import torch
 from einops import repeat
 from torch import Tensor
@@ -36,11 +40,11 @@ def nearest_class_mean(train_z: Tensor, train_y: Tensor, test_z: Tensor, test_y:
     train, train_labels, test, test_labels = check_split(train_z, train_y, test_z, test_y, names)
     values, classes = number_classes(train_labels)
     means = class_means(train, classes)
-    correct = 0
+    correct = torch.zeros_like(values[0])
     for rows, labels in zip(blocks(test), blocks(test_labels), strict=True):
         nearest = squared_distances(rows.double(), means).argmin(dim=1)
-        correct += int((values[nearest] == labels).sum())
-    return correct / len(test)
+        correct += (values[nearest] == labels).sum()
+    return int(correct) / len(test)
 
 
 def knn_accuracy(
@@ -81,13 +85,13 @@ def knn_accuracy(
     temperature = check_number("temperature", temperature, low=0, open_low=True)
     check_at_most("k", k, "the number of rows of train", len(train))
     values, classes = number_classes(train_labels)
-    keys, correct = unit_rows(train), 0
+    keys, correct = unit_rows(train), torch.zeros_like(values[0])
     for rows, labels in zip(blocks(unit_rows(test)), blocks(test_labels), strict=True):
         cosines, neighbours = _nearest_rows(rows, keys, k)
         votes = cosines.new_zeros(len(rows), len(values))
         votes.scatter_add_(1, classes[neighbours], torch.softmax(cosines / temperature, dim=1))
-        correct += int((values[votes.argmax(dim=1)] == labels).sum())
-    return correct / len(test)
+        correct += (values[votes.argmax(dim=1)] == labels).sum()
+    return int(correct) / len(test)
 
 
 def linear_probe(
@@ -137,6 +141,61 @@ def linear_probe(
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter))
     probe.fit(train.cpu().numpy(), train_labels.cpu().numpy())
     return float(probe.score(test.cpu().numpy(), test_labels.cpu().numpy()))
+
+
+class FewLabelAccuracy(NamedTuple):
+    """Test accuracy of linear probes on few labels: mean over the draws of the labelled rows, and standard deviation."""
+
+    mean: float
+    std: float
+
+
+def few_label_probe(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    fraction: float = 0.01,
+    draws: int = 5,
+    seed: int = 0,
+) -> FewLabelAccuracy:
+    """Accuracy of `linear_probe` where only a random part of the training rows of each class has labels.
+
+    Each draw takes ``ceil(fraction * n)`` of the n rows of a class, so at least one.
+
+    Args:
+        train: (N, D) features.
+        train_labels: (N,) integer classes, at least two different ones.
+        test: (M, D) features.
+        test_labels: (M,) integer classes.
+        fraction: Part of the training rows with labels, above 0 and at most 1; 0.01 and 0.1 are usual.
+        draws: Number of random draws.
+        seed: Random seed of the draws.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        TypeError: features are not floating-point or labels not integer tensors.
+        ValueError: shapes or devices do not agree, a feature is not finite, there is one class only, or a number is out of
+            range.
+
+    Examples:
+        >>> train, labels = torch.tensor([[0.0], [1.0], [8.0], [9.0]]), torch.tensor([0, 0, 1, 1])
+        >>> few_label_probe(train, labels, torch.tensor([[2.0], [7.0]]), torch.tensor([0, 1]), fraction=0.5)
+        FewLabelAccuracy(mean=1.0, std=0.0)
+    """
+    names = ("train", "train_labels", "test", "test_labels")
+    train, train_labels, test, test_labels = check_split(train, train_labels, test, test_labels, names)
+    fraction = check_number("fraction", fraction, low=0, high=1, open_low=True)
+    draws, seed = check_count("draws", draws), check_count("seed", seed, low=0)
+    values, classes = number_classes(train_labels.cpu())
+    check_classes("train_labels", len(values))
+    generator, accuracies = torch.Generator().manual_seed(seed), []
+    for _ in range(draws):
+        order = torch.randperm(len(classes), generator=generator)
+        members = [order[classes[order] == number] for number in range(len(values))]
+        chosen = torch.cat([rows[: math.ceil(fraction * len(rows))] for rows in members]).to(train.device)
+        accuracies.append(linear_probe(train[chosen], train_labels[chosen], test, test_labels))
+    return FewLabelAccuracy(statistics.mean(accuracies), statistics.pstdev(accuracies))
 
 
 def _nearest_rows(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:

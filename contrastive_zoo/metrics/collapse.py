@@ -48,16 +48,15 @@ def neural_collapse(features: Tensor, labels: Tensor) -> NeuralCollapse:
     classes = len(values)
     check_classes("labels", classes)
     means = class_means(rows, numbers)
-    total, largest = 0.0, 0.0
+    total = largest = means.new_zeros(())
     for cosines in pair_values(unit_rows(means), inner_products):
         gaps = (cosines + 1 / (classes - 1)).abs()
-        total += float(gaps.sum())
-        largest = max(largest, float(gaps.max()))
+        total, largest = total + gaps.sum(), torch.maximum(largest, gaps.max())
     return NeuralCollapse(
         unit_norm=float((torch.linalg.vector_norm(means, dim=1) - 1).abs().mean()),
         zero_sum=float(torch.linalg.vector_norm(means.mean(dim=0))),
-        equal_inner_product=total / (classes * (classes - 1) / 2),
-        equal_inner_product_max=largest,
+        equal_inner_product=float(total) / (classes * (classes - 1) / 2),
+        equal_inner_product_max=float(largest),
     )
 
 

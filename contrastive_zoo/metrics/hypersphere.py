@@ -1,11 +1,12 @@
 """Distribution of features on the unit sphere: alignment, uniformity, and the distance to uniformity."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from contrastive_zoo.checks import check_number
+from contrastive_zoo.checks import check_count, check_number
 from contrastive_zoo.metrics.inputs import check_features, check_pair
 from contrastive_zoo.metrics.tiles import blocks, inner_products, pair_values, unit_rows
 from contrastive_zoo.pairwise import logsumexp
@@ -36,10 +37,10 @@ def alignment(z1: Tensor, z2: Tensor, alpha: float = 2) -> float:
     """
     x, y = check_pair(z1, z2)
     alpha = check_number("alpha", alpha, low=0, open_low=True)
-    total = 0.0
+    total = x.new_zeros((), dtype=torch.float64)
     for a, b in zip(blocks(x), blocks(y), strict=True):
-        total += float(torch.linalg.vector_norm(a.double() - b.double(), dim=1).pow(alpha).sum())
-    return total / len(x)
+        total += torch.linalg.vector_norm(a.double() - b.double(), dim=1).pow(alpha).sum()
+    return float(total) / len(x)
 
 
 def uniformity(z: Tensor, t: float = 2) -> float:
@@ -104,13 +105,64 @@ def wasserstein_uniformity(z: Tensor) -> float:
         1.0
     """
     rows = unit_rows(check_features(z, "z"))
-    counts = torch.zeros(BINS, dtype=torch.int64, device=rows.device)
-    for cosines in pair_values(rows, inner_products):
-        bins = ((cosines + 1) * (BINS / 2)).long().clamp_(0, BINS - 1)
-        counts += torch.bincount(bins, minlength=BINS)
+    counts = _cosine_counts(rows)
     observed = counts.cumsum(0).double() / counts.sum()
     law = _uniform_cosine_law(rows.shape[1]).to(rows.device)
     return float((observed - law).abs().mean() * 2)
+
+
+class CosineDensity(NamedTuple):
+    """Densities of the cosine of two rows, over equal bins from -1 to 1; each has a mean of 1/2.
+
+    Attributes:
+        cosine: (bins,) centres of the bins.
+        density: (bins,) density of the cosines of all pairs of rows.
+        uniform: (bins,) density for independent uniform points on the unit sphere of the same dimension.
+    """
+
+    cosine: Tensor
+    density: Tensor
+    uniform: Tensor
+
+
+def cosine_density(z: Tensor, bins: int = 128) -> CosineDensity:
+    """Histogram of the cosines of all pairs of rows, beside the law of uniform points, which `wasserstein_uniformity` compares.
+
+    Args:
+        z: (N, D) features, N >= 2; normalised inside.
+        bins: Number of bins, a power of two up to 65,536.
+
+    Raises:
+        TypeError: `z` is not a floating-point tensor.
+        ValueError: `z` is not a finite matrix of at least two rows, or `bins` is no such number.
+
+    Examples:
+        >>> density = cosine_density(torch.eye(4), bins=4)  # all cosines are 0, at the left edge of the third bin
+        >>> density.density.tolist()
+        [0.0, 0.0, 2.0, 0.0]
+    """
+    rows = unit_rows(check_features(z, "z"))
+    bins = check_count("bins", bins, high=BINS)
+    if bins & (bins - 1):
+        raise ValueError(f"bins must be a power of two up to {BINS:,}, got {bins}.")
+    counts = _cosine_counts(rows).cpu().view(bins, -1).sum(1).double()
+    law = _uniform_cosine_law(rows.shape[1]).view(bins, -1)[:, -1]
+    centres = (torch.arange(bins, dtype=torch.float64) + 0.5) * 2 / bins - 1
+    return CosineDensity(centres, counts / counts.sum() * bins / 2, law.diff(prepend=law.new_zeros(1)) * bins / 2)
+
+
+def _cosine_counts(rows: Tensor) -> Tensor:
+    """(BINS,) number of pairs i < j of unit rows whose cosine is in each bin from -1 to 1."""
+    counts = torch.zeros(BINS, dtype=torch.int64, device=rows.device)
+    for cosines in pair_values(rows, inner_products):
+        bins = ((cosines + 1) * (BINS / 2)).long().clamp_(0, BINS - 1)
+        # Faster on a CPU; elsewhere bincount makes the host wait for the largest number.
+        counts += (
+            torch.bincount(bins, minlength=BINS)
+            if bins.is_cpu
+            else torch.zeros_like(counts).index_add_(0, bins, torch.ones_like(bins))
+        )
+    return counts
 
 
 def _uniform_cosine_law(dimension: int) -> Tensor:

@@ -48,12 +48,12 @@ def retrieval_accuracy(z1: Tensor, z2: Tensor, k: Sequence[int] = (1, 5)) -> Ret
 
 
 def _top_k(queries: Tensor, keys: Tensor, k: Sequence[int]) -> dict[int, float]:
-    correct = dict.fromkeys(k, 0.0)
+    correct = {count: queries.new_zeros((), dtype=torch.float64) for count in k}
     for i, rows in enumerate(blocks(queries)):
         ahead, tied = _ahead_and_tied(rows, blocks(keys), i)
-        for count in correct:
-            correct[count] += float(((count - ahead) / (tied + 1)).clamp(0, 1).sum(dtype=torch.float64))
-    return {count: total / len(queries) for count, total in correct.items()}
+        for count, total in correct.items():
+            total += ((count - ahead) / (tied + 1)).clamp(0, 1).sum(dtype=torch.float64)
+    return {count: float(total) / len(queries) for count, total in correct.items()}
 
 
 def _ahead_and_tied(rows: Tensor, keys: tuple[Tensor, ...], own: int) -> tuple[Tensor, Tensor]:

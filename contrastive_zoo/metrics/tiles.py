@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from contrastive_zoo.operators import without_autocast
+
 TILE = 1024
 
 
@@ -21,7 +23,7 @@ def unit_rows(z: Tensor) -> Tensor:
 
 def inner_products(x: Tensor, y: Tensor) -> Tensor:
     """`<x_i, y_j>` (N, M) of rows (N, D) and (M, D), in the precision of the rows even under autocast."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return x @ y.T
 
 
@@ -36,7 +38,8 @@ def pair_values(rows: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> I
     pieces = blocks(rows)
     for i, piece in enumerate(pieces):
         if len(piece) > 1:
-            square = function(piece, piece)
-            yield square[torch.ones_like(square, dtype=torch.bool).triu(1)]
+            # Indices, since a mask would make the host wait for the number of its entries.
+            row, column = torch.triu_indices(len(piece), len(piece), 1, device=rows.device)
+            yield function(piece, piece)[row, column]
         for other in pieces[i + 1 :]:
             yield function(piece, other).flatten()

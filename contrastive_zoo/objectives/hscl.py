@@ -31,13 +31,14 @@ class HSCL(Generalised):
       \log\Big(1 + \frac{\sum_{n \in \mathcal{N}_a} e^{(1+\beta) s_{an}}}
       {\sum_{n \in \mathcal{N}_a} e^{\beta s_{an}}}\, e^{-s_{ap}}\Big)$$
 
-    $\mathcal{P}_a$ and $\mathcal{N}_a$ are as in `SCL`; the weights $e^{\beta s_{an}}$ are detached.
-    Takes one or two views, like `SCL`.
+    $\mathcal{P}_a$ are the rows with the anchor's label, including the anchor, and $\mathcal{N}_a$ the rows with other labels.
+    The weights $e^{\beta s_{an}}$ are detached. Takes two views, or one: ``loss_fn(z, labels=labels)`` with z of shape (B, D).
 
     Args:
         beta: Strength of the weight on hard negatives, at least 0.
-        num_negatives: As for `HUCL`.
-        self_positive: As for `SCL`.
+        num_negatives: None for the weighted mean over all negatives; a number K for the mean over K draws of each anchor, with
+            probabilities proportional to the weights, with replacement. `eval()` uses the weighted mean.
+        self_positive: Whether an anchor is a positive of itself, as in the authors' code.
         seed: Random seed.
 
     Raises:

@@ -29,13 +29,15 @@ class HUCL(Generalised):
       \log\Big(1 + \frac{\sum_{n \in \mathcal{N}_a} e^{(1+\beta) s_{an}}}
       {\sum_{n \in \mathcal{N}_a} e^{\beta s_{an}}}\, e^{-s_{ap}}\Big)$$
 
-    The weights $e^{\beta s_{an}}$ are detached, as in the authors' code. $\mathcal{P}_a$ and $\mathcal{N}_a$ are as in `UCL`.
+    $\mathcal{P}_a$ are the rows of the anchor's sample, including the anchor, and $\mathcal{N}_a$ all rows. The weights
+    $e^{\beta s_{an}}$ are detached, as in the authors' code.
 
     Args:
         beta: Strength of the weight on hard negatives, at least 0.
         num_negatives: None for the weighted mean over all negatives; a number K for the mean over K draws of each anchor, with
             probabilities proportional to the weights, with replacement. `eval()` uses the weighted mean.
-        self_positive: As for `UCL`.
+        self_positive: Whether an anchor is a positive of itself, as in the authors' code. If not, the negatives are the
+            rows of other samples.
         seed: Random seed.
 
     Raises:

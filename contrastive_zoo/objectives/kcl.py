@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.checks import check_choice
-from contrastive_zoo.pairwise.kernels import distance_floor, get_kernel
+from contrastive_zoo.pairwise.kernels import check_parameter, distance_floor, get_kernel
 from contrastive_zoo.registry import Range, losses
 
 # Kernel of the alignment, kernel of the energy, and the factor of the energy in the authors' code.
@@ -28,9 +28,7 @@ FORMS = {
 def _check(*, kernel: str, t: float, gamma: float) -> None:
     """Raise if the kernel is unknown or its parameter is out of range."""
     check_choice("kernel", kernel, tuple(FORMS))
-    energy = get_kernel(FORMS[kernel][1])
-    if not energy.valid(t):
-        raise ValueError(f"t of the {kernel} kernel wants {energy.wanted}, got {t!r}.")
+    check_parameter(FORMS[kernel][1], t, kernel)
 
 
 @losses.register(

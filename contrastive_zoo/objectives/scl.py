@@ -36,7 +36,8 @@ class SCL(Generalised):
     anchor that is alone in its class is its own only positive; with ``self_positive=False`` the anchor is left out.
 
     Args:
-        num_negatives: As for `UCL`.
+        num_negatives: None for the mean over all negatives; a number K for the mean over K draws per anchor, with
+            replacement. `eval()` uses the mean over all negatives.
         self_positive: Whether an anchor is a positive of itself, as in the authors' code.
         seed: Random seed.
 

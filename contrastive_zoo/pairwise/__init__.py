@@ -7,8 +7,9 @@ Contract, the same for all backends:
   overflow.
 * A row without keys gives -inf (sums: 0) and gets a zero gradient.
 * "dense" stores the (N, M) matrix and uses plain autograd. "tiled" stores a few tiles (1 MiB each on CPUs), O(N + M) sums, and,
-  if all tiles together take at most 16 MiB, the tiles themselves for the backward pass. "fused" computes log-sum-exps of
-  float32 and half-precision rows on NVIDIA GPUs with O(N + M) numbers in memory. Both are differentiable once.
+  if all tiles together take at most 16 MiB, the tiles themselves for the backward pass. "fused" runs kernels on NVIDIA
+  GPUs for float32 and half-precision rows of up to 4,096 features, with O(N + M) numbers in memory; of wide rows its backward
+  pass stores slopes of a part of the pairs, of at most twice the size of the gradient or 4 MiB. Both are differentiable once.
 * Rows, keys and scales get gradients if they require them.
 
 Objectives rely on this contract only; `README.md` has the derivation.

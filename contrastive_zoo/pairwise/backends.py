@@ -7,10 +7,10 @@ from torch import Tensor
 
 from contrastive_zoo.checks import check_choice
 from contrastive_zoo.pairwise import dense
-from contrastive_zoo.pairwise.fused import launch, refusals
-from contrastive_zoo.pairwise.sweep import Sweep
+from contrastive_zoo.pairwise.fused import passes, refusals
+from contrastive_zoo.pairwise.sweep import Sweep, unrounded
 from contrastive_zoo.pairwise.terms import Gradients, Needs, Sums, Term
-from contrastive_zoo.pairwise.tiled import loop
+from contrastive_zoo.pairwise.tiled import gram, loop
 
 Forward = Callable[[Sweep, Term, Needs], tuple[Sums, Tensor]]
 Backward = Callable[[Sweep, Term, Sums, tuple[Tensor, Tensor], Tensor, Needs], Gradients]
@@ -23,6 +23,7 @@ class Backend:
     Attributes:
         name: Name of the backend.
         refuses: Returns the reason, for users, why the backend cannot compute a term over a sweep; empty if it can.
+        orders: Whether rows with equal ids should be next to each other, for sums over pairs with equal ids.
         prepare: Maps a sweep to the sweep that the passes get, with ids where they need them.
         parts: Whether the backend can compute a part of a sweep; only then do processes share the work.
         plain: Computes sums by plain autograd, differentiable any number of times. If None, the remaining fields are set.
@@ -34,6 +35,7 @@ class Backend:
 
     name: str
     refuses: Callable[[Sweep, Term], str] = lambda sweep, term: ""
+    orders: Callable[[Sweep], bool] = lambda sweep: False
     prepare: Callable[[Sweep], Sweep] = lambda sweep: sweep
     parts: bool = True
     plain: Callable[[Sweep, Term], Sums] | None = None
@@ -42,19 +44,37 @@ class Backend:
     backward: Backward | None = None
 
 
-TILED = Backend("tiled", residual=loop.residual, forward=loop.forward, backward=loop.backward)
+TILED = Backend(
+    "tiled",
+    prepare=unrounded,
+    orders=lambda sweep: True,
+    residual=loop.residual,
+    forward=loop.forward,
+    backward=loop.backward,
+)
 DENSE = Backend("dense", parts=False, plain=dense.forward)
 FUSED = Backend(
     "fused",
     refuses=refusals.refuses,
-    prepare=launch.prepare,
-    residual=launch.residual,
-    forward=launch.forward,
-    backward=launch.backward,
+    orders=passes.orders,
+    prepare=passes.prepare,
+    residual=passes.residual,
+    forward=passes.forward,
+    backward=passes.backward,
 )
 BACKENDS = {backend.name: backend for backend in (FUSED, TILED, DENSE)}
+
+
+def _refuses_unasked(sweep: Sweep, term: Term) -> str:
+    """The reason why "auto" does not take kernels."""
+    less_work = (
+        "the Gram matrix gives sums of squares of more rows than features with fewer products than any visit to all pairs"
+    )
+    return refusals.refuses_unasked(sweep, term) or (less_work if gram.serves(sweep, term) else "")
+
+
 # "auto" uses the first of these that does not refuse.
-AUTO = (replace(FUSED, refuses=refusals.refuses_unasked), TILED)
+AUTO = (replace(FUSED, refuses=_refuses_unasked), TILED)
 
 
 def check_backend(name: object) -> None:

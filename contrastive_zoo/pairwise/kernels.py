@@ -54,12 +54,27 @@ def get_kernel(name: str) -> Kernel:
     return KERNELS[name]
 
 
+def check_parameter(kernel: str, t: float, shown: str) -> None:
+    """Raise unless ``t`` is in the range of a kernel, which the caller knows as ``shown``.
+
+    Raises:
+        ValueError: ``t`` is out of range.
+    """
+    if not get_kernel(kernel).valid(t):
+        raise ValueError(f"t of the {shown} kernel wants {get_kernel(kernel).wanted}, got {t!r}.")
+
+
 def rounding_bound(x: Tensor) -> float:
     """A bound on the rounding error of an inner product of two of the rows (N, D), relative to their lengths.
 
     D products and their sums are off by at most D * eps; the additional 32 covers later operations when D is small.
     """
     return (x.shape[-1] + 32) * torch.finfo(x.dtype).eps
+
+
+def floor_factor(kernel: str, x: Tensor, rounding: float) -> float:
+    """The floor of squared distances over the mean of the squared norms of two rows; arguments as for `distance_floor`."""
+    return rounding_bound(x) + rounding**2 if get_kernel(kernel).singular else 0.0
 
 
 def distance_floor(kernel: str, x: Tensor, rounding: float, squared_norms: Tensor | float = 1.0) -> Tensor | float:
@@ -77,4 +92,4 @@ def distance_floor(kernel: str, x: Tensor, rounding: float, squared_norms: Tenso
     """
     if not get_kernel(kernel).singular:
         return 0.0
-    return (rounding_bound(x) + rounding**2) * squared_norms + torch.finfo(x.dtype).eps ** 2
+    return floor_factor(kernel, x, rounding) * squared_norms + torch.finfo(x.dtype).eps ** 2

@@ -34,7 +34,7 @@ def logsumexp(
         key_ids: (M,) integers; required if both ``keys`` and ``ids`` are given.
         norm_bound: A known upper bound on the length of all rows and keys, 1 for unit rows. If given, norms are not computed.
         backend: "auto", "dense" (builds the matrix; any number of derivatives), "tiled" or "fused" (on NVIDIA GPUs; float32 and
-            half precision, up to 256 features).
+            half precision, up to 4,096 features).
         part: (p, P) sums over part p of P of the pairs, counted from 0, in about 1/P of the time; the log-sum-exp over the
             results of all parts is the total. "dense" does not support parts.
 

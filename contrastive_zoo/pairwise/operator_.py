@@ -11,30 +11,31 @@ from torch import Tensor
 
 from contrastive_zoo.operators import operator
 from contrastive_zoo.pairwise.backends import BACKENDS, choose
-from contrastive_zoo.pairwise.sweep import HALF, Sweep
+from contrastive_zoo.pairwise.sweep import HALF, Bound, Sweep
 from contrastive_zoo.pairwise.terms import TERMS, Gradients, Packed, Sums, Term
 
 TAKEN = (
-    "Tensor x, Tensor? keys, Tensor? scale, Tensor? offset, Tensor? ids, Tensor? key_ids,"
-    " str term, float[] numbers, float norm_bound, int[] layout"
+    "Tensor x, Tensor? keys, Tensor? scale, Tensor? offset, Tensor? ids, Tensor? key_ids, Tensor? rounded,"
+    " Tensor? rounded_keys, str term, float[] numbers, float norm_bound, int[] layout"
 )
-_TENSORS, _WORDS = 6, 4
+_TENSORS, _WORDS = 8, 4
 OPERANDS = (None, *HALF)
 
 
 def _packed(sweep: Sweep, term: Term) -> tuple[Any, ...]:
     scale, offset, numbers, *_ = term.packed()
     operand = OPERANDS.index(sweep.operand)
-    layout = [int(sweep.counts == "equal"), int(sweep.both), *sweep.part, sweep.group, operand]
-    tensors = sweep.x, sweep.keys, scale, offset, sweep.ids, sweep.key_ids
+    layout = [int(sweep.counts == "equal"), int(sweep.both), *sweep.part, sweep.group, operand, int(sweep.ordered)]
+    tensors = sweep.x, sweep.keys, scale, offset, sweep.ids, sweep.key_ids, sweep.bound.rounded, sweep.bound.rounded_keys
     return *tensors, type(term).__name__, numbers, sweep.norm_bound, layout
 
 
 def _unpacked(packed: Sequence[Any]) -> tuple[Sweep, Term]:
-    x, keys, scale, offset, ids, key_ids, name, numbers, norm_bound, (equal, both, part, parts, group, operand) = packed
+    x, keys, scale, offset, ids, key_ids, *rounded, name, numbers, norm_bound, layout = packed
+    equal, both, part, parts, group, operand, ordered = layout
     counts: Literal["different", "equal"] = "equal" if equal else "different"
-    known = norm_bound, (part, parts), group, OPERANDS[operand]
-    sweep = Sweep(x, keys, ids, key_ids, counts, bool(both), *known)
+    bound = Bound(norm_bound, OPERANDS[operand], *rounded)
+    sweep = Sweep(x, keys, ids, key_ids, counts, bool(both), (part, parts), group, bound, bool(ordered))
     return sweep, TERMS[name].unpacked(Packed(scale, offset, numbers))
 
 

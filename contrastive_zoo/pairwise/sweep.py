@@ -4,13 +4,13 @@ Shapes: G sets of N rows `x`, M rows `keys`, D features.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from contrastive_zoo.checks import check_device, check_features, check_integers, shape
+from contrastive_zoo.checks import check_count, check_device, check_features, check_integers, shape
 
 # Strips of rows that processes share begin at multiples of this.
 GRAIN = 32
@@ -35,10 +35,17 @@ class Bound(NamedTuple):
     Attributes:
         norm: An upper bound on the length of all rows and keys.
         operand: A half precision that a backend may multiply in, because it holds all entries; None if there is none.
+        rounded: The rows in this precision, if such a copy is at hand.
+        rounded_keys: Likewise for the keys.
     """
 
     norm: float = torch.inf
     operand: torch.dtype | None = None
+    rounded: Tensor | None = None
+    rounded_keys: Tensor | None = None
+
+
+UNKNOWN = Bound()
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +59,10 @@ class Sweep:
         key_ids: (M,) integers; required if both ``keys`` and ``ids`` are given.
         counts: Whether to include pairs with "different" ids, or pairs of different rows with "equal" ids.
         both: Whether to compute sums for the keys too.
-        norm_bound: A known upper bound on the length of all rows and keys.
         part: (p, P): only part p of P, counted from 0, is summed over. Parts are strips of rows, the same for all backends.
         group: Number of repetitions of each id if the ids of rows and keys are known to be 0, 0, ..., 1, 1, ...; 0 if unknown.
-        operand: A half precision that a backend may multiply in, because it holds all entries; None if there is none.
+        bound: What is known about the entries of rows and keys.
+        ordered: Whether ids ascend, so that rows with equal ids are next to each other.
     """
 
     x: Tensor
@@ -64,10 +71,10 @@ class Sweep:
     key_ids: Tensor | None = None
     counts: Literal["different", "equal"] = "different"
     both: bool = False
-    norm_bound: float = torch.inf
     part: tuple[int, int] = (0, 1)
     group: int = 0
-    operand: torch.dtype | None = None
+    bound: Bound = UNKNOWN
+    ordered: bool = False
 
     @staticmethod
     def of(
@@ -98,18 +105,35 @@ class Sweep:
             _check_keys(x, keys, ids, key_ids)
         elif key_ids is not None:
             raise ValueError("key_ids was given without keys: rows that are their own keys have ids only.")
-        if not 0 <= part[0] < part[1]:
-            raise ValueError(f"part must be (number, parts) with 0 <= number < parts, got {part!r}.")
-        norm, operand = norm_bound if isinstance(norm_bound, Bound) else (float(norm_bound), None)
-        operand = x.dtype if x.dtype in HALF else operand
+        part = _checked_part(part)
+        known = norm_bound if isinstance(norm_bound, Bound) else Bound(float(norm_bound))
+        if x.dtype in HALF:
+            known = Bound(known.norm, x.dtype, x.detach(), None if keys is None else keys.detach())
         rows = in_working_precision(x)
         keys = None if keys is None else in_working_precision(keys)
-        return Sweep(rows, keys, ids, key_ids, counts, both, norm, part, group if of_keys == group else 0, operand)
+        return Sweep(rows, keys, ids, key_ids, counts, both, part, group if of_keys == group else 0, known)
+
+    @property
+    def norm_bound(self) -> float:
+        """A known upper bound on the length of all rows and keys."""
+        return self.bound.norm
+
+    @property
+    def operand(self) -> torch.dtype | None:
+        """A half precision that a backend may multiply in, because it holds all entries; None if there is none."""
+        return self.bound.operand
 
     @property
     def sets(self) -> tuple[Tensor, ...]:
         """The sets of rows, (N, D) each."""
         return self.x.unbind() if self.x.dim() == 3 else (self.x,)
+
+
+def unrounded(sweep: Sweep) -> Sweep:
+    """The sweep without copies of rows in half precision, for backends that do not use such copies."""
+    if sweep.bound.rounded is None and sweep.bound.rounded_keys is None:
+        return sweep
+    return replace(sweep, bound=Bound(sweep.norm_bound, sweep.operand))
 
 
 def in_working_precision(x: Tensor) -> Tensor:
@@ -132,6 +156,18 @@ def strips(rows: int, part: tuple[int, int]) -> Iterator[tuple[int, int]]:
         start, stop = min(strip * height, rows), min((strip + 1) * height, rows)
         if start < stop:
             yield start, stop
+
+
+def _checked_part(part: tuple[int, int]) -> tuple[int, int]:
+    wanted = f"part must be (number, parts), two whole numbers with 0 <= number < parts, got {part!r}."
+    if not isinstance(part, (tuple, list)) or len(part) != 2:
+        raise TypeError(wanted)
+    number, parts = part
+    if type(number) is not int or type(parts) is not int:  # NumPy's numbers, for example
+        number, parts = (check_count(f"number and parts of part = {part!r}", entry, low=0) for entry in part)
+    if not 0 <= number < parts:
+        raise ValueError(wanted)
+    return number, parts
 
 
 def _check_keys(x: Tensor, keys: Tensor, ids: Tensor | None, key_ids: Tensor | None) -> None:

@@ -57,6 +57,8 @@ class LogSumExp:
             ValueError: A shape does not fit.
         """
         if isinstance(scale, tuple):
+            if not scale:
+                raise ValueError("scale must hold at least one number, got an empty tuple.")
             return LogSumExp(torch.stack([_as_scalar("a scale of a tuple", each) for each in scale])[:, None])
         if isinstance(scale, Tensor) and scale.dim() == 1 and len(scale) == x.shape[-2]:
             return LogSumExp(scale[None])

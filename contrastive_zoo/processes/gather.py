@@ -19,6 +19,21 @@ def group_size(gather: str | bool, group: dist.ProcessGroup | None) -> int:
     return dist.get_world_size(group)
 
 
+def check_group(group: object) -> None:
+    """Raise unless ``group`` is None or a process group that this process belongs to.
+
+    Raises:
+        TypeError: ``group`` is something else.
+        ValueError: The group is of other processes.
+    """
+    if group is None:
+        return
+    if dist.is_available() and group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("process_group is a group of other processes. Make the loss on processes of the group only.")
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"process_group must be None or what torch.distributed.new_group returns, got {group!r}.")
+
+
 def device_of_group(group: dist.ProcessGroup) -> torch.device:
     """The device for messages of a group: the CPU if the group supports it."""
     backends = dict(pair.split(":") for pair in dist.get_backend_config(group).split(","))
@@ -205,6 +220,26 @@ def gather_features(values: Sequence[Tensor], sizes: Sequence[int], group: dist.
     """
     gathered: tuple[Tensor, ...] = _GatherFeatures.apply(sizes, group, *values)  # type: ignore[no-untyped-call]
     return gathered
+
+
+class _OwnValues(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sizes: Sequence[int], group: dist.ProcessGroup, values: Tensor) -> Tensor:
+        ctx.sizes, ctx.group = sizes, group
+        return own_rows(values, sizes, dist.get_rank(group)).clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, None, gather(grads, ctx.sizes, ctx.group)[0]
+
+
+def own_values(values: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """This process's part of values that all processes have, one per sample; upstream gradients are gathered.
+
+    The backward pass is that of a single process with the values, and the upstream gradients, of all processes.
+    """
+    own: Tensor = _OwnValues.apply(sizes, group, values)  # type: ignore[no-untyped-call]
+    return own
 
 
 def decided_by_first(decide: Callable[[list[Any]], T], given: Any) -> T:

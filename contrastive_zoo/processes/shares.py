@@ -18,7 +18,7 @@ from torch.distributed import distributed_c10d
 
 from contrastive_zoo.checks import as_tensor
 from contrastive_zoo.operators import operator, uncompiled
-from contrastive_zoo.processes.gather import device_of_group, gather_features, own_rows
+from contrastive_zoo.processes.gather import device_of_group, gather_features, own_rows, own_values
 
 K = TypeVar("K", Tensor, Tensor | None)
 S = TypeVar("S")
@@ -89,6 +89,10 @@ class Share:
             return function(x, ids, scale)
         x, _, scale, _ = _joined(self.x, None, scale, None, self.group, len(self.sizes))
         return uncompiled(self._of_all, function(x, own_rows(ids, self.sizes, self.rank), scale))
+
+    def own_values(self, values: Tensor) -> Tensor:
+        """The values of this process's samples, from (B,) values of all samples; see `contrastive_zoo.processes.gather`."""
+        return uncompiled(own_values, values, self.sizes, _group(self.group)) if self.sizes else values
 
     def _of_all(self, values: Tensor) -> Tensor:
         return gather_features([values], self.sizes, _group(self.group))[0]

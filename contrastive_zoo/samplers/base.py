@@ -10,7 +10,7 @@ from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.batch.call import Call
 from contrastive_zoo.batch.make import BatchMaker
 from contrastive_zoo.batch.options import Options
-from contrastive_zoo.checks import check_features, check_integers, check_same
+from contrastive_zoo.checks import check_count, check_features, check_integers, check_same
 from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.state.modules import PreciseModule
 from contrastive_zoo.state.temperature import Temperature
@@ -67,6 +67,21 @@ class NegativeSampler(PreciseModule):
 
     law: ClassVar[str] = ""
     num_samples: int | None = None
+
+    def resize(self, num_samples: int) -> None:
+        """Make room for a dataset that has grown: new samples have not been visited, all others keep their state.
+
+        Args:
+            num_samples: New size of the dataset, not below the present one.
+
+        Raises:
+            ValueError: The new size is below the present one.
+        """
+        if self.num_samples is not None:
+            check_count("num_samples", num_samples, low=self.num_samples)
+        super().resize(num_samples)
+        if self.num_samples is not None:
+            self.num_samples = num_samples
 
     @torch.no_grad()
     def forward(self, z1: Tensor, z2: Tensor, *, index: Tensor, temperature: float | Tensor = 0.1) -> WeightedNegatives:

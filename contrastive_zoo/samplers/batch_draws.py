@@ -16,7 +16,7 @@ from torch import Tensor
 
 from contrastive_zoo.devices import beside
 from contrastive_zoo.operators import operator
-from contrastive_zoo.samplers.randomness import DrawTable
+from contrastive_zoo.samplers.randomness import ONCE, DrawTable
 
 # Similarities per block of anchors; about 16 MiB including temporaries.
 BLOCK_NUMEL = 2**20
@@ -129,4 +129,4 @@ def _gradient(ctx: Any, compute: Any, grad: Tensor, *_: Any) -> Any:
     return compute(grad, x, ctx.first, drawn, shares), None, None, None, None, None, None
 
 
-draw_negatives.differentiate(draw_negatives_backward, _setup, _gradient)
+draw_negatives.differentiate(draw_negatives_backward, _setup, _gradient, advice=ONCE)

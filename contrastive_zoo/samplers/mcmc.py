@@ -28,10 +28,11 @@ from contrastive_zoo.samplers.base import (
     data_rows,
     encode_rows,
 )
-from contrastive_zoo.samplers.randomness import random_order, step_seed
+from contrastive_zoo.samplers.randomness import inverse, random_order, step_seed
 from contrastive_zoo.samplers.walk import Chains, KeptStates, kept_shares, walk_batch
 from contrastive_zoo.samplers.walk_fused import walks
 from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.saved import NOBODY, check_chains, check_table
 from contrastive_zoo.state.tables import EmbeddingTable, LogAverage, check_natural, rows_of_table
 
 # Weight of the newest value in the running mean of the reported value, as in SogCLR.
@@ -120,12 +121,12 @@ class ChainSampler(NegativeSampler):
         self.out_of_batch, self.encode = out_of_batch, check_encode(encode)
         self.seed, self.step = seed, StepCounter()
         self.averages = LogAverage(num_samples)
-        # State of each chain as 2 * sample + view, -1 before its first move.
-        self.register_table("chain", num_samples, 2, fill=-1)
+        # State of each chain as 2 * sample + view, `NOBODY` before its first move.
+        self.register_table("chain", num_samples, 2, fill=NOBODY, per_sample=True)
         if out_of_batch == "cache":
             self.embeddings = EmbeddingTable(num_samples, 2, width=embedding_dim)
         elif out_of_batch == "skip":
-            self.register_table("log_score", num_samples, 2, fill=0.0)
+            self.register_table("log_score", num_samples, 2, fill=0.0, per_sample=True)
 
     def sample(self, batch: Batch, scale: Tensor) -> Negatives:
         """See `NegativeSampler.sample`."""
@@ -184,7 +185,7 @@ class ChainSampler(NegativeSampler):
             return walk_batch(chains._replace(x=x, carried=chains.carried[anchors], first=anchors.start))
 
         kept = KeptStates(*batch.pairs.on_rows(walk, chains.x))
-        back = _inverse(order)
+        back = inverse(order)
         similarity, state = kept.similarity[back], torch.where(kept.state >= 0, order[kept.state.clamp_min(0)], -1)[back]
         share, *others = torch.stack([kept.carried_share, *kept[3:]])[:, back].unbind()
         return KeptStates(similarity, share, state, *others)
@@ -194,11 +195,11 @@ class ChainSampler(NegativeSampler):
 
         def listing() -> WeightedNegatives:
             shares, of_carried = kept_shares(chains)
-            back = _inverse(order)
+            back = inverse(order)
             rows = torch.cat([data_rows(batch).expand(len(order), -1), state[:, None]], 1)
             weights = torch.cat([shares[back][:, back], of_carried[back][:, None]], 1)
             in_batch = torch.arange(len(order) + 1, device=order.device) < len(order)
-            return WeightedNegatives(torch.where(weights > 0, rows, -1), weights, in_batch.expand_as(weights))
+            return WeightedNegatives(torch.where(weights > 0, rows, NOBODY), weights, in_batch.expand_as(weights))
 
         return listing
 
@@ -247,8 +248,8 @@ class ChainSampler(NegativeSampler):
             ValueError: A size does not fit; a state is no row of the dataset or, with "cache", belongs to a sample that was not
                 visited; an average is not positive; or an embedding or a score is not finite.
         """
-        if chain.shape != self.chain.shape or not bool(((chain >= -1) & (chain < self.chain.numel())).all()):
-            raise ValueError(f"chain must be {tuple(self.chain.shape)} with entries from -1 to {self.chain.numel() - 1}.")
+        if check_table("chain", chain, self.chain).shape != self.chain.shape:
+            raise ValueError(f"chain must be {shape(self.chain)}, got {shape(chain)}.")
         check_natural(visited, {"u": u}, len(self.chain), positive=True)
         given = {"embeddings": embeddings, "log_score": log_score}
         self._check_scores(chain, visited, {name: table for name, table in given.items() if table is not None})
@@ -274,17 +275,18 @@ class ChainSampler(NegativeSampler):
                 f"{', '.join(['chain', 'u', 'visited', *scores])}. Pass all that table() returned."
             )
         for name, table in scores.items():
+            check_table(name, table, wanted[name])
             if table.dim() != wanted[name].dim() or table.shape[:2] != self.chain.shape:
                 raise ValueError(f"{name} must have a shape that begins with {shape(self.chain)}, got {shape(table)}.")
-            if not bool(torch.isfinite(table).all()):
-                raise ValueError(f"{name} must be finite.")
-        if self.out_of_batch == "cache" and not bool(visited.cpu()[chain.cpu()[chain.cpu() >= 0] // 2].all()):
-            raise ValueError("chain holds states of samples that visited marks as not visited, which have no embedding.")
+        check_chains(chain, visited if self.out_of_batch == "cache" else None)
 
-
-def _inverse(order: Tensor) -> Tensor:
-    """The place of each column in an order."""
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """See `PreciseModule.check_saved`."""
+        super().check_saved(saved)
+        chain, visited = saved.get("chain"), saved.get("averages.visited")
+        if chain is not None:
+            fits = self.out_of_batch == "cache" and visited is not None and visited.shape == (len(self.chain),)
+            check_chains(chain, visited if fits else None)
 
 
 @operator("contrastive_zoo::column_order", "(SymInt columns, Tensor seed) -> Tensor")

@@ -51,7 +51,7 @@ def memory_softmax(x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_
         scale: 0-dim.
         samples: (N,) sample of each anchor.
         keys: (M, D) embeddings.
-        key_samples: (M,) sample of each embedding; negative for none.
+        key_samples: (M,) sample of each embedding; `NOBODY` where there is none.
     """
     log_sum, mean = x.new_full((len(x),), -torch.inf), torch.zeros_like(x)
     for anchors, columns, scores in _tiles(x, scale, samples, keys, key_samples):
@@ -91,7 +91,7 @@ def memory_largest(
         scale: 0-dim.
         samples: (N,) sample of each anchor.
         keys: (M, D) embeddings.
-        key_samples: (M,) sample of each embedding; negative for none.
+        key_samples: (M,) sample of each embedding; `NOBODY` where there is none.
         k: Number of embeddings per anchor.
         seed: Result of `step_seed`, to add noise. The embeddings are then k draws without replacement from softmax(scale * s).
         first: Position of the first anchor among the anchors of all processes.
@@ -141,7 +141,7 @@ def memory_uniform(
         scale: 0-dim.
         samples: (N,) sample of each anchor.
         keys: (M, D) embeddings, two per sample: sample i has the embeddings 2 i and 2 i + 1.
-        key_samples: (M,) sample of each embedding; negative for none.
+        key_samples: (M,) sample of each embedding; `NOBODY` where there is none.
         k: Number of draws per anchor.
         seed: Result of `step_seed`.
         first: Position of the first anchor among the anchors of all processes.

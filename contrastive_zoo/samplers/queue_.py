@@ -1,5 +1,6 @@
 """The sampler "queue": a first-in, first-out queue of the rows of past batches."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,11 @@ from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import Negatives, NegativeSampler, WeightedNegatives, data_rows, has_negatives
 from contrastive_zoo.samplers.memory import memory_softmax
 from contrastive_zoo.state.modules import PreciseModule
+from contrastive_zoo.state.saved import NOBODY, check_entries, check_table
 from contrastive_zoo.state.tables import EmbeddingTable
+
+# Largest position in a dataset whose rows, two per sample, have numbers of 64 bits.
+LARGEST = 2**62 - 1
 
 
 class FeatureQueue(PreciseModule):
@@ -47,11 +52,19 @@ class FeatureQueue(PreciseModule):
     def __init__(self, length: int, embedding_dim: int | None = None) -> None:
         super().__init__()
         length = check_count("length", length)
-        self.embeddings = EmbeddingTable(length, width=embedding_dim)
-        # Sample of each slot, -1 for an empty slot, and its view.
-        self.register_table("owner", length, fill=-1)
+        self.embeddings = EmbeddingTable(length, width=embedding_dim, per_sample=False)
+        # Sample of each slot, and its view.
+        self.register_table("owner", length, fill=NOBODY)
         self.register_table("view", length, fill=0)
         self.register_table("next_slot", fill=0)
+
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """See `PreciseModule.check_saved`."""
+        super().check_saved(saved)
+        slots = len(self.owner)
+        for name, low, high in (("owner", NOBODY, LARGEST), ("view", 0, math.inf), ("next_slot", 0, slots - 1)):
+            if name in saved:
+                check_entries(name, saved[name], low, high)
 
     def __len__(self) -> int:
         return int((self.owner >= 0).sum())
@@ -131,6 +144,12 @@ class QueueSampler(NegativeSampler):
         super().__init__()
         self.queue = FeatureQueue(check_count("num_negatives", num_negatives), embedding_dim)
 
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """See `PreciseModule.check_saved`."""
+        super().check_saved(saved)
+        if "queue.view" in saved:
+            check_entries("queue.view", check_table("queue.view", saved["queue.view"], self.queue.view), 0, 1)
+
     def sample(self, batch: Batch, scale: Tensor) -> Negatives:
         """See `NegativeSampler.sample`."""
         x, samples, others = batch.x, data_rows(batch) // 2, has_negatives(batch)
@@ -142,7 +161,7 @@ class QueueSampler(NegativeSampler):
         count = batch.negatives_count().expand(-1, 2).flatten() + self._in_queue(samples)
         log_mean = torch.where(others, total.detach() - count.clamp_min(1).to(x).log(), -torch.inf)
         listing = self._listing(batch, scale)
-        self.queue.push(x, torch.where(others, samples, -1), data_rows(batch) % 2)
+        self.queue.push(x, torch.where(others, samples, NOBODY), data_rows(batch) % 2)
         share = torch.where(others, (queued - total).detach().exp(), 0).mean()
         return Negatives(total, log_mean, listing, {"in_batch_share": 1 - share})
 
@@ -167,7 +186,7 @@ class QueueSampler(NegativeSampler):
             excluded = (rows // 2 == row[:, None] // 2) | (rows < 0)
             weights = (scale * x @ keys.T).masked_fill(excluded, -torch.inf).softmax(1)
             in_batch = torch.arange(len(rows), device=x.device) < len(x)
-            return WeightedNegatives(torch.where(excluded, -1, rows), weights, in_batch.expand_as(weights))
+            return WeightedNegatives(torch.where(excluded, NOBODY, rows), weights, in_batch.expand_as(weights))
 
         return listing
 
@@ -182,16 +201,24 @@ class QueueSampler(NegativeSampler):
         """Load the result of `table`.
 
         Raises:
-            ValueError: A size does not fit, or an embedding is not finite.
+            TypeError: A table is no tensor, or of another kind.
+            ValueError: A size does not fit, an embedding is not finite, or an entry is out of range.
         """
         queue = self.queue
-        if not len(embeddings) == len(index) == len(view) == len(queue.owner) or embeddings.dim() != 2:
+        check_table("embeddings", embeddings, queue.embeddings.rows)
+        check_entries("index", check_table("index", index, queue.owner), NOBODY, LARGEST)
+        check_entries("view", check_table("view", view, queue.view), 0, 1)
+        if (
+            not embeddings.dim()
+            or not index.dim()
+            or not view.dim()
+            or not len(embeddings) == len(index) == len(view) == len(queue.owner)
+            or embeddings.dim() != 2
+        ):
             raise ValueError(
                 f"embeddings, index and view must have length {len(queue.owner)}, "
                 f"got {shape(embeddings)}, {shape(index)} and {shape(view)}."
             )
-        if not bool(torch.isfinite(embeddings).all()):
-            raise ValueError("embeddings must be finite.")
         queue.embeddings.load(embeddings)
         queue.owner.copy_(index)
         queue.view.copy_(view)
@@ -200,4 +227,4 @@ class QueueSampler(NegativeSampler):
 
 def _rows(queue: FeatureQueue) -> Tensor:
     """(M,) row of the dataset, 2 * sample + view, in each slot; -1 for an empty slot."""
-    return torch.where(queue.owner >= 0, 2 * queue.owner + queue.view, -1)
+    return torch.where(queue.owner >= 0, 2 * queue.owner + queue.view, NOBODY)

@@ -14,6 +14,8 @@ from contrastive_zoo.samplers import philox
 
 # Columns that are drawn together on the host, row by row. Changing the number changes the draws.
 PANEL = 64
+# What to do where one derivative of a loss that draws is not enough.
+ONCE = "A loss that draws negatives has one derivative; its eval() form draws nothing and has more with backend='dense'."
 
 
 def step_seed(seed: int, step: Tensor) -> Tensor:
@@ -100,3 +102,8 @@ def random_order(size: int, seed: Tensor, stream: int) -> Tensor:
     draws = DrawTable(seed, seed.device, stream=stream)
     table = draws.uniform(slice(0, -(-size // PANEL)), slice(0, PANEL), widest_float(seed.device))
     return table.flatten()[:size].argsort()
+
+
+def inverse(order: Tensor) -> Tensor:
+    """The place of each entry in an order."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

@@ -19,7 +19,8 @@ from contrastive_zoo.samplers.base import (
     has_negatives,
 )
 from contrastive_zoo.state.modules import StepCounter
-from contrastive_zoo.state.tables import EmbeddingTable
+from contrastive_zoo.state.saved import NOBODY, check_table
+from contrastive_zoo.state.tables import EmbeddingTable, check_visited
 
 
 class Draws(NamedTuple):
@@ -73,7 +74,7 @@ class TableSampler(NegativeSampler):
         self.num_negatives, self.encode = check_count("num_negatives", num_negatives), check_encode(encode)
         self.seed, self.step = seed, StepCounter()
         self.embeddings = EmbeddingTable(num_samples, 2, width=embedding_dim)
-        self.register_table("visited", num_samples, fill=False)
+        self.register_table("visited", num_samples, fill=False, per_sample=True)
 
     def draw(self, x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, first: int) -> Draws:
         """Rows for each anchor; subclasses implement it.
@@ -96,7 +97,7 @@ class TableSampler(NegativeSampler):
         drawn = self._drawn(batch, scale.detach())
         position, in_batch = _places(batch, drawn.rows)
         weights = torch.where(in_batch, drawn.weights, 0)
-        mean = embedding_bag(position, batch.x, per_sample_weights=weights, mode="sum")
+        mean = _weighted_sum(batch, position, batch.x, weights)
         try:
             mean = mean + self._remembered(batch, drawn.rows, drawn.weights - weights)
         except BaseException:  # whatever the encoder raises, a failed call must not change the state
@@ -121,12 +122,12 @@ class TableSampler(NegativeSampler):
         """(N, D) weighted sum of the negatives outside the batch; negatives in the batch have weight 0."""
         features, place = self.embeddings.rows.flatten(0, 1), rows.clamp_min(0)
         if self.encode is not None:
-            features, place = encode_rows(batch, self.encode, torch.where(weights > 0, rows, -1))
-        return embedding_bag(place, features, per_sample_weights=weights.to(features), mode="sum").to(batch.x)
+            features, place = encode_rows(batch, self.encode, torch.where(weights > 0, rows, NOBODY))
+        return _weighted_sum(batch, place, features, weights.to(features)).to(batch.x)
 
     def _samples(self) -> Tensor:
         samples = torch.arange(len(self.visited), device=self.visited.device)
-        return torch.where(self.visited, samples, -1).repeat_interleave(2)
+        return torch.where(self.visited, samples, NOBODY).repeat_interleave(2)
 
     @torch.no_grad()
     def _write(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -155,16 +156,24 @@ class TableSampler(NegativeSampler):
         """Load the result of `table`.
 
         Raises:
+            TypeError: A table is no tensor, or of another kind.
             ValueError: A size does not fit, or an embedding of a visited sample is not finite.
         """
+        check_visited(visited, len(self.visited))
+        if not isinstance(embeddings, Tensor):
+            raise TypeError(f"embeddings must be a tensor, got {type(embeddings).__name__}. Pass what table() returned.")
         if embeddings.dim() != 3 or embeddings.shape[:2] != self.embeddings.rows.shape[:2]:
             raise ValueError(f"embeddings must have shape ({len(self.visited)}, 2, D), got {shape(embeddings)}.")
-        if visited.shape != self.visited.shape:
-            raise ValueError(f"visited must have shape {shape(self.visited)}, got {shape(visited)}.")
-        if not bool(torch.isfinite(embeddings[visited]).all()):
-            raise ValueError("embeddings must be finite for every visited sample.")
+        check_table("embeddings", embeddings[visited.to(embeddings.device)], self.embeddings.rows)
         self.embeddings.load(embeddings)
         self.visited.copy_(visited)
+
+
+def _weighted_sum(batch: Batch, place: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """(N, D) weighted sum of K ``rows`` for each anchor, at ``place`` (N, K); the weights are constants."""
+    if batch.pairs.plain and rows.requires_grad:  # embedding_bag has one derivative only
+        return torch.einsum("nk,nkd->nd", weights, rows[place])
+    return embedding_bag(place, rows, per_sample_weights=weights, mode="sum")
 
 
 def _places(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from contrastive_zoo.operators import operator
 from contrastive_zoo.samplers import walk_fused, walk_plain
 from contrastive_zoo.samplers.chains import Chains, KeptStates
+from contrastive_zoo.samplers.randomness import ONCE
 
 __all__ = ["Chains", "KeptStates", "kept_shares", "walk_batch"]
 
@@ -87,7 +88,10 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.words, ctx.uniform = inputs[_TENSORS:], Chains(*inputs).uniform
-    ctx.save_for_backward(*output[6:] if ctx.uniform else inputs[:_TENSORS])
+    if ctx.uniform:
+        ctx.save_for_backward(output[6], inputs[0])  # the gradient depends on x, so a second derivative is refused
+    else:
+        ctx.save_for_backward(*inputs[:_TENSORS])
 
 
 def _gradient(ctx: Any, compute: Any, grad: Tensor, *_: Any) -> Any:
@@ -95,9 +99,9 @@ def _gradient(ctx: Any, compute: Any, grad: Tensor, *_: Any) -> Any:
         grad_x = compute(grad, *ctx.saved_tensors, *ctx.words)
     else:
         # Anchors without a kept state contribute no gradient, so their upstream gradient may differ: use the largest.
-        (gradient,) = ctx.saved_tensors
+        gradient, _ = ctx.saved_tensors
         grad_x = gradient * grad.gather(0, grad.abs().argmax()[None]) if grad.shape[0] else gradient
     return grad_x, *(None,) * (len(Chains._fields) - 1)
 
 
-walk_chains.differentiate(walk_chains_backward, _setup, _gradient)
+walk_chains.differentiate(walk_chains_backward, _setup, _gradient, advice=ONCE)

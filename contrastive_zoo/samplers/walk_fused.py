@@ -113,7 +113,7 @@ class _Walk:
         for start in range(0, count, size):
             yield slice(start, min(start + size, count))
 
-    def launch(self, name: str, part: slice, pointers: tuple[Tensor | None, ...], **flags: bool) -> None:
+    def launch(self, name: str, part: slice, pointers: tuple[Tensor | None, ...], flags: dict[str, bool]) -> None:
         """Launch a kernel for a part of the anchors."""
         shape, (number, width) = self.shapes["walk" if name == "walk" else "rows"], self.x.shape
         count = part.stop - part.start
@@ -141,7 +141,7 @@ class _Walk:
         """The moves of a part, (part, bytes): the columns 8 b, ..., 8 b + 7 are the bits of byte b, from the lowest on."""
         bits = torch.empty(part.stop - part.start, self.bytes, dtype=torch.uint8, device=self.x.device)
         pointers = (self.chains.carried[part], self.scale, self.seed, self.columns.valid, bits, log_score, log_mean)
-        self.launch("walk", part, pointers, FAST=not INTERPRETED)
+        self.launch("walk", part, pointers, {"FAST": not INTERPRETED})
         return bits
 
     def count(
@@ -150,9 +150,9 @@ class _Walk:
         """Results of a part, and the gradient of both members of its pairs."""
         first_kept, kept, valid = self.columns
         wait = torch.empty(self.blocks, part.stop - part.start, dtype=torch.int32, device=self.x.device)
-        self.launch("rows", part, (first_kept, kept, valid, upstream, bits, wait, *results, gradient))
+        self.launch("rows", part, (first_kept, kept, valid, upstream, bits, wait, *results, gradient), {})
         if gradient is not None:
-            self.launch("columns", part, (first_kept, kept, upstream, bits, wait, gradient))
+            self.launch("columns", part, (first_kept, kept, upstream, bits, wait, gradient), {})
 
 
 def forward(chains: Chains) -> tuple[KeptStates, Tensor]:

@@ -1,6 +1,8 @@
-"""Modules with state: precise buffers, a step counter and a seed."""
+"""Modules with state: checked and precise buffers, a step counter and a seed."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from contrastive_zoo.checks import check_count
 from contrastive_zoo.devices import beside
+from contrastive_zoo.state.saved import check_table
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -17,8 +20,35 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in HALF else dtype
 
 
-class PreciseModule(nn.Module):
-    """A module whose floating-point buffers stay in float32 or better.
+class AllOrNothing(nn.Module):
+    """A module whose `load_state_dict` changes nothing if it raises."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in `torch.nn.Module`; a state that is refused leaves the module as it is."""
+        trial = copy(state_dict)
+        if isinstance(trial, OrderedDict) and hasattr(trial, "_metadata"):
+            trial._metadata = deepcopy(trial._metadata)  # where PyTorch notes that entries were assigned
+        nn.Module.load_state_dict(_without_data(self), trial, strict, True)
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+def _without_data(module: nn.Module) -> nn.Module:
+    """A copy of a module and its submodules, with tensors on the meta device."""
+    twin = copy(module)
+    tensors = {name: value.to("meta") for name, value in vars(twin).items() if isinstance(value, Tensor)}
+    parameters = {name: None if value is None else _empty(value) for name, value in module._parameters.items()}
+    buffers = {name: None if value is None else value.to("meta") for name, value in module._buffers.items()}
+    modules = {name: None if child is None else _without_data(child) for name, child in module._modules.items()}
+    vars(twin).update(tensors, _parameters=parameters, _buffers=buffers, _modules=modules)
+    return twin
+
+
+def _empty(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+
+
+class PreciseModule(AllOrNothing):
+    """A module whose floating-point buffers stay in float32 or better, and whose loaded tables are checked.
 
     ``.half()``, ``.bfloat16()``, the default dtype and the dtype of a checkpoint do not change the dtype of buffers.
     """
@@ -26,9 +56,10 @@ class PreciseModule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._fills: dict[str, float] = {}
+        self._per_sample: set[str] = set()
         self._seed: Seed | None = None
 
-    def register_table(self, name: str, *shape: int, fill: float) -> None:
+    def register_table(self, name: str, *shape: int, fill: float, per_sample: bool = False) -> None:
         """Register a buffer whose entries all start as ``fill``, and which `reset_parameters` restores.
 
         Args:
@@ -36,12 +67,28 @@ class PreciseModule(nn.Module):
             *shape: Shape of the buffer.
             fill: Initial value. A bool gives a buffer of dtype bool, an int one of dtype int64, and a float one of the default
                 dtype, float32 at least.
+            per_sample: Whether the first dimension counts the samples of the dataset, so that `resize` changes it.
         """
         integral = torch.bool if isinstance(fill, bool) else torch.int64
         dtype = at_least_float32(torch.get_default_dtype()) if isinstance(fill, float) else integral
         with torch.inference_mode(False):  # inference tensors are read-only outside that mode
             self.register_buffer(name, torch.full(shape, fill, dtype=dtype))
         self._fills[name] = fill
+        if per_sample:
+            self._per_sample.add(name)
+
+    @torch.no_grad()
+    def resize(self, num_samples: int) -> None:
+        """Add entries for new samples to the tables per sample, also of submodules."""
+        for name in self._per_sample:
+            old = self.get_buffer(name)
+            with torch.inference_mode(False):
+                new = old.new_full((num_samples, *old.shape[1:]), self._fills[name])
+            new[: len(old)] = old
+            setattr(self, name, new)
+        for part in self.children():
+            if isinstance(part, PreciseModule):
+                part.resize(num_samples)
 
     @property
     def seed(self) -> int:
@@ -77,10 +124,41 @@ class PreciseModule(nn.Module):
             saved = state_dict.get(prefix + name)
             if isinstance(saved, Tensor) and saved.dtype in HALF:
                 state_dict[prefix + name] = saved.float()
+        given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        try:
+            self.check_saved({name: value for name, value in given.items() if isinstance(value, Tensor) and not value.is_meta})
+        except (TypeError, ValueError) as error:
+            args[-1].append(f"{prefix}{error}")
+            return
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """Check what is about to be loaded; subclasses add what they know of their tables.
 
-class StepCounter(nn.Module):
+        Args:
+            saved: Entries of a state for this module and its submodules, by name; of any shape.
+
+        Raises:
+            TypeError: A table or parameter holds values of another kind: floating-point, integer or bool.
+            ValueError: A table or parameter holds NaN or infinity. Messages begin with the name of the entry.
+        """
+        for name in (*self._fills, *self._parameters):
+            own = self._buffers.get(name, self._parameters.get(name))
+            if name in saved and own is not None:
+                check_table(name, saved[name], own)
+
+
+class _Counted(nn.Module):
+    """A number in the state dict, checked when it is loaded."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        try:
+            super()._load_from_state_dict(state_dict, prefix, *args)
+        except (TypeError, ValueError) as error:
+            args[-1].append(f"{prefix}_extra_state: {error}")
+
+
+class StepCounter(_Counted):
     """Counts training steps, on the host unless `place` moves the counter, and is saved with the state.
 
     The counter is no buffer, so wrappers neither broadcast nor average it, and on the host reading it needs no synchronisation.
@@ -113,7 +191,7 @@ class StepCounter(nn.Module):
         self.value.fill_(check_count("the saved count of steps", state, low=0))
 
 
-class Seed(nn.Module):
+class Seed(_Counted):
     """The seed of random draws, saved with the state.
 
     Args:

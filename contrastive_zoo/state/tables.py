@@ -9,6 +9,7 @@ from torch import Tensor
 from contrastive_zoo.checks import as_tensor, check_count, check_shape
 from contrastive_zoo.operators import operator
 from contrastive_zoo.state.modules import PreciseModule
+from contrastive_zoo.state.saved import check_table
 
 
 @operator("contrastive_zoo::rows_of_table", "(Tensor table, Tensor index) -> Tensor")
@@ -37,8 +38,8 @@ class LogAverage(PreciseModule):
 
     def __init__(self, num_samples: int, sides: int = 1) -> None:
         super().__init__()
-        self.register_table("log_value", num_samples, sides, fill=0.0)
-        self.register_table("visited", num_samples, fill=False)
+        self.register_table("log_value", num_samples, sides, fill=0.0, per_sample=True)
+        self.register_table("visited", num_samples, fill=False, per_sample=True)
 
     def blend(self, index: Tensor, log_new: Tensor, weight: float | Tensor) -> Tensor:
         """Logarithm of (1 - weight) old + weight new, (B, anchors); -inf if the logarithm of new is -inf.
@@ -119,8 +120,14 @@ class Temperatures(PreciseModule):
     def __init__(self, num_samples: int, sides: int, *, rate: float, momentum: float, lowest: float, highest: float) -> None:
         super().__init__()
         self.rate, self.momentum, self.lowest, self.highest = rate, momentum, lowest, highest
-        self.register_table("value", num_samples, sides, fill=1.0)
-        self.register_table("gradient", num_samples, sides, fill=0.0)
+        self.register_table("value", num_samples, sides, fill=1.0, per_sample=True)
+        self.register_table("gradient", num_samples, sides, fill=0.0, per_sample=True)
+
+    def check_saved(self, saved: dict[str, Tensor]) -> None:
+        """See `PreciseModule.check_saved`."""
+        super().check_saved(saved)
+        if "value" in saved and not bool((saved["value"] > 0).all()):
+            raise ValueError("value holds temperatures that are not positive. The state is broken.")
 
     def of(self, index: Tensor, visited: Tensor, start: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, sides) temperatures of the samples ``index``; ``start``, a 0-dim tensor, for unvisited samples."""
@@ -167,14 +174,23 @@ def check_natural(visited: Tensor, sides: dict[str, Tensor], size: int, *, posit
     """Raise unless all tables have an entry per sample, finite, and positive if ``positive``, for every visited sample.
 
     Raises:
+        TypeError: A table is no tensor.
         ValueError: A size or an entry is wrong.
     """
-    for name, tensor in {"visited": visited, **sides}.items():
-        check_shape(name, tensor, (size,))
+    check_visited(visited, size)
     for name, tensor in sides.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}. Pass what table() returned.")
+        check_shape(name, tensor, (size,))
         values = tensor[visited.to(tensor.device, torch.bool)]
         if not bool((torch.isfinite(values) & ((values > 0) | (not positive))).all()):
             raise ValueError(f"{name} must be {'positive and ' if positive else ''}finite for every visited sample.")
+
+
+def check_visited(visited: Tensor, size: int) -> None:
+    """Raise unless ``visited`` says for each sample whether the sample was visited."""
+    check_table("visited", visited, torch.empty(0, dtype=torch.bool, device="cpu"))
+    check_shape("visited", visited, (size,))
 
 
 def _stacked(visited: Tensor, sides: dict[str, Tensor], table: Tensor, unvisited: float) -> Tensor:
@@ -194,6 +210,7 @@ class EmbeddingTable(PreciseModule):
     Args:
         *shape: Shape of the table without the width: (num_samples, 2), or the length of a queue.
         width: Features per embedding.
+        per_sample: As for `register_table`.
 
     Raises:
         TypeError: ``width`` is not whole.
@@ -202,9 +219,10 @@ class EmbeddingTable(PreciseModule):
 
     rows: Tensor
 
-    def __init__(self, *shape: int, width: int | None = None) -> None:
+    def __init__(self, *shape: int, width: int | None = None, per_sample: bool = True) -> None:
         super().__init__()
-        self.register_table("rows", *shape, 0 if width is None else check_count("embedding_dim", width), fill=0.0)
+        width = 0 if width is None else check_count("embedding_dim", width)
+        self.register_table("rows", *shape, width, fill=0.0, per_sample=per_sample)
 
     def fit(self, width: int) -> None:
         """Allocate the table for embeddings of a width, if the table has no width yet.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.checks import check_magnitude, check_number, shape
+from contrastive_zoo.devices import batched
 from contrastive_zoo.state.bounded import within
 from contrastive_zoo.state.modules import at_least_float32
 
@@ -29,14 +30,14 @@ def as_temperature(value: object) -> Tensor:
         return _constant(check_number("temperature", value, low=0, open_low=True))
     if tuple(value.shape) not in ((), (1,)):
         raise ValueError(f"temperature must be a number or a tensor of shape () or (1,), got shape {shape(value)}.")
-    learned = isinstance(value, nn.Parameter)
-    if value.is_cpu and learned:
+    learned, known = isinstance(value, nn.Parameter), value.is_cpu and not batched(value)
+    if known and learned:
         check_number("temperature (a parameter)", value.item(), low=LOWEST, high=HIGHEST)
-    elif value.is_cpu:
+    elif known:
         number = check_number("temperature", value.item(), low=0, open_low=True)
     if learned or value.requires_grad:
         return value
-    return _constant(number) if value.is_cpu else value.detach().to(at_least_float32(value.dtype)).clone().reshape(())
+    return _constant(number) if known else value.detach().to(at_least_float32(value.dtype)).clone().reshape(())
 
 
 def _constant(number: float) -> Tensor:
@@ -118,7 +119,7 @@ class Temperature(nn.Module):
 
     def number(self) -> float | None:
         """The saved temperature; None if reading it would need a synchronisation."""
-        return self._saved.item() if self._saved.is_cpu else None
+        return self._saved.item() if self._saved.is_cpu and not batched(self._saved) else None
 
     def agreed(self) -> object:
         """The value that must be equal on all processes: a number, or the kind of a tensor whose value is not compared."""
@@ -179,15 +180,21 @@ class Temperature(nn.Module):
             return
         saved = state_dict[key]
         if isinstance(self.value, nn.Parameter) and isinstance(saved, Tensor):
+            if saved.is_complex() or (saved.is_cpu and not bool(saved.isfinite().all())):
+                given = "NaN" if bool(saved.isnan().any()) else saved.tolist()
+                args[-1].append(f"{key}: temperature must be a number, got {given}.")
+                return
             match_shapes(self, state_dict, prefix)
             state_dict[key] = state_dict[key].to(self.value.dtype)
-            if saved.is_cpu and bool(saved.isnan().any()):
-                args[-1].append(f"{key}: temperature must be a number, got NaN.")
-                return
             super()._load_from_state_dict(state_dict, prefix, *args)
             return
+        if isinstance(saved, Tensor):
+            # A number is saved in float64. A parameter counts as the nearest value in its interval.
+            learned = saved.is_floating_point() and saved.dtype != torch.float64
+            known = learned and bool((saved.isfinite() & (saved > 0)).all())
+            saved = saved.detach().clamp(LOWEST, HIGHEST) if known else saved.detach()
         try:
-            self._restore(as_temperature(saved.detach() if isinstance(saved, Tensor) else saved))
+            self._restore(as_temperature(saved))
         except (TypeError, ValueError) as error:
             args[-1].append(f"{key}: {error}")
 

@@ -8,17 +8,34 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 _FILE = re.compile(r"<!-- file: (\S+) -->.*?<!-- /file -->", re.DOTALL)
+_CODE = re.compile(r"(<!-- code: (\S+) -->\n)(.*?)(<!-- /code -->)", re.DOTALL)
+_LANGUAGES = {".py": "py", ".bib": "bibtex"}
+_GUIDANCE = (
+    '<p>There is no page at this address. Search for it above, or begin at <a href="./index.html">Home</a> or at '
+    '<a href="./choosing.html">Which objective?</a></p>'
+)
+
+
+def with_code(markdown: str) -> str:
+    """The page with the text of each file of code between the marks that name it; `python docs/write.py` writes these pages."""
+
+    def block(match: re.Match[str]) -> str:
+        path = ROOT / match[2]
+        return f"{match[1]}```{_LANGUAGES[path.suffix]}\n{path.read_text()}```\n{match[4]}"
+
+    return _CODE.sub(block, markdown)
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Put the text of each file in the place of the link to it, which serves those who read the Markdown."""
+    """Put the text of each file in the place of the link to it, which serves readers of the Markdown; drop marks of code."""
+    markdown = _CODE.sub(lambda match: match[3], markdown)
     return _FILE.sub(lambda match: (ROOT / match[1]).read_text(), markdown)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Make the addresses of 404.html relative: the site may lie in any folder."""
+    """Make the addresses of 404.html relative, as the site may lie in any folder, and say where to go from there."""
     page = Path(config.site_dir) / "404.html"
-    page.write_text(relative(page.read_text()))
+    page.write_text(relative(page.read_text()).replace("404 - Not found</h1>", f"404 - Not found</h1>\n{_GUIDANCE}"))
 
 
 def relative(text: str) -> str:

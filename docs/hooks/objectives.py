@@ -1,10 +1,13 @@
-"""The pages of the objectives and the table of their settings, made from their cards, docstrings and `objectives.yml`.
+"""The pages of the objectives, the table of their settings and that of their times.
+
+They are made from cards, docstrings, `objectives.yml` and the results of the benchmarks.
 
 `python docs/write.py` writes them into `docs/`, where they can be read without a build. As a MkDocs hook, this module lists the
 pages in the navigation and fails if the guide forgets an objective.
 """
 
 import inspect
+import json
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -24,7 +27,11 @@ DOCS = Path(__file__).parents[1]
 FOLDER = "objectives/"
 GUIDE = "choosing.md"
 GALLERY = "gallery.md"
+TIMES = "performance.md"
+RESULTS = DOCS.parent / "benchmarks" / "results"
+SIZES = (256, 1024, 4096)
 SETTINGS_MARK = re.compile(r"(<!-- settings -->\n)(.*?)(<!-- /settings -->)", re.DOTALL)
+TIMES_MARK = re.compile(r"(<!-- times -->\n)(.*?)(<!-- /times -->)", re.DOTALL)
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _DISPLAYED = re.compile(r"\$\$(.*?)\$\$", re.DOTALL)
 _ENTRY = re.compile(r"@\w+\{(\w+),.*?\n\}", re.DOTALL)
@@ -107,6 +114,40 @@ def settings() -> str:
     return "\n".join(lines)
 
 
+@cache
+def _measured() -> tuple[str, dict[tuple[str, int], dict[str, float]]]:
+    """The machine of the benchmarks, and milliseconds of each contestant by objective and batch size."""
+    runs = [json.loads((RESULTS / f"{run}.json").read_text()) for run in ("ntxent", "objectives")]
+    machines = {f"{m['cores']}-core {m['cpu']} with PyTorch {m['versions']['torch']}" for m in (run["machine"] for run in runs)}
+    if len(machines) > 1:
+        raise ValueError(f"ntxent.json and objectives.json come from different machines: {machines}. Measure both on one.")
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for row in (row for run in runs for row in run["results"]["rows"]):
+        found.setdefault((row["objective"], row["batch_size"]), {})[row["contestant"]] = row["milliseconds"]
+    return machines.pop(), found
+
+
+def times() -> str:
+    """The time of each objective and of the fastest alternative, at several batch sizes, as Markdown."""
+    machine, measured = _measured()
+    lines = [f"| {machine} | {' | '.join(f'{size:,} pairs' for size in SIZES)} |", "|---|" + "---|" * len(SIZES)]
+    for name in (card.name for card in cards() if (card.name, SIZES[0]) in measured):
+        cells = [_compared(dict(measured[name, size])) for size in SIZES]
+        lines.append(f"| [`{name}`]({FOLDER}{name}.md) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _compared(contestants: dict[str, float]) -> str:
+    own = contestants.pop("zoo")
+    contestants.pop("bare sweep", None)  # the products and exponentials alone are no loss
+    other = min(contestants, key=lambda name: contestants[name])
+    return f"{_milliseconds(own)}; {other} {_milliseconds(contestants[other])}"
+
+
+def _milliseconds(time: float) -> str:
+    return f"{time:,.0f}" if time >= 10 else f"{time:.2g}"
+
+
 def alt(card: Card) -> str:
     """Text in place of the picture of an objective."""
     compared = "ntxent" if card.name == "ntxent" else f"{card.name} and ntxent"
@@ -185,10 +226,17 @@ def _facts(card: Card, notes: dict[str, str]) -> str:
         "randomness": "drawn from a saved seed" if card.draws else "none",
         "reductions": _names(('"mean"', '"sum"', '"none"') if card.per_sample else ('"mean"',)),
         "scale": card.scale,
-        "cost": notes["cost"].replace("ms", "ms for 4,096 pairs of 128 features, forward and backward, on two CPU cores", 1),
+        "cost": notes["cost"] + _time(card),
     }
     lines = [f"* **{fact}**: {text}" for fact, text in facts.items() if text]
     return "\n".join(lines)
+
+
+def _time(card: Card) -> str:
+    machine, measured = _measured()
+    own = measured.get((card.name, SIZES[-1]), {}).get("zoo")
+    of = f"for {SIZES[-1]:,} pairs of 128 features, forward and backward, on a {machine}"
+    return f" {_milliseconds(own)} ms {of}." if own else ""
 
 
 def _names(names: Iterable[str]) -> str:
@@ -220,9 +268,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Take out the marks around the settings; fail if the guide is silent about an objective."""
+    """Take out the marks around the tables; fail if the guide is silent about an objective."""
     if page.file.src_uri == GUIDE:
         missing = [card.name for card in cards() if f"({FOLDER}{card.name}.md)" not in SETTINGS_MARK.sub("", markdown)]
         if missing:
             raise PluginError(f"docs/{GUIDE} does not say when to choose {', '.join(missing)}: link to each page.")
-    return SETTINGS_MARK.sub(lambda match: match[2], markdown)
+    return TIMES_MARK.sub(lambda match: match[2], SETTINGS_MARK.sub(lambda match: match[2], markdown))

@@ -21,9 +21,10 @@ def fit(objective: str, folder: Path, epochs: int, resume: bool = False) -> list
     set_seed(0)
     accelerator = Accelerator(cpu=True)
     samples = torch.rand(256, 16)
-    dataset = zoo.IndexedDataset(TensorDataset(samples + 0.1 * torch.randn(256, 16), samples + 0.1 * torch.randn(256, 16)))
-    sampler = zoo.get_batch_sampler("shuffle", num_samples=len(dataset), batch_size=32)  # 32 for all processes together
-    loader = DataLoader(dataset, batch_sampler=sampler)  # not prepared: the sampler gives each process its share
+    views = samples + 0.1 * torch.randn(2, 256, 16)
+    dataset = zoo.IndexedDataset(TensorDataset(*views))
+    sampler = zoo.get_batch_sampler("shuffle", num_samples=len(dataset), batch_size=32)  # over all processes
+    loader = DataLoader(dataset, batch_sampler=sampler)  # not prepared: the sampler shares it out
 
     encoder = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 32))
     loss_fn = zoo.get_loss(objective, num_samples=len(dataset)).to(accelerator.device)
@@ -38,7 +39,7 @@ def fit(objective: str, folder: Path, epochs: int, resume: bool = False) -> list
     for _ in range(epochs):
         for batch in loader:
             x1, x2, index = (tensor.to(accelerator.device) for tensor in batch)
-            z1, z2 = encoder(torch.cat([x1, x2])).chunk(2)  # one forward pass, as DistributedDataParallel expects
+            z1, z2 = encoder(torch.cat([x1, x2])).chunk(2)  # DistributedDataParallel wants one forward pass
             loss = loss_fn(z1, z2, index=index)
             accelerator.backward(loss)
             optimizer.step()
@@ -50,7 +51,7 @@ def fit(objective: str, folder: Path, epochs: int, resume: bool = False) -> list
 
 
 def main(objective: str = "ntxent", folder: str = "runs/accelerate") -> list[float]:
-    """Losses of a run of five epochs that stops after one and goes on."""
+    """Losses of a run of five epochs that stops after one and resumes."""
     return fit(objective, Path(folder), epochs=1) + fit(objective, Path(folder), epochs=4, resume=True)
 
 

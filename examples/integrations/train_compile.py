@@ -16,7 +16,8 @@ def main(objective: str = "ntxent") -> list[float]:
     """Losses of 40 steps."""
     torch.manual_seed(0)
     samples = torch.rand(256, 16)
-    dataset = zoo.IndexedDataset(TensorDataset(samples + 0.1 * torch.randn(256, 16), samples + 0.1 * torch.randn(256, 16)))
+    views = samples + 0.1 * torch.randn(2, 256, 16)
+    dataset = zoo.IndexedDataset(TensorDataset(*views))
     loader = DataLoader(dataset, batch_size=32, shuffle=True, drop_last=True)
     encoder = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 32))
     # The width of the embeddings lets tables exist before the step is compiled.

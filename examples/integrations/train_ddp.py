@@ -21,8 +21,9 @@ def fit(objective: str, folder: Path, epochs: int, resume: bool = False) -> list
     """Train some epochs, from the start or from the checkpoint in the folder, and save a checkpoint."""
     torch.manual_seed(0)
     samples = torch.rand(256, 16)
-    dataset = zoo.IndexedDataset(TensorDataset(samples + 0.1 * torch.randn(256, 16), samples + 0.1 * torch.randn(256, 16)))
-    sampler = zoo.get_batch_sampler("shuffle", num_samples=len(dataset), batch_size=32)  # 32 for all processes together
+    views = samples + 0.1 * torch.randn(2, 256, 16)
+    dataset = zoo.IndexedDataset(TensorDataset(*views))
+    sampler = zoo.get_batch_sampler("shuffle", num_samples=len(dataset), batch_size=32)  # over all processes
     loader = DataLoader(dataset, batch_sampler=sampler)
     encoder = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 32))
     loss_fn = zoo.get_loss(objective, num_samples=len(dataset))
@@ -53,7 +54,7 @@ def fit(objective: str, folder: Path, epochs: int, resume: bool = False) -> list
 
 
 def main(objective: str = "ntxent", folder: str = "runs/ddp") -> list[float]:
-    """Losses of a run of five epochs that stops after one and goes on."""
+    """Losses of a run of five epochs that stops after one and resumes."""
     return fit(objective, Path(folder), epochs=1) + fit(objective, Path(folder), epochs=4, resume=True)
 
 
@@ -63,5 +64,4 @@ if __name__ == "__main__":
     losses = main(*sys.argv[1:])
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
     if dist.is_initialized():
-        dist.barrier()  # a process that leaves early takes the connections of the others with it
         dist.destroy_process_group()

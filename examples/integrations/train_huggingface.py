@@ -28,7 +28,11 @@ class ContrastiveTrainer(transformers.Trainer):
         return DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=self.data_collator)
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ):
         z1, z2 = model(torch.cat([inputs["x1"], inputs["x2"]])).chunk(2)
         loss = self.loss_fn(z1, z2, index=inputs["index"])
@@ -42,7 +46,7 @@ def fit(objective: str, folder: Path, steps: int, checkpoint: str | None = None)
     samples = torch.rand(256, 16)
     views = samples + 0.1 * torch.randn(2, 256, 16)
     dataset = zoo.IndexedDataset([{"x1": x1, "x2": x2} for x1, x2 in zip(*views, strict=True)])
-    sampler = zoo.get_batch_sampler("shuffle", num_samples=len(dataset), batch_size=32)  # 32 for all processes together
+    sampler = zoo.get_batch_sampler("shuffle", num_samples=len(dataset), batch_size=32)  # over all processes
     encoder = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 32))
     loss_fn = zoo.get_loss(objective, num_samples=len(dataset))
     optimizer = torch.optim.AdamW(parameter_groups(encoder, weight_decay=0.05, loss_fn=loss_fn), lr=0.01)
@@ -69,8 +73,9 @@ def fit(objective: str, folder: Path, steps: int, checkpoint: str | None = None)
 
 
 def main(objective: str = "ntxent", folder: str = "runs/huggingface") -> list[float]:
-    """Losses of a run of 40 steps that stops after 10, two steps into an epoch, and goes on."""
-    return fit(objective, Path(folder), steps=10) + fit(objective, Path(folder), steps=40, checkpoint=f"{folder}/checkpoint-10")
+    """Losses of a run of 40 steps that stops after 10, two steps into an epoch, and resumes."""
+    losses = fit(objective, Path(folder), steps=10)
+    return losses + fit(objective, Path(folder), steps=40, checkpoint=f"{folder}/checkpoint-10")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""lightly: its transform, projection head and schedule, with a loss of the zoo in place of its NTXentLoss.
+"""lightly: its transform and projection head, with a loss of the zoo in place of its NTXentLoss.
 
 python examples/integrations/train_lightly.py ntxent    # or sogclr, emc2
 """
@@ -19,7 +19,8 @@ class Images(Dataset):
     """Two views of each of 64 random images, by lightly's transform."""
 
     def __init__(self) -> None:
-        self.images = [to_pil_image(image) for image in torch.rand(64, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)]
+        squares = torch.rand(64, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+        self.images = [to_pil_image(image) for image in squares]
         self.transform = SimCLRTransform(input_size=16, gaussian_blur=0.0)
 
     def __len__(self) -> int:
@@ -34,8 +35,9 @@ def main(objective: str = "ntxent") -> list[float]:
     torch.manual_seed(0)
     dataset = zoo.IndexedDataset(Images())
     loader = DataLoader(dataset, batch_size=32, shuffle=True, drop_last=True)
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 128), nn.ReLU(), SimCLRProjectionHead(128, 64, 32))
-    loss_fn = zoo.get_loss(objective, num_samples=len(dataset), temperature=0.5)  # was NTXentLoss(temperature=0.5)
+    head = SimCLRProjectionHead(128, 64, 32)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 128), nn.ReLU(), head)
+    loss_fn = zoo.get_loss(objective, num_samples=len(dataset), temperature=0.5)  # was NTXentLoss()
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.003)
 
     losses = []

@@ -1,4 +1,4 @@
-"""Lightning: train, stop in the middle of an epoch, and resume from the checkpoint, on one process or on several.
+"""Lightning: train, stop in the middle of an epoch, and resume, on one process or on several.
 
 python examples/integrations/train_lightning.py ntxent    # or sogclr, emc2
 torchrun --nproc_per_node 2 examples/integrations/train_lightning.py sogclr
@@ -30,7 +30,8 @@ class Pretraining(lightning.LightningModule):
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
         x1, x2, index = batch
-        loss = zoo.cached_loss(self.loss_fn, self.encoder, (x1, x2), chunk_size=8, index=index)  # activations of 8 samples
+        # Memory holds the activations of 8 samples at a time.
+        loss = zoo.cached_loss(self.loss_fn, self.encoder, (x1, x2), chunk_size=8, index=index)
         self.losses.append(loss.item())
         return loss
 
@@ -43,11 +44,18 @@ def fit(objective: str, folder: Path, steps: int, ckpt_path: Path | None = None)
     """Train up to a number of steps, from the start or from a checkpoint."""
     lightning.seed_everything(0, verbose=False)
     samples = torch.rand(256, 16)
-    dataset = zoo.IndexedDataset(TensorDataset(samples + 0.1 * torch.randn(256, 16), samples + 0.1 * torch.randn(256, 16)))
-    sampler = zoo.get_batch_sampler("shuffle", num_samples=len(dataset), batch_size=32)  # 32 for all processes together
+    views = samples + 0.1 * torch.randn(2, 256, 16)
+    dataset = zoo.IndexedDataset(TensorDataset(*views))
+    sampler = zoo.get_batch_sampler("shuffle", num_samples=len(dataset), batch_size=32)  # over all processes
     encoder = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 32))
     model = Pretraining(encoder, zoo.get_loss(objective, num_samples=len(dataset)))
-    saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=10, save_top_k=-1, enable_version_counter=False)
+    saving = ModelCheckpoint(
+        folder,
+        "{step}",
+        every_n_train_steps=10,
+        save_top_k=-1,
+        enable_version_counter=False,
+    )
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=WORLD,
@@ -64,7 +72,7 @@ def fit(objective: str, folder: Path, steps: int, ckpt_path: Path | None = None)
 
 
 def main(objective: str = "ntxent", folder: str = "runs/lightning") -> list[float]:
-    """Losses of a run of 40 steps that stops after 10, two steps into an epoch, and goes on."""
+    """Losses of a run of 40 steps that stops after 10, two steps into an epoch, and resumes."""
     first = fit(objective, Path(folder), steps=10)
     resumed = fit(objective, Path(folder), steps=40, ckpt_path=Path(folder) / "step=10.ckpt")
     return first.losses + resumed.losses

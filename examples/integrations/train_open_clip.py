@@ -31,7 +31,7 @@ def main(objective: str = "clip") -> list[float]:
     torch.manual_seed(0)
     images, texts = torch.rand(64, 3, 16, 16), torch.randint(1, 64, (64, 8))
     dataset = zoo.IndexedDataset(TensorDataset(images, texts))
-    sampler = zoo.get_batch_sampler("shuffle", num_samples=len(dataset), batch_size=16)  # 16 for all processes together
+    sampler = zoo.get_batch_sampler("shuffle", num_samples=len(dataset), batch_size=16)  # over all processes
     loader = DataLoader(dataset, batch_sampler=sampler)
 
     params = {"num_samples": len(dataset), "intra_view": False} if objective == "sogclr" else {}
@@ -41,7 +41,8 @@ def main(objective: str = "clip") -> list[float]:
         model = DistributedDataParallel(model)
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     rest = [p for p in model.parameters() if p.dim() < 2]  # the scale of the logits is among these
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.2}, {"params": rest, "weight_decay": 0.0}], lr=1e-3)
+    groups = [{"params": decayed, "weight_decay": 0.2}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
 
     losses = []
     for _ in range(10):
@@ -63,5 +64,4 @@ if __name__ == "__main__":
     losses = main(*sys.argv[1:])
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
     if dist.is_initialized():
-        dist.barrier()  # a process that leaves early takes the connections of the others with it
         dist.destroy_process_group()

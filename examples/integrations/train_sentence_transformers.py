@@ -1,4 +1,4 @@
-"""Sentence Transformers: train a small model from scratch on pairs of sentences, and resume from the checkpoint.
+"""Sentence Transformers: train a small model on pairs of sentences, and resume from the checkpoint.
 
 python examples/integrations/train_sentence_transformers.py ntxent    # or sogclr, emc2
 """
@@ -9,7 +9,11 @@ from pathlib import Path
 import tokenizers
 import transformers
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 import contrastive_zoo as zoo
@@ -29,7 +33,8 @@ def small_model(folder: Path) -> SentenceTransformer:
     options = {"pad_token": "[PAD]", "unk_token": "[UNK]", "model_max_length": 12}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(folder)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    transformers.BertModel(transformers.BertConfig(vocab_size=42, max_position_embeddings=16, **sizes)).save_pretrained(folder)
+    config = transformers.BertConfig(vocab_size=42, max_position_embeddings=16, **sizes)
+    transformers.BertModel(config).save_pretrained(folder)
     transformer = Transformer(str(folder))
     return SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu")
 
@@ -51,11 +56,12 @@ def fit(objective: str, folder: Path, steps: int, checkpoint: str | None = None)
         disable_tqdm=True,
         use_cpu=True,
     )
+    # The column "label" holds what the objective needs besides the sentences: here the position in the dataset.
+    columns = {"anchor": ANCHORS, "positive": POSITIVES, "label": range(len(ANCHORS))}
     trainer = SentenceTransformerTrainer(
         model=model,
         args=arguments,
-        # The column "label" holds what the objective needs besides the sentences: here the position in the dataset.
-        train_dataset=Dataset.from_dict({"anchor": ANCHORS, "positive": POSITIVES, "label": range(len(ANCHORS))}),
+        train_dataset=Dataset.from_dict(columns),
         loss=ContrastiveLoss(model, loss_fn, label="index", chunk_size=8),  # activations of 8 sentences
         callbacks=[LossCallback(loss_fn)],
     )
@@ -64,7 +70,7 @@ def fit(objective: str, folder: Path, steps: int, checkpoint: str | None = None)
 
 
 def main(objective: str = "ntxent", folder: str = "runs/sentence_transformers") -> list[float]:
-    """Losses of a run of 30 steps that stops after 10 and goes on."""
+    """Losses of a run of 30 steps that stops after 10 and resumes."""
     fit(objective, Path(folder), steps=10)
     return fit(objective, Path(folder), steps=30, checkpoint=f"{folder}/checkpoint-10")
 

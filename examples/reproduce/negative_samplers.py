@@ -29,7 +29,7 @@ SAMPLERS: dict[str, dict[str, int]] = {
     "mcmc": {},
     "queue": {"num_negatives": 256},
 }
-COLOURS = dict(zip(["batch", *SAMPLERS], ("#8a8a8a", "#3465a4", "#b5531c", "#3d7a2a", "#e07b39", "#75507b"), strict=True))
+COLOURS = dict(zip(["batch", *SAMPLERS], ("#8a8a8a", "#4a86cf", "#e0662b", "#3f9142", "#c9a227", "#a05fb4"), strict=True))
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6"}
 # Text stays text, and ids do not change from run to run.
 SVG = {"svg.fonttype": "none", "svg.hashsalt": "negative_samplers"}
@@ -102,7 +102,9 @@ def draw(shares: dict[str, list[float]], path: Path) -> None:
     with rc_context({**STYLE, **SVG}):
         figure = Figure(figsize=(8, 4.4), layout="constrained")
         axes = figure.subplots()
-        axes.fill_between(centres, shares["exact"], step="mid", color="#d9d9d9", label="softmax over the dataset")
+        axes.fill_between(
+            centres, shares["exact"], step="mid", color="#8a8a8a", alpha=0.35, linewidth=0, label="softmax over the dataset"
+        )
         for name, colour in COLOURS.items():
             axes.step(centres, shares[name], where="mid", color=colour, linewidth=1.8, label=name)
         axes.set(xlabel="similarity of the negative to its anchor", ylabel="share of the weight", xlim=(-0.6, 1), ylim=0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerator import DEVICE, Accelerator, accelerator, on_host
 from cases import CONFIGURATIONS, Configuration, Views, snapshot, views
+from launches import Work
 from tolerances import assert_close
 from torch import Tensor
 
@@ -72,6 +73,18 @@ def test_a_step_waits_for_nothing(configuration: Configuration, repeated: bool, 
             assert_outcome(found, step(theirs, batch))
         else:
             assert all(on_host(tensor).isfinite().all() for tensor in found)
+
+
+@pytest.mark.parametrize("name", ["ntxent", "infonce", "dcl", "hcl"])
+def test_no_anchor_without_a_loss_is_looked_for_where_all_have_one(name: str, device: Accelerator) -> None:
+    batch, loss_fn = moved(batch_of(0)), zoo.get_loss(name)
+    with Work() as known:
+        loss = loss_fn(batch.z1, batch.z2)
+    with Work() as unknown:
+        loss_fn(batch.z1, batch.z2, index=batch.index)  # two of the samples could be equal
+    assert "ne" not in known.seen
+    assert "ne" in unknown.seen
+    assert loss.isfinite()
 
 
 @pytest.mark.parametrize("index_there", [False, True], ids=["index on the host", "index there"])

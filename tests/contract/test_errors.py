@@ -280,7 +280,15 @@ CONSTRUCTION: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     (ValueError, "backend must be one of 'auto', 'dense', 'fused', 'tiled', got 'fast'", "ntxent", {"backend": "fast"}),
     (ValueError, "normalize must be one of .*got 'l2'", "ntxent", {"normalize": "l2"}),
     (ValueError, "normalize must be one of .*got 1", "ntxent", {"normalize": 1}),
-    (ValueError, "gather must be one of 'auto', False, got True", "ntxent", {"gather": True}),
+    (ValueError, "gather must be one of 'auto', True, False, got 'ring'", "ntxent", {"gather": "ring"}),
+    (ValueError, "gather must be one of 'auto', True, False, got 1", "ntxent", {"gather": 1}),
+    (
+        TypeError,
+        "process_group must be None or what torch.distributed.new_group returns, got 3",
+        "ntxent",
+        {"process_group": 3},
+    ),
+    (TypeError, "process_group must be None", "ntxent", {"process_group": "gloo"}),
     (ValueError, "on_empty must be one of 'warn', 'error', got 'ignore'", "ntxent", {"on_empty": "ignore"}),
     (TypeError, "validate must be True or False, got 1", "ntxent", {"validate": 1}),
     (ValueError, "num_samples must be at least 1, got 0", "sogclr", {"num_samples": 0}),
@@ -299,8 +307,7 @@ def test_flags_of_any_kind(value: bool, flag: Callable[[bool], Any]) -> None:
     assert loss_fn.gather is False
     assert loss_fn.normalize == zoo.get_loss("infonce", normalize=value).normalize
     assert loss_fn.settings["symmetric"] is value
-    with pytest.raises(ValueError, match="gather must be one of 'auto', False, got True"):
-        zoo.get_loss("infonce", gather=flag(True))
+    assert zoo.get_loss("infonce", gather=flag(True)).gather == "auto"
 
 
 def test_choices_of_numpy() -> None:

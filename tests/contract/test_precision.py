@@ -106,3 +106,24 @@ def test_in_the_ball_only_long_rows_are_scaled(configuration: Configuration, bac
     loss = batch.call(configuration.make(normalize="ball", backend=backend).double())
     expected = projected.call(configuration.make(normalize=False, backend=backend).double())
     assert_same((loss, *gradients(loss, batch)), (expected, *gradients(expected, batch)))
+
+
+@every_configuration
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["half features", "autocast"])
+def test_loss_scaling_does_not_overflow_in_float16(configuration: Configuration, backend: str, autocast: bool) -> None:
+    """The initial scale of `GradScaler`, at a low temperature; long rows, so that the gradient itself fits into float16."""
+    batch = views(dtype=torch.float32 if autocast else torch.float16)
+    length = 1.0 if autocast else 1000.0
+    batch = batch._replace(z1=(batch.z1.detach() * length).requires_grad_(), z2=(batch.z2.detach() * length).requires_grad_())
+    temperature = {"temperature": 0.02} if "temperature" in configuration.card.parameters else {}
+
+    def scaled(scale: float) -> tuple[torch.Tensor, ...]:
+        with torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
+            loss = batch.call(configuration.make(backend=backend, normalize=True, **temperature))
+        return tuple(gradient.float() / scale for gradient in gradients(loss * scale, batch))
+
+    for gradient, wanted in zip(scaled(65536.0), scaled(1.0), strict=True):
+        assert gradient.isfinite().all()
+        if autocast:
+            assert_close(gradient, wanted, "gradient")

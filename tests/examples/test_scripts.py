@@ -130,6 +130,41 @@ def test_resumed_run_may_not_change_its_settings(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.usefixtures("without_plots")
+def test_a_checkpoint_that_cannot_be_resumed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--epochs", "1", output=tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    whole, saved = path.read_bytes(), torch.load(path, weights_only=True)
+
+    def refused(*words: str) -> None:
+        said = refusal(capsys, "--resume", str(tmp_path))
+        assert all(word in said for word in (str(path), *words)), said
+
+    for content in (b"", b"\0" * 100, b"not a checkpoint", whole[:1], whole[:1000], whole[: len(whole) // 2], whole[:-20]):
+        path.write_bytes(content)
+        refused("cannot be read")
+    for foreign in ([1, 2], torch.zeros(3), 7, {"state_dict": {"weight": torch.zeros(2)}}, torch.nn.Linear(2, 2), {}):
+        torch.save(foreign, path)
+        refused()
+    for name in saved:
+        torch.save({key: value for key, value in saved.items() if key != name}, path)
+        refused(f"{name} missing or of another kind")
+        torch.save({**saved, name: "x"}, path)
+        refused(f"{name} missing or of another kind")
+    torch.save({**saved, "args": {key: value for key, value in saved["args"].items() if key != "lr"}}, path)
+    refused("another version", "lr")
+    torch.save({**saved, "history": {"loss": []}}, path)
+    refused("another version", "knn")
+    other = {"weight": torch.zeros(2)}
+    for name in ("encoder", "head", "loss", "optimizer", "sampler"):
+        torch.save({**saved, name: other}, path)
+        refused(f"{name} in", "does not fit")
+    path.unlink()
+    refused("there is no")
+    path.mkdir()
+    refused("there is no")
+
+
+@pytest.mark.usefixtures("without_plots")
 def test_a_finished_run_can_be_prolonged(tmp_path: Path) -> None:
     import pretrain
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from contrastive_zoo import metrics
 from contrastive_zoo.metrics import knn_accuracy, linear_probe, nearest_class_mean
 
 
@@ -141,3 +142,19 @@ def test_training_and_test_features_must_fit(metric):
         metric(torch.eye(4), torch.arange(4), torch.eye(3), torch.arange(3))
     with pytest.raises(ValueError, match=r"train.* must have shape \(4,\), one entry per sample, got \(3,\)"):
         metric(torch.eye(4), torch.arange(3), torch.eye(4), torch.arange(4))
+
+
+def test_few_labels_are_drawn_from_every_class() -> None:
+    """One row of each class separates classes of equal rows; with all rows the probe is the linear probe."""
+    labels = torch.arange(200) % 4
+    corners = torch.eye(4)[labels] * 5
+    assert metrics.few_label_probe(corners, labels, corners, labels, fraction=0.001) == (1.0, 0.0)
+    noise = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    train, test = noise[:100] + corners[:100] / 4, noise[100:] + corners[100:] / 4
+    split = train, labels[:100], test, labels[100:]
+    whole, few = metrics.few_label_probe(*split, fraction=1.0, draws=2), metrics.few_label_probe(*split, fraction=0.04)
+    assert whole == (metrics.linear_probe(*split), 0.0)
+    assert 0.25 < few.mean < whole.mean
+    assert few.std > 0
+    assert metrics.few_label_probe(*split, fraction=0.04) == few
+    assert metrics.few_label_probe(*split, fraction=0.04, seed=1) != few

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from contrastive_zoo import metrics
 from contrastive_zoo.metrics import effective_rank, rank, spectrum
 
 
@@ -92,3 +93,39 @@ def test_rotation_and_scale(rows):
 def test_tolerance_must_be_positive():
     with pytest.raises(ValueError, match="tol must be a finite number"):
         rank(torch.eye(3), tol=0)
+
+
+def power_law(exponent: float, features: int = 128, scale: float = 1.0) -> torch.Tensor:
+    """Rows whose covariance has exactly the eigenvalues k^-exponent, times a constant."""
+    rows = torch.linalg.qr(torch.randn(300, features, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    return scale * torch.cat([rows, -rows]) * torch.arange(1, features + 1, dtype=torch.float64) ** (-exponent / 2)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_alpha_req_is_the_exponent_of_a_power_law(exponent: float, scale: float) -> None:
+    assert metrics.alpha_req(power_law(exponent, scale=scale)) == pytest.approx(exponent, abs=1e-9)
+
+
+def test_alpha_req_is_the_weighted_fit_of_the_authors_range() -> None:
+    """NumPy's fit, whose weights multiply residuals before they are squared."""
+    z = torch.randn(500, 128, generator=torch.Generator().manual_seed(1)) * torch.linspace(1, 3, 128)
+    values = metrics.spectrum(z).numpy()
+    ranks = np.arange(4, 101)
+    slope, _ = np.polyfit(np.log(ranks), np.log(values[3:100]), 1, w=ranks**-0.5)
+    assert metrics.alpha_req(z) == pytest.approx(-slope)
+
+
+def test_alpha_req_leaves_rounding_errors_out() -> None:
+    flat = power_law(1.0, features=20) @ torch.eye(20, 40, dtype=torch.float64)  # 20 eigenvalues of 40 are 0
+    assert metrics.alpha_req(flat) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="only 3 eigenvalues of the covariance"):
+        metrics.alpha_req(power_law(1.0, features=3))
+
+
+def test_rankme_has_the_offset_of_the_paper() -> None:
+    z = torch.randn(200, 30, generator=torch.Generator().manual_seed(2))
+    p = np.linalg.svd(z.double().numpy(), compute_uv=False)
+    p = p / np.abs(p).sum() + 1e-7
+    assert metrics.rankme(z) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-12)
+    assert metrics.rankme(torch.zeros(4, 3)) == 0

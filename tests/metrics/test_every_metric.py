@@ -6,6 +6,7 @@ import pkgutil
 
 import pytest
 import torch
+from accelerator import DEVICE, accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contrastive_zoo import metrics
@@ -21,14 +22,18 @@ CALLS = {
     "alignment": lambda z1, z2, y: metrics.alignment(z1, z2),
     "uniformity": lambda z1, z2, y: metrics.uniformity(z1),
     "wasserstein_uniformity": lambda z1, z2, y: metrics.wasserstein_uniformity(z1),
-    "spectrum": lambda z1, z2, y: metrics.spectrum(z1).tolist(),
+    "spectrum": lambda z1, z2, y: metrics.spectrum(z1).cpu().tolist(),
     "rank": lambda z1, z2, y: metrics.rank(z1),
     "effective_rank": lambda z1, z2, y: metrics.effective_rank(z1),
+    "rankme": lambda z1, z2, y: metrics.rankme(z1),
+    "alpha_req": lambda z1, z2, y: metrics.alpha_req(z1, first=1),
+    "cosine_density": lambda z1, z2, y: metrics.cosine_density(z1, bins=8).density.tolist(),
     "neural_collapse": lambda z1, z2, y: list(metrics.neural_collapse(z1, y)),
     "within_class_distance": lambda z1, z2, y: metrics.within_class_distance(z1, y),
     "nearest_class_mean": lambda z1, z2, y: metrics.nearest_class_mean(z1, y, z2, y),
     "knn_accuracy": lambda z1, z2, y: metrics.knn_accuracy(z1, y, z2, y),
     "linear_probe": lambda z1, z2, y: metrics.linear_probe(z1, y, z2, y),
+    "few_label_probe": lambda z1, z2, y: list(metrics.few_label_probe(z1, y, z2, y, fraction=1.0, draws=2)),
     "global_contrastive_loss": lambda z1, z2, y: metrics.global_contrastive_loss(z1, z2, temperature=0.5),
     "retrieval_accuracy": lambda z1, z2, y: [*metrics.retrieval_accuracy(z1, z2).z1_to_z2.values()],
 }
@@ -53,7 +58,7 @@ def test_order_of_rows_does_not_matter(call):
     assert call(Z1[order], Z2[order], LABELS[order]) == pytest.approx(call(Z1, Z2, LABELS), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(set(CALLS) - {"linear_probe"}))  # which standardises each feature by itself
+@pytest.mark.parametrize("name", sorted(set(CALLS) - {"linear_probe", "few_label_probe"}))  # they standardise each feature
 def test_rotation_does_not_matter(name):
     call = CALLS[name]
     rotation = torch.linalg.qr(torch.randn(FEATURES, FEATURES, dtype=torch.float64, generator=generator)).Q
@@ -119,6 +124,19 @@ def test_no_matrix_of_all_pairs(call, monkeypatch):
     assert z.numel() <= largest.entries < 3000 * 3000 / 20
 
 
+@pytest.mark.parametrize("name", sorted(set(CALLS) - {"linear_probe", "few_label_probe"}))  # scikit-learn's, on the CPU
+def test_the_host_waits_for_no_tile(name, monkeypatch):
+    def waits(size):
+        monkeypatch.setattr(tiles, "TILE", size)
+        with accelerator() as device:
+            z1, z2, labels = (t.to(DEVICE) for t in (Z1.double(), Z2.double(), LABELS))
+            device.forget()
+            CALLS[name](z1, z2, labels)
+            return len(device.waits)
+
+    assert waits(7) == waits(90)
+
+
 def test_no_matrix_of_all_classes(monkeypatch):
     monkeypatch.setattr(tiles, "TILE", 64)
     z = torch.randn(1500, 4, generator=torch.Generator().manual_seed(2))
@@ -155,7 +173,7 @@ def test_bad_features_are_named(call, spoil, error, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["uniformity", "wasserstein_uniformity", "spectrum", "rank", "neural_collapse", "global_contrastive_loss"]
+    "name", ["uniformity", "wasserstein_uniformity", "cosine_density", "spectrum", "alpha_req", "rank", "neural_collapse"]
 )
 def test_one_row_has_no_pair_and_no_covariance(name):
     with pytest.raises(ValueError, match=r"must have at least 2 rows, got shape \(1, 6\)"):
@@ -170,7 +188,7 @@ def test_pairs_must_fit(name):
         CALLS[name](Z1, Z2[:, :-1], LABELS)
 
 
-LABELLED = ["neural_collapse", "within_class_distance", "nearest_class_mean", "knn_accuracy", "linear_probe"]
+LABELLED = ["neural_collapse", "within_class_distance", "nearest_class_mean", "knn_accuracy", "linear_probe", "few_label_probe"]
 
 
 @pytest.mark.parametrize("name", LABELLED)

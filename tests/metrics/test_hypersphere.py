@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from scipy import stats
 from torch.nn.functional import normalize
 
 import contrastive_zoo as zoo
+from contrastive_zoo import metrics
 from contrastive_zoo.metrics import alignment, uniformity, wasserstein_uniformity
 from contrastive_zoo.metrics.hypersphere import BINS
 
@@ -152,3 +154,21 @@ def test_exponents_must_be_positive(value):
         alignment(torch.eye(2), torch.eye(2), alpha=value)
     with pytest.raises(ValueError, match="t must be a finite number"):
         uniformity(torch.eye(2), t=value)
+
+
+@pytest.mark.parametrize("width", [2, 3, 8, 64])
+def test_cosine_density_of_uniform_points_is_its_law(width: int) -> None:
+    z = torch.randn(3000, width, generator=torch.Generator().manual_seed(width))
+    found = metrics.cosine_density(z, bins=32)
+    for density in (found.density, found.uniform):
+        assert density.mean() == pytest.approx(0.5)
+    torch.testing.assert_close(found.density, found.uniform, rtol=0.05, atol=0.02)
+    law = stats.beta((width - 1) / 2, (width - 1) / 2, loc=-1, scale=2)
+    edges = np.linspace(-1, 1, 33)
+    torch.testing.assert_close(found.uniform, torch.from_numpy(np.diff(law.cdf(edges)) * 16), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bins", [0, 3, 2**17, 2.0])
+def test_bins_are_a_power_of_two(bins: float) -> None:
+    with pytest.raises((ValueError, TypeError), match="bins"):
+        metrics.cosine_density(torch.eye(3), bins=bins)

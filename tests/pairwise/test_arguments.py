@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,17 @@ IDS, KEY_IDS = torch.arange(4), torch.arange(3)
         (ValueError, r"ids must have shape \(4,\).*got \(3,\)", {"ids": KEY_IDS}),
         (TypeError, "ids must hold integers", {"ids": IDS.float()}),
         (ValueError, r"scale must be a number or hold one per row, \(4,\), got shape \(3,\)", {"scale": torch.ones(3)}),
+        (ValueError, "scale must hold at least one number, got an empty tuple", {"scale": ()}),
+        (TypeError, r"part must be \(number, parts\).*got 3", {"part": 3}),
+        (TypeError, r"part must be \(number, parts\).*got None", {"part": None}),
+        (TypeError, r"part must be \(number, parts\).*got \(0, 1, 2\)", {"part": (0, 1, 2)}),
+        (TypeError, r"part must be \(number, parts\).*got 'ab'", {"part": "ab"}),
+        (TypeError, r"part = \(0.5, 2\) must be a whole number, got 0.5", {"part": (0.5, 2)}),
+        (TypeError, r"part = \(0, 'x'\) must be a whole number", {"part": (0, "x")}),
+        (TypeError, r"part = \(True, 2\) must be a whole number", {"part": (True, 2)}),
+        (ValueError, r"part must be \(number, parts\).*got \(2, 2\)", {"part": (2, 2)}),
+        (ValueError, r"part must be \(number, parts\).*got \(-1, 2\)", {"part": (-1, 2)}),
+        (ValueError, r"part must be \(number, parts\).*got \(0, 0\)", {"part": (0, 0)}),
         (ValueError, "backend must be one of 'auto'.*'dense'.*'fused'.*'tiled'.*, got 'fast'", {"backend": "fast"}),
     ],
 )
@@ -144,3 +156,16 @@ def test_a_scale_that_is_not_one_per_row_has_no_mean(scale: Any) -> None:
 def test_square_sum(error: type[Exception], message: str, change: dict[str, object]) -> None:
     with pytest.raises(error, match=message):
         pairwise.square_sum(**{"x": torch.ones(6, 3), "keys": torch.ones(6, 3), **change})
+
+
+@pytest.mark.parametrize("backend", ["auto", "tiled", "dense"])
+@pytest.mark.parametrize("ids", [None, 3, [0, 1, 0, 1]], ids=str)
+def test_sums_within_need_ids(ids: Any, backend: str) -> None:
+    with pytest.raises(TypeError, match=r"ids must be an integer tensor of shape \(4,\), got"):
+        pairwise.softplus_sum_within(X, ids=ids, scale=1.0, backend=backend)
+
+
+def test_parts_may_be_numbers_of_numpy() -> None:
+    whole = pairwise.logsumexp(X, scale=1.0)
+    parts = [pairwise.logsumexp(X, scale=1.0, part=(np.int64(number), np.int64(2))) for number in range(2)]
+    torch.testing.assert_close(torch.logsumexp(torch.stack(parts), 0), whole)

@@ -6,16 +6,17 @@ from typing import Any
 import pytest
 import torch
 from cases import HALF, rows, weights
+from exactness import assert_as_exact_as_dense, errors, exact, single
 from hypothesis import given
 from hypothesis import strategies as st
 from launches import Recorder, Work
-from operations import IDS, OPERATIONS, OUTCOME, Leaves, Operation, leaves
+from operations import IDS, OPERATIONS, OUTCOME, Leaves, Operation
 from tolerances import assert_close
 from torch import Tensor
 
 from contrastive_zoo import pairwise
 from contrastive_zoo.pairwise import backends, sweep
-from contrastive_zoo.pairwise.fused import launch
+from contrastive_zoo.pairwise.fused import arguments, launch
 from contrastive_zoo.pairwise.fused.shapes import Shape
 from contrastive_zoo.pairwise.sweep import Bound, Ids, Sweep
 from contrastive_zoo.pairwise.terms import LogSumExp
@@ -47,14 +48,6 @@ def visits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     torch.use_deterministic_algorithms(True)
 
 
-def single(size: int, width: int, **options: Any) -> Leaves:
-    return leaves(size, width, dtype=torch.float32, **options)
-
-
-def exact(given: Leaves) -> Leaves:
-    return Leaves(*(t.detach().double().requires_grad_() for t in given))
-
-
 def bounded(operation: Operation) -> Operation:
     """With a bound on the length of rows, as losses give it."""
 
@@ -62,28 +55,6 @@ def bounded(operation: Operation) -> Operation:
         return operation.call(t, *ids, **options, norm_bound=1.01)
 
     return operation._replace(call=called)
-
-
-def errors(found: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> list[float]:
-    differences = [(a.double() - b)[b.isfinite()].norm() for a, b in zip(found, reference, strict=True)]
-    return [float(difference) for difference in differences]
-
-
-def assert_as_exact_as_dense(operation: Operation, given: Leaves, kind: str) -> None:
-    """At most twice the error of dense code in the same precision, plus the error of a logit.
-
-    Both passes compute products. Their additions may be in another order, and a difference between the products of the passes
-    is multiplied by the scale; dense code keeps its products.
-    """
-    reference = operation.outcome(exact(given), kind, backend="dense")
-    fused, dense = (operation.outcome(given, kind, backend=backend) for backend in ("fused", "dense"))
-    assert torch.equal(fused[0].isinf(), reference[0].isinf())
-    for what, found, allowed, result in zip(
-        OUTCOME, errors(fused, reference), errors(dense, reference), reference, strict=True
-    ):
-        largest = float(result[result.isfinite()].norm()) + 1e-3
-        logit = 2.0**-23 * (8 + 10 * operation.logit / 4)
-        assert found <= 2 * allowed + logit * largest, f"{what}: {found:.2e}, dense {allowed:.2e}, norm {largest:.2e}"
 
 
 @every_operation
@@ -115,8 +86,8 @@ def test_probabilities_at_a_low_temperature_do_not_lack_what_log_sum_exps_round_
 def test_rows_without_keys(operation: Operation, visits: str) -> None:
     found = operation.outcome(single(5, 7), "equal", backend="fused")
     wanted = operation.outcome(single(5, 7), "equal", backend="dense")
-    for value, exact in zip(found, wanted, strict=True):
-        assert torch.equal(value, exact)
+    for value, expected in zip(found, wanted, strict=True):
+        assert torch.equal(value, expected)
 
 
 @every_operation
@@ -257,6 +228,7 @@ def test_operands_are_in_half_precision_where_it_holds_them(dtype: torch.dtype, 
     pairwise.logsumexp(x.float(), scale=1.0, norm_bound=Bound(1.0, dtype), backend="fused")
     pairwise.logsumexp(x.float(), scale=1.0, backend="fused")
     assert [arguments[0].dtype for _, arguments in seen] == [dtype, dtype, torch.float32]
+    assert seen[0][1][0].data_ptr() == x.data_ptr(), "rows in half precision are operands as they are"
 
 
 LAUNCHES: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], int, list[str], list[str]]] = {
@@ -269,20 +241,20 @@ LAUNCHES: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], int, list[
 @pytest.mark.parametrize("name", LAUNCHES)
 @pytest.mark.parametrize("operand", [None, torch.bfloat16], ids=str)
 def test_number_of_launches(name: str, operand: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All are kernels of this package, but a conversion of each side to half precision in each pass."""
+    """All are kernels of this package."""
     call, sides, *passes = LAUNCHES[name]
     x, keys = rows(6, 3, dtype=torch.float32), rows(5, 3, seed=1, dtype=torch.float32)
     seen: list[tuple[str, tuple[Any, ...]]] = []
     monkeypatch.setattr(launch, "_kernels", lambda: Recorder(seen))
-    conversions = ["_to_copy"] * sides if operand else []
+    rounded = [] if operand is None else [x.to(operand), keys.to(operand)]
     with Work() as forward:
-        value = call(x, keys, scale=2.0, norm_bound=Bound(1.01, operand), backend="fused")
+        value = call(x, keys, scale=2.0, norm_bound=Bound(1.01, operand, *rounded), backend="fused")
     values = value if isinstance(value, tuple) else (value,)
     with Work() as backward:
         torch.autograd.grad(values, [x, keys][:sides], [torch.ones(()).expand_as(each) for each in values])
     assert [name for name, _ in seen] == [*passes[0], *passes[1]]
-    assert forward.seen == conversions
-    assert [name for name in backward.seen if name != "ones"] == conversions
+    assert not forward.seen
+    assert [name for name in backward.seen if name != "ones"] == []
 
 
 def test_large_sweeps_visit_each_pair_once_unless_told_to_be_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +301,7 @@ def test_a_scale_on_a_device_is_read_by_kernels(visits: str, monkeypatch: pytest
     outcomes = []
     for read in (False, True):
         if read:
-            monkeypatch.setattr(launch, "_scale", lambda term, device: (term.scale, 1))
+            monkeypatch.setattr(arguments, "_scale", lambda scale, x: (scale, 1))
         value = pairwise.logsumexp(x, scale=scale, norm_bound=1.01, backend="fused")
         outcomes.append((value.detach(), *torch.autograd.grad(value, (x, scale), weights(70, dtype=torch.float32))))
     for a, b in zip(*outcomes, strict=True):
@@ -374,5 +346,6 @@ def test_compiled_equals_eager() -> None:
 def test_operators_keep_their_promises_with_this_backend() -> None:
     x, keys = rows(6, 3, dtype=torch.float32), rows(5, 3, seed=1, dtype=torch.float32)
     scale = torch.full((1, 1), 3.0, requires_grad=True)
-    packed = x, keys, scale, None, None, None, "LogSumExp", [0.0], 1.0, [0, 1, 0, 1, 0, 0], "fused", [True, True, True, False]
+    tensors, layout, needs = (x, keys, scale, None, None, None, None, None), [0, 1, 0, 1, 0, 0, 0], [True, True, True, False]
+    packed = *tensors, "LogSumExp", [0.0], 1.0, layout, "fused", needs
     torch.library.opcheck(torch.ops.contrastive_zoo.sweep.default, packed)

@@ -9,8 +9,8 @@ from cases import rows
 from contrastive_zoo import devices, pairwise
 from contrastive_zoo.pairwise import backends
 from contrastive_zoo.pairwise.fused import refusals
-from contrastive_zoo.pairwise.sweep import Sweep
-from contrastive_zoo.pairwise.terms import LogSumExp, Softplus
+from contrastive_zoo.pairwise.sweep import Ids, Sweep
+from contrastive_zoo.pairwise.terms import LogSumExp, Squares
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def reason(x: torch.Tensor) -> str:
 
 
 def test_what_it_can_do_is_not_refused() -> None:
-    for x in (rows(3, 256, dtype=torch.float32), rows(3, 1, dtype=torch.bfloat16)):
+    for x in (rows(3, 4096, dtype=torch.float32), rows(3, 1, dtype=torch.bfloat16)):
         assert reason(x) == ""
 
 
@@ -32,7 +32,7 @@ def test_what_it_can_do_is_not_refused() -> None:
     ("message", "x"),
     [
         ("its kernels compute in float32, and the rows are in torch.float64", rows(3, 4)),
-        ("its kernels take at most 256 features, and the rows have 257", rows(3, 257, dtype=torch.float32)),
+        ("its kernels take at most 4096 features, and the rows have 4097", rows(3, 4097, dtype=torch.float32)),
     ],
 )
 def test_rows(message: str, x: torch.Tensor) -> None:
@@ -41,11 +41,26 @@ def test_rows(message: str, x: torch.Tensor) -> None:
     assert pairwise.logsumexp(x, scale=1.0).isfinite().all()
 
 
-def test_terms() -> None:
-    x = rows(3, 4, dtype=torch.float32)
-    with pytest.raises(ValueError, match="its kernels compute log-sum-exps, but not sums of the term Softplus"):
-        pairwise.softplus_sum(x, scale=1.0, backend="fused")
-    assert refusals.refuses(Sweep.of(x), Softplus.of(1.0, 0.0, x))
+@pytest.mark.parametrize(
+    ("size", "ids", "taken"),
+    [
+        (9, Ids(torch.arange(9), 1), "tiled"),
+        (9, torch.arange(9), "tiled"),
+        (4, Ids(torch.arange(4), 1), "fused"),  # the Gram matrix would be the larger one
+        (9, torch.arange(9) // 2, "fused"),
+        (9, torch.arange(9, device="meta"), "fused"),  # not read
+    ],
+    ids=str,
+)
+def test_sums_of_squares_by_the_matrix_that_costs_less(
+    size: int, ids: torch.Tensor | Ids, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If no backend was named; a named one is never replaced."""
+    monkeypatch.setattr(refusals, "refuses_unasked", refusals.refuses)  # as on a GPU
+    x = rows(size, 5, dtype=torch.float32)
+    sweep = Sweep.of(x, x, ids, ids)
+    assert backends.choose(sweep, Squares(), "auto").name == taken
+    assert backends.choose(sweep, Squares(), "fused").name == "fused"
 
 
 def test_machines(monkeypatch: pytest.MonkeyPatch) -> None:

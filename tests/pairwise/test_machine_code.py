@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 TOOL = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
 # Of a block, in bytes.
 SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
+HALF = ("--kinds", "half", "--widths")
 
 
 def costs(*arguments: str) -> list[dict[str, Any]]:
@@ -28,18 +29,25 @@ def costs(*arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-SUMS, WALKS = ("log_sums", "pair_sums", "gradients"), ("walk", "rows", "columns")
+WALKS = ("walk", "rows", "columns")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "count"),
     [
-        (("--kinds", "half", "--widths", "128", "--for", "80", "89", "90", "--kernels", *SUMS), 9),
+        ((*HALF, "128", "--for", "80", "89", "90", "--kernels", "log_sums", "pair_sums", "gradients"), 9),
+        ((*HALF, "128", "--for", "80", "89", "90", "--kernels", "softplus.sums", "positives.gradients", "riesz.gradients"), 9),
+        ((*HALF, "128", "--for", "90", "--kernels", "softplus.gradients", "riesz.sums"), 2),
+        ((*HALF, "1024", "--for", "80", "90", "--kernels", "slopes", "products"), 4),
+        ((*HALF, "1024", "--for", "86", "--kernels", "log_sums", "riesz.sums", "softplus.slopes"), 3),
+        (("--kinds", "mixed", "--widths", "128", "1024", "--for", "90", "--kernels", "riesz.gradients", "riesz.products"), 2),
         (("--kinds", "tf32", "--widths", "128", "--for", "89", "90", "--kernels", "log_sums", "gradients"), 4),
-        (("--kinds", "float32", "--widths", "256", "--for", "86", "--kernels", "gradients"), 1),
-        (("--kinds", "half", "--widths", "256", "--for", "120", "--kernels", "pair_sums"), 1),
-        (("--kinds", "half", "--widths", "128", "--for", "89", "--kernels", "log_sums", "--learned"), 1),
+        (("--kinds", "tf32", "--widths", "768", "--for", "86", "--kernels", "slopes", "products"), 2),
+        (("--kinds", "float32", "--widths", "128", "--for", "86", "--kernels", "gradients"), 1),
+        (("--kinds", "float32", "--widths", "256", "--for", "86", "--kernels", "riesz.slopes", "riesz.products"), 2),
+        ((*HALF, "256", "--for", "120", "--kernels", "pair_sums"), 1),
+        ((*HALF, "128", "--for", "89", "--kernels", "log_sums", "softplus.sums", "--learned"), 2),
         (("--kinds", "half", "--widths", "128", "--for", "80", "86", "89", "90", "--kernels", *WALKS), 12),
         (("--kinds", "tf32", "float32", "--widths", "128", "--for", "86", "--kernels", *WALKS), 6),
         (("--kinds", "half", "tf32", "float32", "--widths", "256", "--for", "86", "90", "--kernels", "walk"), 6),

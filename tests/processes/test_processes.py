@@ -18,8 +18,10 @@ from group import (
     fully_shard,
     global_batch,
     global_negatives,
+    global_weights,
     local_batch,
     mixed_rows,
+    part_of,
     run,
     run_inside,
     train_learning,
@@ -93,10 +95,26 @@ def test_objectives_may_compare_other_rows_than_those_of_the_batch(found: list[F
         assert_same(of_rank["mixed rows"], expected)
 
 
-def test_values_per_sample_are_those_of_the_whole_batch(found: list[FOUND], world: int) -> None:
-    expected = one_process(Configuration("dcl", {}), world, reduction="none")
-    for of_rank in found:
-        assert_same(of_rank["none"], expected)
+@pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if c.card.per_sample], ids=str)
+def test_each_process_has_the_values_of_its_own_samples(configuration: Configuration, found: list[FOUND], world: int) -> None:
+    """Each weighs its own values; gradients are those of one process with all weights."""
+    weights = [global_weights(step, sizes) for step, sizes in enumerate(SIZES[world])]
+    expected = one_process(configuration, world, reduction="none", weights=weights)
+    for rank, of_rank in enumerate(found):
+        own = [loss[part_of(sizes, rank)] for loss, sizes in zip(expected["losses"], SIZES[world], strict=True)]
+        assert_same(of_rank["none"][str(configuration)], {**expected, "losses": own})
+
+
+def test_values_per_sample_of_compiled_and_of_empty_batches(found: list[FOUND], world: int) -> None:
+    weights = [global_weights(step, sizes) for step, sizes in enumerate(SIZES[world])]
+    expected = one_process(Configuration("dcl", {}), world, reduction="none", weights=weights)
+    for rank, of_rank in enumerate(found):
+        for loss, wanted, sizes in zip(of_rank["none, compiled"]["losses"], expected["losses"], SIZES[world], strict=True):
+            assert_close(loss, wanted[part_of(sizes, rank)], "values", magnitude=1.0)
+        (loss,), (gradients,) = of_rank["none, empty"]["losses"], of_rank["none, empty"]["gradients"]
+        assert loss.shape == SIZES[world][0][rank : rank + 1]
+        assert not loss.any()
+        assert not any(gradient.any() for gradient in gradients)
 
 
 def test_without_gathering_each_process_is_by_itself(found: list[FOUND], world: int) -> None:

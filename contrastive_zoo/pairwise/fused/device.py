@@ -11,16 +11,34 @@ from contrastive_zoo.pairwise.fused import BOUNDED_RANGE
 # Start of a running maximum: a difference with it is never NaN, as one with an infinity could be.
 LOWEST = tl.constexpr(-1.0e30)
 RANGE = tl.constexpr(BOUNDED_RANGE)
+# Numbers that change from batch to batch and must not cause a compilation.
+CHANGING = ["rows", "columns", "group", "s0", "e0", "s1", "e1", "step"]
 
 
 @triton.jit
-def load_rows(X, i, end, stride, D: tl.constexpr, WIDTH: tl.constexpr):
-    """Rows before the end, padded with zeros; offsets have 64 bits."""
-    d = tl.arange(0, WIDTH)
+def load_rows(X, i, end, stride, start, D: tl.constexpr, WIDTH: tl.constexpr):
+    """A chunk of the features of rows before the end, padded with zeros; offsets have 64 bits."""
+    d = start + tl.arange(0, WIDTH)
     mask = (i < end)[:, None]
-    if D < WIDTH:
+    if D % WIDTH:
         mask = mask & (d < D)[None, :]
     return tl.load(X + i.to(tl.int64)[:, None] * stride + d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def similarities(
+    x, X, Y, i, j, rows, end, x_row, y_row,
+    D: tl.constexpr, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Similarities of a tile: of rows x that fit into a chunk, or chunk by chunk."""
+    if D <= WIDTH:
+        found = tl.dot(x, tl.trans(load_rows(Y, j, end, y_row, 0, D, WIDTH)), input_precision=PRECISION)
+    else:
+        found = tl.zeros([BM, BN], tl.float32)
+        for start in range(0, D, WIDTH):
+            a, b = load_rows(X, i, rows, x_row, start, D, WIDTH), load_rows(Y, j, end, y_row, start, D, WIDTH)
+            found = tl.dot(a, tl.trans(b), found, input_precision=PRECISION)
+    return found
 
 
 @triton.jit
@@ -76,9 +94,31 @@ def counted_pairs(i, j, end, ids, other_ids, s0, e0, s1, e1, IDS: tl.constexpr, 
 
 
 @triton.jit
-def tiles_of(i0, rows, columns, s0, e0, s1, e1, BM: tl.constexpr, BN: tl.constexpr, PART: tl.constexpr):
-    """Number of tiles of a block of rows: those that end with the first strip, with the second strip, and all."""
+def _first(ids, size, value, AFTER: tl.constexpr):
+    """Position of the first of ascending ids that is at least some value, or greater (if AFTER)."""
+    low, high = size * 0, size
+    for _ in range(0, 32):
+        middle = (low + high) // 2
+        found = tl.load(ids + middle, mask=low < high, other=value)
+        less = (found <= value if AFTER else found < value) & (low < high)
+        low, high = tl.where(less, middle + 1, low), tl.where(less | (low >= high), high, middle)
+    return low
+
+
+@triton.jit
+def tiles_of(
+    i0, rows, columns, ids, other_ids, s0, e0, s1, e1,
+    BM: tl.constexpr, BN: tl.constexpr, PART: tl.constexpr, EQUAL: tl.constexpr,
+):  # fmt: skip
+    """Number of tiles of a block of rows: those that end with the first strip, with the second strip, and all.
+
+    If ids ascend, the first row of the other side that has an id of the block, instead of the first number.
+    """
     first, both, every = i0 * 0, i0 * 0, tl.cdiv(columns, BN)
+    if EQUAL == 2:
+        last = tl.minimum(i0 + BM, rows) - 1
+        first = _first(other_ids, columns, tl.load(ids + i0), False)
+        every = tl.cdiv(_first(other_ids, columns, tl.load(ids + last), True) - first, BN)
     if PART:
         end = tl.minimum(i0 + BM, rows)
         inside = (tl.minimum(e0, end) > tl.maximum(s0, i0)) | (tl.minimum(e1, end) > tl.maximum(s1, i0))
@@ -96,9 +136,11 @@ def tiles_of(i0, rows, columns, s0, e0, s1, e1, BM: tl.constexpr, BN: tl.constex
 
 
 @triton.jit
-def tile_of(t, first, both, i0, columns, s0, e0, s1, e1, BN: tl.constexpr, PART: tl.constexpr):
+def tile_of(t, first, both, i0, columns, s0, e0, s1, e1, BN: tl.constexpr, PART: tl.constexpr, EQUAL: tl.constexpr):
     """First row of the other side in tile t, and the end of the rows that the tile may reach into."""
     start, end = t * BN, columns
+    if EQUAL == 2:
+        start = first + t * BN
     if (PART == 1) | (PART == 3):
         limit = i0 if PART == 1 else columns
         start = tl.where(t < first, s0 + t * BN, tl.where(t < both, s1 + (t - first) * BN, i0 + (t - both) * BN))

@@ -5,19 +5,16 @@ import os
 import torch
 
 from contrastive_zoo.devices import TRITON, refuses_kernels
+from contrastive_zoo.pairwise.fused.shapes import LARGEST_WIDTH
 from contrastive_zoo.pairwise.sweep import Sweep
-from contrastive_zoo.pairwise.terms import LogSumExp, Term
+from contrastive_zoo.pairwise.terms import Term
 
-# A row of a tile, and a row of the gradient, must fit into registers.
-LARGEST_WIDTH = 256
 # Triton reads this variable when it is imported; its interpreter runs kernels on CPUs, for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
 def refuses(sweep: Sweep, term: Term) -> str:
     """The reason why the kernels cannot compute a term over a sweep; empty if they can."""
-    if not isinstance(term, LogSumExp):
-        return f"its kernels compute log-sum-exps, but not sums of the term {type(term).__name__}"
     if sweep.x.dtype != torch.float32:
         return f"its kernels compute in float32, and the rows are in {sweep.x.dtype}"
     if sweep.x.shape[-1] > LARGEST_WIDTH:

@@ -1,4 +1,4 @@
-"""Pictures of what an objective does; drawing needs Matplotlib, ``pip install 'contrastive-zoo[plots]'``.
+"""What an objective does, shown by the weights in its gradient.
 
 The gradient of every objective in the row of an anchor is a weighted sum of the other rows,
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from contrastive_zoo.checks import check_number
 from contrastive_zoo.loss import Loss
+from contrastive_zoo.plots.figures import panels
 
 NEGATIVES, STEPS, LIMIT = 61, 41, 0.95
 
@@ -105,12 +106,7 @@ def plot_gradient_weights(losses: Mapping[str, Loss]) -> Any:
         >>> [axes.get_xlabel() for axes in figure.axes]
         ['similarity of a negative', 'similarity of the positive']
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need Matplotlib: pip install 'contrastive-zoo[plots]'.") from error
-    figure = Figure(figsize=(5.8, 2.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(2)
     similarity = torch.linspace(-LIMIT, LIMIT, STEPS, dtype=torch.float64)
     for label, loss_fn in losses.items():
         negatives, weights, _ = gradient_weights(loss_fn)
