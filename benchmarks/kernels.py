@@ -59,7 +59,7 @@ USES["positives.gradients"] = (
     {"PART": 0, "K": 1, "TERM": fused.SOFTPLUS, "ERRORS": None, "OTHER_ERRORS": None, "OFFSETS": None, **ORDERED},
 )
 # Kernels of the walk of the sampler "mcmc", and the one that draws.
-WALKS = ("walk", "rows", "columns")
+WALKS, WALK_KINDS = ("walk", "rows", "columns"), ("half", "tf32", "float32")
 DRAWS = "draws"
 # Means are what the gradient of a learned temperature needs.
 NUMBER = {"SCALES": 0, "WEIGHTED": None, "COLUMN_WEIGHTED": None, "MEANS": None}
@@ -170,15 +170,19 @@ def table(
     """One row for each kernel, kind, width and architecture."""
     every = {kind.name: kind for kind in (shapes.HALF, shapes.MIXED, shapes.TF32, shapes.FLOAT32)}
     for kind, name, width, capability in product(kinds, names, widths, architectures):
-        if name == DRAWS or not (name in WALKS or exists(name, every[kind], width)):
+        if name == DRAWS:
             continue
         if name in WALKS:
+            if kind not in WALK_KINDS or width > walk_fused.WIDTHS[-1]:
+                continue
             tiles = walk_fused.shape_of("walk" if name == "walk" else "rows", every[kind], width)
             about, cost = tiles._asdict(), compiled_walk(name, every[kind], width, capability, tiles)
-        else:
+        elif exists(name, every[kind], width):
             shape = shapes.shape_of(USES[name][0], every[kind], width, capability)
-            cost = compiled(name, every[kind], width, capability, shape, **(LEARNED if learned else NUMBER))
             about = shape._asdict()
+            cost = compiled(name, every[kind], width, capability, shape, **(LEARNED if learned else NUMBER))
+        else:
+            continue
         yield {"kind": kind, "kernel": name, "width": width, "for": capability, **about, **cost}
     for dtype, capability in product(("*fp32", "*fp64"), architectures if DRAWS in names else ()):
         yield {"kind": dtype.strip("*"), "kernel": DRAWS, "for": capability, **compiled_draws(dtype, capability)}

@@ -27,7 +27,7 @@ from contrastive_zoo.samplers.base import (
     data_rows,
     encode_rows,
 )
-from contrastive_zoo.samplers.randomness import column_order, step_seed
+from contrastive_zoo.samplers.randomness import column_order, inverse, step_seed
 from contrastive_zoo.samplers.walk import Chains, KeptStates, kept_shares, walk_batch
 from contrastive_zoo.samplers.walk_fused import walks
 from contrastive_zoo.state.modules import StepCounter
@@ -184,7 +184,7 @@ class ChainSampler(NegativeSampler):
             return walk_batch(chains._replace(x=x, carried=chains.carried[anchors], first=anchors.start))
 
         kept = KeptStates(*batch.pairs.on_rows(walk, chains.x))
-        back = _inverse(order)
+        back = inverse(order)
         similarity, state = kept.similarity[back], torch.where(kept.state >= 0, order[kept.state.clamp_min(0)], -1)[back]
         share, *others = torch.stack([kept.carried_share, *kept[3:]])[:, back].unbind()
         return KeptStates(similarity, share, state, *others)
@@ -194,7 +194,7 @@ class ChainSampler(NegativeSampler):
 
         def listing() -> WeightedNegatives:
             shares, of_carried = kept_shares(chains)
-            back = _inverse(order)
+            back = inverse(order)
             rows = torch.cat([data_rows(batch).expand(len(order), -1), state[:, None]], 1)
             weights = torch.cat([shares[back][:, back], of_carried[back][:, None]], 1)
             in_batch = torch.arange(len(order) + 1, device=order.device) < len(order)
@@ -286,8 +286,3 @@ class ChainSampler(NegativeSampler):
         if chain is not None:
             fits = self.out_of_batch == "cache" and visited is not None and visited.shape == (len(self.chain),)
             check_chains(chain, visited if fits else None)
-
-
-def _inverse(order: Tensor) -> Tensor:
-    """The place of each column in an order."""
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

@@ -105,6 +105,11 @@ def random_order(size: int, seed: Tensor, stream: int) -> Tensor:
     return table.flatten()[:size].argsort()
 
 
+def inverse(order: Tensor) -> Tensor:
+    """The place of each entry in an order."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+
+
 @operator("contrastive_zoo::column_order", "(SymInt columns, Tensor seed) -> Tensor")
 def column_order(columns: int, seed: Tensor) -> Tensor:
     """A random order of columns, on the device of the seed."""

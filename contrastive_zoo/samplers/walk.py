@@ -88,8 +88,10 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.words, ctx.uniform = inputs[_TENSORS:], Chains(*inputs).uniform
-    # The gradient depends on x, so a second derivative is refused.
-    ctx.save_for_backward(*(output[6], inputs[0]) if ctx.uniform else inputs[:_TENSORS])
+    if ctx.uniform:
+        ctx.save_for_backward(output[6], inputs[0])  # the gradient depends on x, so a second derivative is refused
+    else:
+        ctx.save_for_backward(*inputs[:_TENSORS])
 
 
 def _gradient(ctx: Any, compute: Any, grad: Tensor, *_: Any) -> Any:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.devices import TRITON, beside, refuses_kernels, written_beside
-from contrastive_zoo.pairwise.fused import LOGSUMEXP
 from contrastive_zoo.pairwise.fused.refusals import INTERPRETED
-from contrastive_zoo.pairwise.fused.shapes import Kind, kind_of, padded
+from contrastive_zoo.pairwise.fused.shapes import FLOAT32, HALF, TF32, Kind, padded
 from contrastive_zoo.samplers.chains import Chains, Columns, KeptStates
 
 # Bytes of the moves of anchors, a bit per pair, and of what `rows` leaves for `columns`; more anchors walk one part after
@@ -50,6 +49,13 @@ TABLE = {
     ("rows", "tf32"): (Shape(64, 8, 8), Shape(64, 8, 8), Shape(32, 4, 8)),
     ("rows", "float32"): (Shape(32, 8, 8), Shape(32, 4, 8), Shape(16, 4, 8)),
 }
+
+
+def kind_of(dtype: torch.dtype) -> Kind:
+    """How to multiply operands of a dtype: float32 as `torch.set_float32_matmul_precision` says."""
+    if dtype != torch.float32:
+        return HALF
+    return FLOAT32 if torch.get_float32_matmul_precision() == "highest" else TF32
 
 
 def shape_of(kernel: str, kind: Kind, width: int) -> Shape:
@@ -96,7 +102,7 @@ class _Walk:
         self.chains, self.columns = chains, Columns.of(chains.ids, chains.burn_in)
         self.x = chains.x.detach().to(chains.operand or torch.float32).contiguous()
         self.scale, self.seed = written_beside(chains.scale, chains.x), beside(chains.seed, chains.x)
-        self.kind, (number, width) = kind_of(self.x.dtype, LOGSUMEXP), self.x.shape
+        self.kind, (number, width) = kind_of(self.x.dtype), self.x.shape
         self.bytes, self.shapes = -(-number // 8), {name: shape_of(name, self.kind, width) for name in ("walk", "rows")}
         self.blocks = -(-number // (8 * self.shapes["rows"].runs))
 

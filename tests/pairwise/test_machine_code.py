@@ -29,7 +29,7 @@ def costs(*arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-SUMS, WALKS = ("log_sums", "pair_sums", "gradients"), ("walk", "rows", "columns")
+WALKS = ("walk", "rows", "columns")
 
 
 @pytest.mark.slow
