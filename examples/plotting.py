@@ -34,26 +34,46 @@ def _note(axes: Axes, text: str, x: float, y: float, offset: tuple[float, float]
     axes.annotate(text, (x, y), offset, textcoords="offset points", annotation_clip=False, **style)
 
 
-def plot_training(history: dict[str, Any], name: str, path: Path) -> None:
-    """Loss of each step with its running mean, and k-NN accuracy by epoch."""
+def plot_training(history: Sequence[dict[str, Any]], name: str, path: Path) -> None:
+    """What a log says: loss and learning rate by step, accuracy by epoch, and whether projections spread."""
+    train = [line for line in history if "loss" in line]
+    evaluations = [line for line in history if "knn" in line]
     with rc_context(STYLE):
-        figure = Figure(figsize=(10, 3.8), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        losses = np.asarray(history["loss"])
-        steps = np.arange(1, len(losses) + 1)
-        left.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=1)
-        window = max(1, len(losses) // 20)
-        running = np.convolve(losses, np.ones(window) / window, mode="valid")
-        left.plot(steps[: len(running)] + (window - 1) / 2, running, color=BLUE, linewidth=2)
-        left.set(title=f"Loss ({name})", xlabel="step", ylabel="loss")
-        epochs, accuracy = np.asarray(history["knn"]).T
-        right.plot(epochs, 100 * accuracy, color=ORANGE, marker="o", markersize=5, linewidth=2)
-        right.axhline(100 * accuracy[0], color=GREY, linestyle="--", linewidth=1)
-        _note(right, "before training", epochs[-1], 100 * accuracy[0], (0, -12), color=GREY, ha="right")
-        _note(right, f"{accuracy[-1]:.1%}", epochs[-1], 100 * accuracy[-1], (8, -4), color=ORANGE, weight="bold")
-        right.set(title="k-NN accuracy on held-out images", xlabel="epoch", ylabel="accuracy in %")
-        right.margins(y=0.15)
+        figure = Figure(figsize=(14, 3.8), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        _plot_loss(left, train)
+        left.set_title(f"Loss ({name})")
+        epochs = [line["epoch"] for line in evaluations]
+        for key, title, colour in (("knn", "k-NN", ORANGE), ("linear_probe", "linear probe", BLUE)):
+            accuracy = [100 * line[key] for line in evaluations]
+            middle.plot(epochs, accuracy, color=colour, marker="o", markersize=4, linewidth=2, label=title)
+            middle.axhline(accuracy[0], color=colour, linestyle="--", linewidth=1, alpha=0.6)
+            _note(middle, f"{accuracy[-1]:.1f}%", epochs[-1], accuracy[-1], (6, -4), color=colour, weight="bold")
+        middle.set(title="Accuracy on held-out images", xlabel="epoch (dashed: before training)", ylabel="accuracy in %")
+        middle.margins(y=0.15)
+        middle.legend(frameon=False)
+        right.plot(epochs, [line["effective_rank"] for line in evaluations], color=BLUE, marker="o", markersize=4)
+        right.set(title="Projections", xlabel="epoch", ylabel="effective rank (1 is collapse)")
+        right.yaxis.label.set_color(BLUE)
+        spread = right.twinx()
+        spread.plot(epochs, [line["uniformity"] for line in evaluations], color=ORANGE, marker="o", markersize=4)
+        spread.set_ylabel("uniformity (0 is collapse)", color=ORANGE)
+        spread.grid(False)
         figure.savefig(path, dpi=150)
+
+
+def _plot_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
+    """Loss of each step with its running mean, and the learning rate."""
+    losses = np.asarray([line["loss"] for line in train])
+    steps = np.asarray([line["step"] for line in train])
+    axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=1)
+    window = max(1, len(losses) // 20)
+    running = np.convolve(losses, np.ones(window) / window, mode="valid")
+    axes.plot(steps[: len(running)] + (window - 1) / 2, running, color=BLUE, linewidth=2)
+    axes.set(xlabel="step (grey: learning rate)", ylabel="loss")
+    rates = axes.twinx()
+    rates.plot(steps, [line["lr"] for line in train], color=GREY, linewidth=1)
+    rates.set_axis_off()
 
 
 def plot_embedding(before: Evaluation, after: Evaluation, classes: Sequence[str], name: str, path: Path) -> None:
