@@ -55,7 +55,7 @@ class Source:
         download: Whether torchvision may download what is absent.
         views: One of `VIEWS`; by default "moco", for cluttered digits their own.
         on_device: Whether views are made of a whole batch, on its device; by default for images of less than 128 pixels.
-        seed: Seed of cluttered digits and of the views.
+        seed: Seed of the views.
         clutter: Contrast of the backgrounds of cluttered digits.
         same_background: Share of the cluttered digits whose two renderings share their background.
     """
@@ -225,7 +225,7 @@ def _cluttered(source: Source) -> Images:
     if source.size not in (None, 32):
         raise SettingError(f"--image-size {source.size}: cluttered digits are made of 32 pixels.")
     try:
-        parts = cluttered_digits(source.seed, source.clutter, source.same_background)
+        parts = cluttered_digits(clutter=source.clutter, same_background=source.same_background)
     except ValueError as error:
         raise SettingError(str(error)) from error
     tensors = [(torch.from_numpy(part.images), torch.from_numpy(part.labels)) for part in parts]

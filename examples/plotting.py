@@ -106,22 +106,27 @@ def _two_dimensions(evaluation: Evaluation) -> NDArray[np.float32]:
 
 
 def plot_comparison(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracies of each objective beside those before training, and where its projections lie on the sphere."""
+    """Mean accuracies of each objective with their spread over seeds, and where its projections lie on the sphere."""
     before, *trained = rows
-    trained = sorted(trained, key=lambda row: (row["knn"], row["linear_probe"]))
+    trained = sorted(trained, key=lambda row: (row["mean"]["knn"], row["mean"]["linear_probe"]))
     names = [row["loss"] for row in trained]
     with rc_context(STYLE):
         figure = Figure(figsize=(12, 1.8 + 0.35 * max(len(names), 5)), layout="constrained")
         left, right = figure.subplots(1, 2)
         for key, title, colour in (("knn", "k-NN", ORANGE), ("linear_probe", "linear probe", BLUE)):
-            left.axvline(100 * before[key], color=colour, linestyle="--", linewidth=1, alpha=0.7)
-            left.scatter([100 * row[key] for row in trained], names, color=colour, s=55, label=title, zorder=3)
-        left.set(title="Accuracy on held-out images", xlabel="accuracy in %; dashed: before training")
+            left.axvline(100 * before["mean"][key], color=colour, linestyle="--", linewidth=1, alpha=0.7)
+            means, spreads = ([100 * row[what][key] for row in trained] for what in ("mean", "spread"))
+            style = {"color": colour, "linestyle": "none", "marker": "o", "markersize": 7, "capsize": 3}
+            left.errorbar(means, names, xerr=spreads, label=title, **style)
+        left.set(
+            title="Accuracy on held-out images", xlabel="accuracy in % with its spread over seeds; dashed: before training"
+        )
         left.margins(y=0.08)
         figure.legend(frameon=False, loc="outside lower left", ncols=2)
-        right.scatter([row["alignment"] for row in trained], [row["uniformity"] for row in trained], color=BLUE, s=55)
-        for row in trained:
-            _note(right, row["loss"], row["alignment"], row["uniformity"], (7, -4))
+        places = [(row["mean"]["alignment"], row["mean"]["uniformity"]) for row in trained]
+        right.scatter(*zip(*places, strict=True), color=BLUE, s=55)
+        for name, place in zip(names, places, strict=True):
+            _note(right, name, *place, (7, -4))
         right.set(title="Projections", xlabel="alignment (lower is better)", ylabel="uniformity (lower is better)")
         right.margins(x=0.2)
         figure.savefig(path, dpi=150)

@@ -42,6 +42,7 @@ import contrastive_zoo as zoo
 JUDGED_BY = 5_000
 # Steps that running statistics of batch normalisation need: before, projections look as if they had collapsed.
 SETTLED = 100
+IN_OBJECTIVE = "Images, parameters and projections are finite: it comes from the objective. Try a higher temperature."
 
 
 def judge(run: Run) -> Evaluation:
@@ -71,12 +72,17 @@ def train_step(run: Run, log: Log, step: int, item: Any) -> bool:
     batch, labels, index = item
     rate = set_rate(run, step)
     views = views_of(run, batch, index, VIEWS, step // len(run.sampler))
-    loss = forward_backward(run, step, views, labels, index)
-    norm = gradient_norm(run) if run.updates(step) else None
     try:
+        loss = forward_backward(run, step, views, labels, index)
+        norm = gradient_norm(run) if run.updates(step) else None
         known = log.record(step, loss, norm, rate, len(index) * world_size())
-    except Diverged as error:
-        raise Diverged(f"{error} {origin(run.model, torch.cat(views), run.loss_fn)}") from error
+    except (Diverged, ValueError) as error:  # on the CPU an objective refuses features that are not finite
+        where = origin(run.model, torch.cat(views), run.loss_fn)
+        if isinstance(error, ValueError):
+            if where is None:
+                raise
+            error = Diverged(log.history(f"Projections are not finite at step {step + 1}."))
+        raise Diverged(f"{error} {where or IN_OBJECTIVE}") from error
     if norm is not None:
         update(run)
     return known

@@ -105,14 +105,15 @@ class Log:
     def _check(self, line: dict[str, Any]) -> None:
         """Raise unless loss and gradients are finite; in float16 the scaler leaves out steps whose gradients are not."""
         if not math.isfinite(line["loss"]):
-            raise Diverged(self._history(f"The loss is {line['loss']} at step {line['step']}."))
+            raise Diverged(self.history(f"The loss is {line['loss']} at step {line['step']}."))
         if not self.run.scaler.is_enabled() and not math.isfinite(line.get("gradient_norm", 0.0)):
             raise Diverged(
-                self._history(f"The loss is {line['loss']:.4f} at step {line['step']}, but its gradients are not finite.")
+                self.history(f"The loss is {line['loss']:.4f} at step {line['step']}, but its gradients are not finite.")
             )
         self._last_finite = line["step"], line["loss"]
 
-    def _history(self, what: str) -> str:
+    def history(self, what: str) -> str:
+        """What happened, and what was last finite."""
         if self._last_finite is None:
             return f"{what} It was never finite in this run."
         return f"{what} The last step with finite numbers was {self._last_finite[0]}, with loss {self._last_finite[1]:.4f}."
@@ -167,8 +168,8 @@ def tensorboard(folder: str, step: int = 0) -> Any:
     return SummaryWriter(folder, purge_step=step + 1 if step else None)
 
 
-def origin(model: nn.Module, images: Tensor, loss_fn: nn.Module) -> str:
-    """Where numbers that are not finite come from: images, a parameter, a layer, or the objective."""
+def origin(model: nn.Module, images: Tensor, loss_fn: nn.Module) -> str | None:
+    """Where numbers that are not finite come from: images, a parameter or a layer; None if projections are finite."""
     if not images.isfinite().all():
         return "The images of the batch are not finite already."
     for name, tensor in (*model.named_parameters(), *((f"loss.{key}", value) for key, value in loss_fn.named_parameters())):
@@ -195,4 +196,4 @@ def origin(model: nn.Module, images: Tensor, loss_fn: nn.Module) -> str:
             handle.remove()
     if found:
         return f"Images and parameters are finite; the first layer whose output is not is {found[0]}."
-    return "Images, parameters and projections are finite: it comes from the objective. Try a higher temperature."
+    return None

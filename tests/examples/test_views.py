@@ -22,7 +22,7 @@ def test_draws_are_uniform_independent_and_functions_of_the_sample() -> None:
     first, second = draws.uniform(shape=(8,)), draws.uniform(2, 4)
     assert first.shape == (2000, 8)
     assert second.shape == (2000,)
-    assert 0 <= float(first.min())
+    assert float(first.min()) >= 0
     assert float(first.max()) < 1
     counts = torch.histc(first, 16, 0, 1)
     assert float(((counts - 1000) ** 2 / 1000).sum()) < 40  # chi-squared with 15 degrees of freedom: 38 in a thousand
