@@ -30,14 +30,15 @@ class Part(NamedTuple):
 
     Attributes:
         images: (N, 2, 3, 32, 32), two renderings of each sample, uint8.
-        labels: (N,) digits.
+        labels: (N,) classes, 0 to 9.
+        digits: (N,) positions of the digits among scikit-learn's.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    digits: NDArray[np.int64]
 
 
-@cache
 def cluttered_digits(
     seed: int = 0,
     clutter: float = CLUTTER,
@@ -60,12 +61,17 @@ def cluttered_digits(
     for name, value in (("clutter", clutter), ("same_background", same_background)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must be between 0 and 1, got {value}.")
+    return _made(seed, clutter, same_background, (train, held_out))
+
+
+@cache
+def _made(seed: int, clutter: float, same_background: float, counts: tuple[int, int]) -> tuple[Part, Part]:
     pixels, labels = load_digits(return_X_y=True)
     digits = pixels.reshape(-1, 8, 8) / 16
     parts = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
     photographs = np.stack(load_sample_images().images) / 255
     made = []
-    for number, (part, count) in enumerate(zip(parts, (train, held_out), strict=True)):
+    for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
         generator = np.random.default_rng([seed, number])
         # Every digit of the part about equally often.
         which = generator.permuted(np.resize(part, count))
@@ -73,7 +79,7 @@ def cluttered_digits(
             _render(digits[which[start : start + CHUNK]], photographs, generator, clutter, same_background)
             for start in range(0, count, CHUNK)
         ]
-        made.append(Part(np.concatenate(pieces), labels[which].astype(np.int64)))
+        made.append(Part(np.concatenate(pieces), labels[which].astype(np.int64), which.astype(np.int64)))
     return made[0], made[1]
 
 

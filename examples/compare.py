@@ -6,9 +6,9 @@
     python examples/compare.py --output runs/compare-20260131-120000  # goes on where that comparison was interrupted
 
 With one seed every objective starts from the same weights and sees the same views in the same batches; its own parameters are
-the zoo's defaults. All options of pretrain.py but --loss, --set and --resume are understood; options that are given again must
-be the same. Writes comparison.json, comparison.md and comparison.png to runs/compare-<time>/, and what pretrain.py writes to one
-folder for each run in there.
+the zoo's defaults. All options of pretrain.py but --loss, --set and --resume are understood, and must be the same when a
+comparison goes on. Writes comparison.json, comparison.md and comparison.png to runs/compare-<time>/, with a folder in there for
+each run.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
+from torch import Tensor
 
 BLUE, ORANGE, GREY = "#3465a4", "#e07b39", "#8a8a8a"
 STYLE = {
@@ -88,7 +89,7 @@ def plot_embedding(before: Evaluation, after: Evaluation, classes: Sequence[str]
 
 
 def _scatter(axes: Axes, evaluation: Evaluation, classes: Sequence[str]) -> None:
-    points = _two_dimensions(evaluation)
+    points = _two_dimensions(evaluation.features)
     labels = evaluation.labels[: len(points)].numpy()
     palette = colormaps["tab10"] if len(classes) <= 10 else colormaps["turbo"].resampled(len(classes))
     axes.scatter(*points.T, c=palette(labels), s=18, alpha=0.75, linewidths=0)
@@ -100,9 +101,27 @@ def _scatter(axes: Axes, evaluation: Evaluation, classes: Sequence[str]) -> None
     axes.spines[:].set_visible(False)
 
 
-def _two_dimensions(evaluation: Evaluation) -> NDArray[np.float32]:
-    features = F.normalize(evaluation.features[:MOST_POINTS], dim=1).numpy()
-    return TSNE(perplexity=min(30.0, len(features) / 4), init="pca", random_state=0).fit_transform(features)
+def _two_dimensions(features: Tensor) -> NDArray[np.float32]:
+    rows = F.normalize(features[:MOST_POINTS], dim=1).numpy()
+    return TSNE(perplexity=min(30.0, len(rows) / 4), init="pca", random_state=0).fit_transform(rows)
+
+
+def plot_judged(figures: dict[str, Any], features: Tensor, labels: Tensor, spectrum: Tensor, path: Path) -> None:
+    """Accuracies, the held-out images in two dimensions, and how many directions their features use."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(15, 4.6), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        names = [name.replace("_", " ") for name in figures["accuracy"]][::-1]
+        values = [100 * value for value in figures["accuracy"].values()][::-1]
+        left.barh(names, values, color=BLUE)
+        for name, value in zip(names, values, strict=True):
+            _note(left, f"{value:.1f}", value, names.index(name), (4, -4))
+        left.set(title="Accuracy on held-out images", xlabel="accuracy in %", xlim=(0, 110))
+        _scatter(middle, Evaluation({}, features, labels), [str(label) for label in range(int(labels.max()) + 1)])
+        middle.set_title("Features by t-SNE, coloured by class")
+        right.plot(np.arange(1, len(spectrum) + 1), spectrum.clamp_min(1e-12), color=ORANGE, linewidth=2)
+        right.set(title="Spectrum of the features", xlabel="direction", ylabel="variance", yscale="log")
+        figure.savefig(path, dpi=150)
 
 
 def plot_comparison(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -167,7 +167,7 @@ def test_damaged_checkpoint_is_named_with_the_previous_one(
 ) -> None:
     import checkpoints
 
-    state = dict.fromkeys(checkpoints.PARTS, {"weights": torch.arange(1000.0)})
+    state = {key: {"weights": torch.arange(1000.0)} for key in checkpoints.PARTS}
     previous, path = (checkpoints.write(tmp_path, {**state, "step": step}) for step in (4, 8))
     content = bytearray(path.read_bytes())
     if damage == "not ours":
@@ -186,7 +186,7 @@ def test_damaged_checkpoint_is_named_with_the_previous_one(
 def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import checkpoints
 
-    state = dict.fromkeys(checkpoints.PARTS, {})
+    state = {key: {} for key in checkpoints.PARTS}
     checkpoints.write(tmp_path, {**state, "step": 1})
 
     def full(state: Any, file: Any) -> None:
