@@ -132,6 +132,8 @@ def read_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -
     args = parser.parse_args(given)
     parser.set_defaults(paper={})
     if getattr(args, "resume", None):
+        if args.config:
+            raise SettingError("--resume brings the settings of the run: leave out --config.")
         return _resumed(parser, given, args.resume)
     if args.quick:
         parser.set_defaults(**QUICK)

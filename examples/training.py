@@ -125,6 +125,8 @@ def prepare(args: Namespace, device: torch.device) -> Run:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise SettingError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+    if args.norm == "sync" and device.type != "cuda":
+        raise SettingError("--norm sync: PyTorch synchronises batch statistics on GPUs only; use --norm group on the CPU.")
     if world_size() > 1 and parse_params(args.set).get("tables") == "sharded":
         raise SettingError("--set tables=sharded: the first process writes the checkpoints, and has a part of the tables only.")
     images = load_images(source(args))

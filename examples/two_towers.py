@@ -62,13 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loss", default="clip", help="clip, siglip, sogclr with intra_view=False, ... (default: clip)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the objective")
-    parser.add_argument(
-        "--backbone", default="resnet10t", help="of the pictures, a name of timm (default: resnet10t)"
-    )
+    parser.add_argument("--backbone", default="resnet10t", help="of the pictures, a name of timm (default: resnet10t)")
     parser.add_argument("--dim", type=int, default=128, help="width of the features (default: 128)")
-    parser.add_argument(
-        "--samples", type=int, default=5_748, help="pairs to learn from (default: 5,748, four a digit)"
-    )
+    parser.add_argument("--samples", type=int, default=5_748, help="pairs to learn from (default: 5,748, four a digit)")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the pairs (default: 10)")
     parser.add_argument("--batch-size", type=int, default=128, help="pairs in a batch of all processes (default: 128)")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (default: 0.002)")
