@@ -15,6 +15,7 @@ runs/<loss>-<time>/. Ctrl-C and SIGTERM save before they stop; a run that is res
 import argparse
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -222,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     except Diverged as error:
         sys.exit(f"{error}\nThe last checkpoint was written before: go on from it with --resume {args.output}")
     except Stopped as stopped:
-        print(stopped)
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped)
         sys.exit(stopped.code)
     if results:
         print(report(results))
