@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from processes import choose_device
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from training import source
 
 import contrastive_zoo as zoo
 
@@ -51,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="folder of a run, a checkpoint, or timm:NAME")
     parser.add_argument("--random", action="store_true", help="leave timm's model without its weights")
     parser.add_argument("--data", help="as in pretrain.py (default: that of the run; digits for a model of timm)")
-    parser.add_argument("--root", default="data", help="where datasets are kept (default: data)")
+    parser.add_argument("--root", help="where datasets are kept (default: as in the run, or data)")
     parser.add_argument("--download", action="store_true", help="let torchvision download what is not there")
     parser.add_argument("--image-size", type=int, help="scale images to this size (default: as in the run, or the dataset's)")
     parser.add_argument("--images", type=int, default=50_000, help="most images of each part (default: 50,000)")
@@ -70,13 +72,14 @@ def load(args: argparse.Namespace) -> Judged:
     """
     if args.model.startswith("timm:"):
         name = args.model.removeprefix("timm:")
-        images = load_images(Source(args.data or "digits", args.root, args.image_size, args.download))
+        images = load_images(Source(args.data or "digits", args.root or "data", args.image_size, args.download))
         return Judged(_from_timm(name, images, args.random), None, images)
     path = checkpoints.newest(args.model)
     state = checkpoints.read(path)
     settings = argparse.Namespace(**state["settings"])
-    size = args.image_size or settings.image_size
-    images = load_images(Source(args.data or settings.data, args.root, size, args.download))
+    own = source(settings)  # with its views and dials
+    given = {"root": args.root or settings.root, "size": args.image_size or settings.image_size, "download": args.download}
+    images = load_images(replace(own if args.data in (None, settings.data) else Source(args.data), **given))
     model = build_model(settings, images.channels, images.size)
     try:
         model.load_state_dict(state["model"] if state.get("average") is None else state["average"])

@@ -60,6 +60,33 @@ def test_run_is_judged_by_its_average_on_its_own_data(finished: Path, capsys: py
     assert torch.equal(embed(judged.encoder, images.held_out, cpu, 0)[0], embed(encoder, images.held_out, cpu, 0)[0])
 
 
+def test_run_is_judged_on_data_with_its_own_dials(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import checkpoints
+    import evaluate
+
+    path = checkpoints.newest(str(finished))
+    state = checkpoints.read(path)
+    state["settings"] |= {"data": "cluttered-digits", "clutter": 0.25, "root": "/there", "views": "moco"}
+    torch.save(state, path)
+    sources: list[Any] = []
+
+    def remember(source: Any) -> Any:
+        sources.append(source)
+        raise InterruptedError
+
+    monkeypatch.setattr(evaluate, "load_images", remember)
+    for options in ([], ["--data", "cifar10", "--root", "/here"]):
+        with pytest.raises(InterruptedError):
+            evaluate.load(evaluate.build_parser().parse_args([str(finished), *options]))
+    assert (sources[0].name, sources[0].clutter, sources[0].root, sources[0].views) == (
+        "cluttered-digits",
+        0.25,
+        "/there",
+        "moco",
+    )
+    assert (sources[1].name, sources[1].root, sources[1].views) == ("cifar10", "/here", None)
+
+
 def test_model_of_timm_without_weights(tmp_path: Path) -> None:
     import evaluate
 
