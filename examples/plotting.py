@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
+from torch import Tensor
 
 BLUE, ORANGE, GREY = "#3465a4", "#e07b39", "#8a8a8a"
 STYLE = {
@@ -34,26 +35,46 @@ def _note(axes: Axes, text: str, x: float, y: float, offset: tuple[float, float]
     axes.annotate(text, (x, y), offset, textcoords="offset points", annotation_clip=False, **style)
 
 
-def plot_training(history: dict[str, Any], name: str, path: Path) -> None:
-    """Loss of each step with its running mean, and k-NN accuracy by epoch."""
+def plot_training(history: Sequence[dict[str, Any]], name: str, path: Path) -> None:
+    """What a log says: loss and learning rate by step, accuracy by epoch, and whether projections spread."""
+    train = [line for line in history if "loss" in line]
+    evaluations = [line for line in history if "knn" in line]
     with rc_context(STYLE):
-        figure = Figure(figsize=(10, 3.8), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        losses = np.asarray(history["loss"])
-        steps = np.arange(1, len(losses) + 1)
-        left.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=1)
-        window = max(1, len(losses) // 20)
-        running = np.convolve(losses, np.ones(window) / window, mode="valid")
-        left.plot(steps[: len(running)] + (window - 1) / 2, running, color=BLUE, linewidth=2)
-        left.set(title=f"Loss ({name})", xlabel="step", ylabel="loss")
-        epochs, accuracy = np.asarray(history["knn"]).T
-        right.plot(epochs, 100 * accuracy, color=ORANGE, marker="o", markersize=5, linewidth=2)
-        right.axhline(100 * accuracy[0], color=GREY, linestyle="--", linewidth=1)
-        _note(right, "before training", epochs[-1], 100 * accuracy[0], (0, -12), color=GREY, ha="right")
-        _note(right, f"{accuracy[-1]:.1%}", epochs[-1], 100 * accuracy[-1], (8, -4), color=ORANGE, weight="bold")
-        right.set(title="k-NN accuracy on held-out images", xlabel="epoch", ylabel="accuracy in %")
-        right.margins(y=0.15)
+        figure = Figure(figsize=(14, 3.8), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        _plot_loss(left, train)
+        left.set_title(f"Loss ({name})")
+        epochs = [line["epoch"] for line in evaluations]
+        for key, title, colour in (("knn", "k-NN", ORANGE), ("linear_probe", "linear probe", BLUE)):
+            accuracy = [100 * line[key] for line in evaluations]
+            middle.plot(epochs, accuracy, color=colour, marker="o", markersize=4, linewidth=2, label=title)
+            middle.axhline(accuracy[0], color=colour, linestyle="--", linewidth=1, alpha=0.6)
+            _note(middle, f"{accuracy[-1]:.1f}%", epochs[-1], accuracy[-1], (6, -4), color=colour, weight="bold")
+        middle.set(title="Accuracy on held-out images", xlabel="epoch (dashed: before training)", ylabel="accuracy in %")
+        middle.margins(y=0.15)
+        middle.legend(frameon=False)
+        right.plot(epochs, [line["effective_rank"] for line in evaluations], color=BLUE, marker="o", markersize=4)
+        right.set(title="Projections", xlabel="epoch", ylabel="effective rank (1 is collapse)")
+        right.yaxis.label.set_color(BLUE)
+        spread = right.twinx()
+        spread.plot(epochs, [line["uniformity"] for line in evaluations], color=ORANGE, marker="o", markersize=4)
+        spread.set_ylabel("uniformity (0 is collapse)", color=ORANGE)
+        spread.grid(False)
         figure.savefig(path, dpi=150)
+
+
+def _plot_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
+    """Loss of each step with its running mean, and the learning rate."""
+    losses = np.asarray([line["loss"] for line in train])
+    steps = np.asarray([line["step"] for line in train])
+    axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=1)
+    window = max(1, len(losses) // 20)
+    running = np.convolve(losses, np.ones(window) / window, mode="valid")
+    axes.plot(steps[: len(running)] + (window - 1) / 2, running, color=BLUE, linewidth=2)
+    axes.set(xlabel="step (grey: learning rate)", ylabel="loss")
+    rates = axes.twinx()
+    rates.plot(steps, [line["lr"] for line in train], color=GREY, linewidth=1)
+    rates.set_axis_off()
 
 
 def plot_embedding(before: Evaluation, after: Evaluation, classes: Sequence[str], name: str, path: Path) -> None:
@@ -68,7 +89,7 @@ def plot_embedding(before: Evaluation, after: Evaluation, classes: Sequence[str]
 
 
 def _scatter(axes: Axes, evaluation: Evaluation, classes: Sequence[str]) -> None:
-    points = _two_dimensions(evaluation)
+    points = _two_dimensions(evaluation.features)
     labels = evaluation.labels[: len(points)].numpy()
     palette = colormaps["tab10"] if len(classes) <= 10 else colormaps["turbo"].resampled(len(classes))
     axes.scatter(*points.T, c=palette(labels), s=18, alpha=0.75, linewidths=0)
@@ -80,28 +101,51 @@ def _scatter(axes: Axes, evaluation: Evaluation, classes: Sequence[str]) -> None
     axes.spines[:].set_visible(False)
 
 
-def _two_dimensions(evaluation: Evaluation) -> NDArray[np.float32]:
-    features = F.normalize(evaluation.features[:MOST_POINTS], dim=1).numpy()
-    return TSNE(perplexity=min(30.0, len(features) / 4), init="pca", random_state=0).fit_transform(features)
+def _two_dimensions(features: Tensor) -> NDArray[np.float32]:
+    rows = F.normalize(features[:MOST_POINTS], dim=1).numpy()
+    return TSNE(perplexity=min(30.0, len(rows) / 4), init="pca", random_state=0).fit_transform(rows)
+
+
+def plot_judged(figures: dict[str, Any], features: Tensor, labels: Tensor, spectrum: Tensor, path: Path) -> None:
+    """Accuracies, the held-out images in two dimensions, and how many directions their features use."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(15, 4.6), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        names = [name.replace("_", " ") for name in figures["accuracy"]][::-1]
+        values = [100 * value for value in figures["accuracy"].values()][::-1]
+        left.barh(names, values, color=BLUE)
+        for name, value in zip(names, values, strict=True):
+            _note(left, f"{value:.1f}", value, names.index(name), (4, -4))
+        left.set(title="Accuracy on held-out images", xlabel="accuracy in %", xlim=(0, 110))
+        _scatter(middle, Evaluation({}, features, labels), [str(label) for label in range(int(labels.max()) + 1)])
+        middle.set_title("Features by t-SNE, coloured by class")
+        right.plot(np.arange(1, len(spectrum) + 1), spectrum.clamp_min(1e-12), color=ORANGE, linewidth=2)
+        right.set(title="Spectrum of the features", xlabel="direction", ylabel="variance", yscale="log")
+        figure.savefig(path, dpi=150)
 
 
 def plot_comparison(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracies of each objective beside those before training, and where its projections lie on the sphere."""
+    """Mean accuracies of each objective with their spread over seeds, and where its projections lie on the sphere."""
     before, *trained = rows
-    trained = sorted(trained, key=lambda row: (row["knn"], row["linear_probe"]))
+    trained = sorted(trained, key=lambda row: (row["mean"]["knn"], row["mean"]["linear_probe"]))
     names = [row["loss"] for row in trained]
     with rc_context(STYLE):
         figure = Figure(figsize=(12, 1.8 + 0.35 * max(len(names), 5)), layout="constrained")
         left, right = figure.subplots(1, 2)
         for key, title, colour in (("knn", "k-NN", ORANGE), ("linear_probe", "linear probe", BLUE)):
-            left.axvline(100 * before[key], color=colour, linestyle="--", linewidth=1, alpha=0.7)
-            left.scatter([100 * row[key] for row in trained], names, color=colour, s=55, label=title, zorder=3)
-        left.set(title="Accuracy on held-out images", xlabel="accuracy in %; dashed: before training")
+            left.axvline(100 * before["mean"][key], color=colour, linestyle="--", linewidth=1, alpha=0.7)
+            means, spreads = ([100 * row[what][key] for row in trained] for what in ("mean", "spread"))
+            style = {"color": colour, "linestyle": "none", "marker": "o", "markersize": 7, "capsize": 3}
+            left.errorbar(means, names, xerr=spreads, label=title, **style)
+        left.set(
+            title="Accuracy on held-out images", xlabel="accuracy in % with its spread over seeds; dashed: before training"
+        )
         left.margins(y=0.08)
         figure.legend(frameon=False, loc="outside lower left", ncols=2)
-        right.scatter([row["alignment"] for row in trained], [row["uniformity"] for row in trained], color=BLUE, s=55)
-        for row in trained:
-            _note(right, row["loss"], row["alignment"], row["uniformity"], (7, -4))
+        places = [(row["mean"]["alignment"], row["mean"]["uniformity"]) for row in trained]
+        right.scatter(*zip(*places, strict=True), color=BLUE, s=55)
+        for name, place in zip(names, places, strict=True):
+            _note(right, name, *place, (7, -4))
         right.set(title="Projections", xlabel="alignment (lower is better)", ylabel="uniformity (lower is better)")
         right.margins(x=0.2)
         figure.savefig(path, dpi=150)

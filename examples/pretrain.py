@@ -1,308 +1,197 @@
-"""Pretrains any timm backbone with any objective of the zoo, and judges it before and after on held-out images.
+"""Pretrains any timm backbone with any objective of the zoo, and judges it before, meanwhile and after on held-out images.
 
-    python examples/pretrain.py                                       # ntxent on handwritten digits: a minute or two on a CPU
+    python examples/pretrain.py                                       # ntxent on handwritten digits, on a CPU
     python examples/pretrain.py --loss emc2 --set temperature=0.2     # any objective, any parameter of it
+    python examples/pretrain.py --data cluttered-digits --epochs 30   # where objectives differ; nothing to download
     python examples/pretrain.py --data path/to/folder --backbone vit_tiny_patch16_224 --workers 8
-    python examples/pretrain.py --data cifar10 --download --backbone resnet18 --epochs 200 --batch-size 512 --workers 8
+    python examples/pretrain.py --config examples/recipes/simclr_cifar10.toml --dry-run
+    torchrun --nproc_per_node=8 examples/pretrain.py --config examples/recipes/sogclr_imagenet.toml --root /data
     python examples/pretrain.py --resume runs/ntxent-20260131-120000  # goes on where that run was interrupted
 
-Writes results.json, checkpoint.pt, training.png, embedding.png and TensorBoard scalars to runs/<loss>-<time>/.
+Writes settings.toml, log.jsonl, checkpoints, results.json, training.png, embedding.png and TensorBoard scalars to
+runs/<loss>-<time>/. Ctrl-C and SIGTERM save before they stop; a run that is resumed continues to the bit.
 """
 
 import argparse
-import inspect
 import json
 import math
+import os
+import sys
 import time
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import timm
 import torch
-from common import (
-    FIGURES,
-    Evaluation,
-    autocast,
-    build_encoder,
-    build_head,
-    build_loss,
-    embed_both,
-    evaluate,
-    knn,
-    read_checkpoint,
-)
-from images import Images, SettingError, load_images
+from common import FIGURES, Evaluation, collapsed, evaluate, sample
+from dry_run import describe
+from errors import Diverged, SettingError, Stopped
 from plotting import plot_embedding, plot_training
-from torch import nn
+from processes import Stop, processes, rank, wait, world_size
+from settings import build_parser, read_settings, save_settings
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from training import VIEWS, Run, forward_backward, gradient_norm, prepare, refresh, set_rate, update, views_of
+from watching import Log, origin, read_log
 
 import contrastive_zoo as zoo
 
-CHECKPOINT = "checkpoint.pt"
-BATCH_SIZE = 256
-QUICK = {"epochs": 2, "batch_size": 32}
-# What may be given anew when a run is resumed.
-FREE = {"resume", "output", "device", "workers", "root", "download", "epochs"}
+# Images of each part that an evaluation looks at: enough for a curve, and quick.
+JUDGED_BY = 5_000
+# Steps that running statistics of batch normalisation need: before, projections look as if they had collapsed.
+SETTLED = 100
+IN_OBJECTIVE = "Images, parameters and projections are finite: it comes from the objective. Try a higher temperature."
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of one training run, whatever the objective."""
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", default="digits", help="digits, cifar10, cifar100, stl10, or a folder (default: digits)")
-    data.add_argument("--root", default="data", help="where torchvision keeps its datasets (default: data)")
-    data.add_argument("--download", action="store_true", help="let torchvision download what is not there")
-    data.add_argument("--image-size", type=int, help="scale images to this size (default: the dataset's; 224 for a folder)")
-    data.add_argument("--workers", type=int, default=0, help="processes that load images (default: 0)")
-    model = parser.add_argument_group("model")
-    model.add_argument("--backbone", default="resnet10t", help="any of timm.list_models() (default: resnet10t)")
-    model.add_argument("--dim", type=int, default=128, help="width of the projections (default: 128)")
-    training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=int, default=20, help="passes over the images (default: 20)")
-    training.add_argument("--batch-size", type=int, help=f"images in a batch (default: {BATCH_SIZE})")
-    training.add_argument("--batch-sampler", default="shuffle", help=f"one of {', '.join(zoo.list_batch_samplers())}")
-    training.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (default: 0.002)")
-    training.add_argument("--weight-decay", type=float, default=1e-4, help="of matrices and filters (default: 0.0001)")
-    training.add_argument("--seed", type=int, default=0, help="of weights, batches, views and the objective (default: 0)")
-    training.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    training.add_argument("--quick", action="store_true", help="a few steps on a few images, to see that everything works")
-    parser.add_argument("--output", help="folder for everything that is written (default: runs/<loss>-<time>)")
+def judge(run: Run) -> Evaluation:
+    """Figures of the model now."""
+    parts = {name: sample(getattr(run.images, name), JUDGED_BY) for name in ("train", "held_out", "held_out_pairs")}
+    return evaluate(run.judged.encoder, run.judged.head, replace(run.images, **parts), run.device, run.args.workers)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--loss", default="ntxent", help=f"one of {', '.join(zoo.list_losses())} (default: ntxent)")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the objective")
-    parser.add_argument("--resume", metavar="FOLDER", help="folder of a run to go on with")
-    add_options(parser)
-    return parser
-
-
-def read_settings(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Settings from the command line, with the defaults of a quick or of a resumed run if it is one."""
-    args = parser.parse_args(argv)
-    saved: dict[str, Any] = {}
-    if args.resume:
-        saved = {
-            **read_checkpoint(Path(args.resume) / CHECKPOINT, vars(args))["args"],
-            "resume": args.resume,
-            "output": args.resume,
-        }
-    parser.set_defaults(**(saved or (QUICK if args.quick else {})))
-    args = parser.parse_args(argv)
-    for name in saved.keys() - FREE:
-        if getattr(args, name) != saved[name]:
-            raise SettingError(f"--resume: the run has {name} = {saved[name]!r}, which cannot become {getattr(args, name)!r}.")
-    args.output = args.output or f"runs/{args.loss}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return args
-
-
-@dataclass(frozen=True)
-class Run:
-    """All that a training run consists of."""
-
-    args: argparse.Namespace
-    device: torch.device
-    images: Images
-    encoder: nn.Module
-    head: nn.Module
-    loss_fn: zoo.Loss
-    sampler: zoo.batch_samplers.BatchSampler
-    optimizer: torch.optim.Optimizer
-
-    @property
-    def steps(self) -> int:
-        """Training steps in all."""
-        return self.args.epochs * len(self.sampler)
-
-    def parts(self) -> dict[str, Any]:
-        """What has a state to save and restore."""
-        modules = {"encoder": self.encoder, "head": self.head, "loss": self.loss_fn}
-        return {**modules, "optimizer": self.optimizer, "sampler": self.sampler}
-
-
-def prepare(args: argparse.Namespace) -> Run:
-    """Images, model, objective and optimizer as the settings say."""
-    device = choose_device(args.device)
-    images = load_images(args.data, args.root, args.image_size, args.download)
-    if args.quick:
-        images = images.first(128, 64)
-    sampler = build_sampler(args.batch_sampler, args.batch_size, len(images.pairs), args.seed)
-    loss_fn = build_loss(args.loss, args.set, len(images.pairs), args.epochs * len(sampler), args.seed).to(device)
-    torch.manual_seed(args.seed)
-    encoder = build_encoder(args.backbone, images)
-    head = build_head(encoder, images, args.dim).to(device)
-    encoder.to(device, memory_format=torch.channels_last)
-    # The objective comes along: some have parameters to learn.
-    parameters = [parameter for module in (encoder, head, loss_fn) for parameter in module.parameters()]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": args.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return Run(args, device, images, encoder, head, loss_fn, sampler, torch.optim.AdamW(groups, lr=args.lr))
-
-
-def choose_device(name: str) -> torch.device:
-    """CUDA where there is one for "auto", otherwise what the name says."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise SettingError(f"--device {name}: {error}") from error
-
-
-def build_sampler(name: str, batch_size: int | None, num_samples: int, seed: int) -> zoo.batch_samplers.BatchSampler:
-    """The batch sampler behind a name, with its own size of batches if it has one and none is given."""
-    try:
-        chooses = zoo.describe_batch_sampler(name).parameters["batch_size"] is not inspect.Parameter.empty
-        size = {} if batch_size is None and chooses else {"batch_size": batch_size or BATCH_SIZE}
-        return zoo.get_batch_sampler(name, num_samples=num_samples, seed=seed, **size)
-    except (ValueError, TypeError) as error:
-        raise SettingError(str(error)) from error
-
-
-def learning_rate(run: Run, step: int) -> float:
-    """Half a cosine from the peak to zero, after a linear rise over a twentieth of the steps."""
-    warmup = math.ceil(run.steps / 20)
-    return run.args.lr * min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / run.steps)))
-
-
-def train_epoch(run: Run, epoch: int, bar: tqdm) -> list[float]:
-    """One pass over the images; returns the loss of each step."""
-    # Views and batches depend on seed and epoch only, so a resumed run sees what an uninterrupted one would.
-    torch.manual_seed(run.args.seed + 10_000 * (epoch + 1))
+def batches(run: Run, step: int) -> DataLoader[Any]:
+    """What is left of the epoch that a step belongs to."""
+    epoch, seen = divmod(step, len(run.sampler))
     run.sampler.set_epoch(epoch)
-    if run.sampler.needs_features:
-        refresh(run)
-    run.encoder.train(), run.head.train()
-    loader = DataLoader(zoo.IndexedDataset(run.images.pairs), batch_sampler=run.sampler, num_workers=run.args.workers)
-    losses = []
-    for step, (batch, labels, index) in enumerate(loader, start=epoch * len(run.sampler)):
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(run, step)
-        views = torch.cat(run.images.two_views(batch, run.device))
-        with autocast(run.device):
-            z1, z2 = run.head(run.encoder(views.contiguous(memory_format=torch.channels_last))).chunk(2)
-            loss = run.loss_fn(z1, z2, index=index, labels=labels.to(run.device))
-        run.optimizer.zero_grad()
-        loss.backward()
-        run.optimizer.step()
-        losses.append(loss.detach())
-        bar.update()
-        if step % 5 == 0:  # reading a figure waits for the device
-            figures = {"loss": float(losses[-1]), **diagnostics(run.loss_fn)}
-            bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
-    return torch.stack(losses).tolist()
+    run.images.set_epoch(epoch)
+    if run.sampler.needs_features and not seen:
+        refresh(run, epoch)
+    run.trained.train()
+    dataset = zoo.IndexedDataset(run.images.pairs)
+    return DataLoader(dataset, batch_sampler=run.sampler, num_workers=run.args.workers, pin_memory=run.device.type == "cuda")
 
 
-def refresh(run: Run) -> None:
-    """Let the batch sampler choose by what the model makes of the training images now."""
-    loader = DataLoader(zoo.IndexedDataset(run.images.pairs), batch_size=BATCH_SIZE, num_workers=run.args.workers)
+def train_step(run: Run, log: Log, step: int, item: Any) -> bool:
+    """Learn from a batch; returns whether the loss is known to be a number.
 
-    def views(item: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        batch, _, index = item
-        return *run.images.two_views(batch, run.device), index
-
-    amp = torch.bfloat16 if run.device.type == "cuda" else None
-    model = nn.Sequential(run.encoder, run.head)
-    run.sampler.refresh(*zoo.batch_samplers.encode(model, loader, views=views, device=run.device, amp=amp))
-
-
-def diagnostics(loss_fn: zoo.Loss) -> dict[str, float]:
-    """Figures of the last step."""
-    return {name: float(value) for name, value in loss_fn.diagnostics.items()}
-
-
-def save_checkpoint(run: Run, epoch: int, history: dict[str, Any]) -> None:
-    """Everything that the run needs to go on after `epoch` epochs; never a file that is half written."""
-    path = Path(run.args.output) / CHECKPOINT
-    state = {name: part.state_dict() for name, part in run.parts().items()}
-    torch.save({**state, "epoch": epoch, "history": history, "args": vars(run.args)}, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
-
-
-def load_checkpoint(run: Run) -> tuple[int, dict[str, Any]]:
-    """Put the run where the checkpoint was: epochs done, and the history up to there."""
-    path = Path(run.args.resume) / CHECKPOINT
-    saved = read_checkpoint(path, vars(run.args), run.device)
-    for name, part in run.parts().items():
-        try:
-            part.load_state_dict(saved[name])
-        except Exception as error:  # anything may be in an entry
-            raise SettingError(f"--resume: {name} in {path} does not fit. {type(error).__name__}: {error}") from error
-    return saved["epoch"], saved["history"]
-
-
-def tensorboard(folder: str) -> Any:
-    """A writer of TensorBoard scalars, or None where tensorboard is not installed."""
+    Raises:
+        Diverged: The loss or the gradients are not finite.
+    """
+    batch, labels, index = item
+    rate = set_rate(run, step)
+    views = views_of(run, batch, index, VIEWS, step // len(run.sampler))
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(folder)
+        loss = forward_backward(run, step, views, labels, index)
+        norm = gradient_norm(run) if run.updates(step) else None
+        known = log.record(step, loss, norm, rate, len(index) * world_size())
+    except (Diverged, ValueError) as error:  # on the CPU an objective refuses features that are not finite
+        where = origin(run.model, torch.cat(views), run.loss_fn)
+        if isinstance(error, ValueError):
+            if where is None:
+                raise
+            error = Diverged(log.history(f"Projections are not finite at step {step + 1}."))
+        raise Diverged(f"{error} {where or IN_OBJECTIVE}") from error
+    if norm is not None:
+        update(run)
+    return known
 
 
-def train(run: Run, before: Evaluation) -> dict[str, Any]:
-    """Train to the end, with about ten checkpoints on the way; returns losses by step and k-NN accuracy by epoch."""
-    done, history = 0, {"loss": [], "knn": [[0, before.figures["knn"]]]}
-    if run.args.resume:
-        done, history = load_checkpoint(run)
-    writer = tensorboard(run.args.output)
-    with tqdm(total=run.steps, initial=done * len(run.sampler), desc=run.args.loss, unit="step", dynamic_ncols=True) as bar:
-        for epoch in range(done, run.args.epochs):
-            losses = train_epoch(run, epoch, bar)
-            history["loss"] += losses
-            last = epoch + 1 == run.args.epochs
-            if last or (epoch + 1) % math.ceil(run.args.epochs / 10) == 0:
-                accuracy = knn(*embed_both(run.encoder, run.images, run.device, run.args.workers))
-                history["knn"].append([epoch + 1, accuracy])
-                bar.write(f"epoch {epoch + 1:>4}   loss {sum(losses) / len(losses):8.4f}   k-NN accuracy {accuracy:.2%}")
-                save_checkpoint(run, epoch + 1, history)
-            if writer:
-                write_scalars(writer, run, epoch, losses, history)
-    if writer:
-        writer.close()
-    return history
+def train(run: Run, log: Log, stop: Stop, step: int) -> Evaluation | None:
+    """Train from a step to the end; returns the last evaluation if one was made.
+
+    Raises:
+        Stopped: It is time to stop; there is a checkpoint.
+    """
+    epoch_length = len(run.sampler)
+    save_every = run.args.save_every or epoch_length
+    eval_every = run.args.eval_every or math.ceil(run.args.epochs / 10)
+    due = stopping = False
+    evaluation = None
+    while step < run.steps:
+        for item in log.timed(batches(run, step)):
+            known = train_step(run, log, step, item)
+            step += 1
+            epoch, rest = divmod(step, epoch_length)
+            if not rest and (step == run.steps or epoch % eval_every == 0):
+                evaluation = look(run, log, step)
+            stopping = stopping or (known and stop.wanted())
+            due = due or stopping or step % save_every == 0 or step == run.steps
+            if due and run.updates(step - 1):  # gradients that wait for others would be lost
+                save(run, log, step)
+                due = False
+                if stopping and step < run.steps:
+                    raise Stopped(step, run.steps, run.args.output, stop.signal)
+    return evaluation
 
 
-def write_scalars(writer: Any, run: Run, epoch: int, losses: list[float], history: dict[str, Any]) -> None:
-    """Loss of each step of an epoch, diagnostics at its end, and k-NN accuracy if it was measured."""
-    end = (epoch + 1) * len(run.sampler)
-    for step, loss in enumerate(losses, start=end - len(losses)):
-        writer.add_scalar("loss", loss, step)
-    for name, value in diagnostics(run.loss_fn).items():
-        writer.add_scalar(f"diagnostics/{name}", value, end)
-    if history["knn"][-1][0] == epoch + 1:
-        writer.add_scalar("knn", history["knn"][-1][1], end)
+def look(run: Run, log: Log, step: int) -> Evaluation | None:
+    """Evaluate on the first process, and warn of a collapse; the others wait."""
+    evaluation = None
+    if rank() == 0:
+        evaluation = judge(run)
+        log.evaluation(step, step // len(run.sampler), evaluation.figures)
+        if step >= SETTLED and (why := collapsed(evaluation.figures)):
+            advice = "Features no longer tell samples apart: try a lower --lr, another temperature, or stronger --views."
+            warnings.warn(f"Collapse after {step} steps: {why}. {advice}", stacklevel=2)
+        run.trained.train()
+    wait()
+    return evaluation
+
+
+def save(run: Run, log: Log, step: int) -> None:
+    """Write a checkpoint, unless the loss is no number."""
+    log.flush()
+    if rank() == 0:
+        checkpoints.write(Path(run.args.output), run.state(step))
+    wait()
 
 
 def pretrain(args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate, train, evaluate; write results and plots; return the results."""
-    run = prepare(args)
-    Path(args.output).mkdir(parents=True, exist_ok=True)
+    """Evaluate, train, evaluate; write results and plots; return the results, on the first process.
+
+    Raises:
+        SettingError: A setting cannot be met.
+        Diverged: The loss or the gradients are not finite.
+        Stopped: The run was asked to stop, and can be resumed.
+    """
     started = time.perf_counter()
-    before = evaluate(run.encoder, run.head, run.images, run.device, args.workers)
-    history = train(run, before)
-    after = evaluate(run.encoder, run.head, run.images, run.device, args.workers)
+    with processes(args.device) as device:
+        run = prepare(args, device)
+        saved = checkpoints.read(Path(args.resume)) if getattr(args, "resume", None) else None
+        before = judge(run) if rank() == 0 else None
+        step = 0 if saved is None else run.load(saved)
+        log = Log(run, step)
+        try:
+            if before is not None:
+                save_settings(args)
+                if not step:
+                    log.evaluation(0, 0, before.figures)
+            with Stop(args.stop_after, device).listening() as stop:
+                after = train(run, log, stop, step)
+        finally:
+            log.close()
+        if before is None:
+            return {}
+        return write_results(run, before, after or judge(run), log.diagnostics(), time.perf_counter() - started)
+
+
+def write_results(
+    run: Run, before: Evaluation, after: Evaluation, diagnostics: dict[str, float], seconds: float
+) -> dict[str, Any]:
+    """Write results and plots; return the results."""
+    args, folder = run.args, Path(run.args.output)
+    history = read_log(folder)
     results = {
         "loss": args.loss,
         "before": before.figures,
         "after": after.figures,
-        "history": history,
-        "diagnostics": diagnostics(run.loss_fn),
-        "training_images": len(run.images.train),
+        "diagnostics": diagnostics,
+        "training_images": len(run.images.pairs),
         "held_out_images": len(run.images.held_out),
+        "steps": run.steps,
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "device": str(run.device),
-        "seconds": round(time.perf_counter() - started, 1),
+        "processes": world_size(),
+        "seconds": round(seconds, 1),
         "settings": vars(args),
         "versions": {"contrastive_zoo": zoo.__version__, "torch": torch.__version__, "timm": timm.__version__},
     }
-    (Path(args.output) / "results.json").write_text(json.dumps(results, indent=2))
-    plot_training(history, args.loss, Path(args.output) / "training.png")
-    plot_embedding(before, after, run.images.classes, args.loss, Path(args.output) / "embedding.png")
+    (folder / "results.json").write_text(json.dumps(results, indent=2))
+    plot_training(history, args.loss, folder / "training.png")
+    plot_embedding(before, after, run.images.classes, args.loss, folder / "embedding.png")
     return results
 
 
@@ -318,16 +207,27 @@ def report(results: dict[str, Any]) -> str:
     for key, title, form, meaning in FIGURES:
         before, after = (form.format(results[when][key]) for when in ("before", "after"))
         lines.append(f"{title:20}{before:>9}{after:>9}   {meaning}")
-    return "\n".join([*lines, "", f"Results, checkpoint and plots are in {settings['output']}/"])
+    return "\n".join([*lines, "", f"Results, checkpoints, log and plots are in {settings['output']}/"])
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = build_parser()
+    parser = build_parser(__doc__)
     try:
-        results = pretrain(read_settings(parser, argv))
+        args = read_settings(parser, argv)
+        if args.dry_run:
+            print(describe(args))
+            return {}
+        results = pretrain(args)
     except SettingError as error:
         parser.error(str(error))
-    print(report(results))
+    except Diverged as error:
+        sys.exit(f"{error}\nThe last checkpoint was written before: go on from it with --resume {args.output}")
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped)
+        sys.exit(stopped.code)
+    if results:
+        print(report(results))
     return results
 
 

@@ -30,8 +30,8 @@ from tqdm import tqdm
 import contrastive_zoo as zoo
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import build_encoder, build_head
-from images import Images, load_images
+from images import Images, Source, load_images
+from model import build_encoder, build_head
 
 SELECTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "shuffle": ({}, "#8a8a8a"),
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[list[dict[str, flo
     parser.add_argument("--output", default="runs/minibatch_digits", help="folder for the picture and the figures")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few images, to see that everything works")
     settings = parser.parse_args(argv)
-    images = load_images("digits")
+    images = load_images(Source())
     if settings.quick:
         images = images.first(96, 48)
         settings.steps, settings.every, settings.seeds, settings.batch_size = 6, 3, 1, 8

@@ -30,6 +30,14 @@ def run(*options: str, output: Path) -> dict[str, Any]:
     return pretrain.main(["--quick", "--backbone", TINY, "--output", str(output), *options])
 
 
+def history(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses_of(folder: Path) -> list[float]:
+    return [line["loss"] for line in history(folder) if "loss" in line]
+
+
 def refusal(capsys: pytest.CaptureFixture[str], *options: str) -> str:
     """What a run that must end with exit code 2 says."""
     import pretrain
@@ -66,17 +74,19 @@ def assert_same(one: Any, other: Any) -> None:
 def test_default_backbone_learns_and_everything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = run("--backbone", "resnet10t", "--epochs", "3", output=tmp_path)
     assert results == json.loads((tmp_path / "results.json").read_text())
-    assert {path.name for path in tmp_path.iterdir()} >= {"checkpoint.pt", "training.png", "embedding.png"}
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written >= {"settings.toml", "log.jsonl", "checkpoint-00000012.pt", "training.png", "embedding.png"}
     assert list(tmp_path.glob("events.out.tfevents.*"))
     for plot in tmp_path.glob("*.png"):
         assert_shows_something(plot)
     assert (results["training_images"], results["held_out_images"]) == (128, 64)
-    losses = np.reshape(results["history"]["loss"], (3, 4)).mean(1)
+    losses = np.reshape(losses_of(tmp_path), (3, 4)).mean(1)
     assert losses[0] > losses[1] > losses[2]
-    assert [epoch for epoch, _ in results["history"]["knn"]] == [0, 1, 2, 3]
+    evaluations = [line for line in history(tmp_path) if "knn" in line]
+    assert [line["epoch"] for line in evaluations] == [0, 1, 2, 3]
     for when, epoch in (("before", 0), ("after", 3)):
-        assert results[when].keys() == {"knn", "linear_probe", "class_mean", "alignment", "uniformity"}
-        assert results["history"]["knn"][epoch][1] == results[when]["knn"]
+        assert results[when].keys() == {"knn", "linear_probe", "class_mean", "alignment", "uniformity", "effective_rank"}
+        assert evaluations[epoch] == {"step": 4 * epoch, "epoch": epoch, **results[when]}
         assert results[when]["linear_probe"] > 0.5
     assert results["after"]["uniformity"] < results["before"]["uniformity"] < 0
     printed = capsys.readouterr().out
@@ -84,93 +94,11 @@ def test_default_backbone_learns_and_everything_is_written(tmp_path: Path, capsy
     assert f"{results['after']['knn']:.2%}" in printed
 
 
-@pytest.mark.usefixtures("without_plots")
-@pytest.mark.parametrize(("name", "sampler"), [("sogclr", "spectral"), ("emc2", "shuffle")])
-def test_resumed_run_equals_an_uninterrupted_one(
-    name: str, sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pretrain
-
-    save = pretrain.save_checkpoint
-
-    def save_and_stop(run: pretrain.Run, epoch: int, history: dict[str, Any]) -> None:
-        save(run, epoch, history)
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-    options = ("--loss", name, "--epochs", "4", "--seed", "3", "--set", "temperature=0.2", "--batch-sampler", sampler)
-    whole = run(*options, output=tmp_path / "whole")
-    monkeypatch.setattr(pretrain, "save_checkpoint", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(*options, output=tmp_path / "parts")
-    monkeypatch.setattr(pretrain, "save_checkpoint", save)
-    assert not (tmp_path / "parts" / "results.json").exists()
-    resumed = pretrain.main(["--resume", str(tmp_path / "parts")])
-
-    for key in ("before", "after", "history", "diagnostics"):
-        assert_same(whole[key], resumed[key])
-    one, other = (torch.load(tmp_path / folder / "checkpoint.pt", weights_only=True) for folder in ("whole", "parts"))
-    assert one["epoch"] == 4
-    assert any("visited" in key for key in one["loss"])
-    for key in ("encoder", "head", "loss", "optimizer", "sampler", "history"):
-        assert_same(one[key], other[key])
-
-
 def test_comparison_of_states_notices_a_difference() -> None:
     state = {"a": [torch.zeros(2), 1]}
     for other in ({"a": [torch.tensor([0, 1e-30]), 1]}, {"a": [torch.zeros(2), 2]}, {"b": [torch.zeros(2), 1]}):
         with pytest.raises(AssertionError):
             assert_same(state, other)
-
-
-@pytest.mark.usefixtures("without_plots")
-def test_resumed_run_may_not_change_its_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("--epochs", "1", output=tmp_path)
-    assert "seed = 0, which cannot become 5" in refusal(capsys, "--resume", str(tmp_path), "--seed", "5")
-
-
-@pytest.mark.usefixtures("without_plots")
-def test_a_checkpoint_that_cannot_be_resumed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("--epochs", "1", output=tmp_path)
-    path = tmp_path / "checkpoint.pt"
-    whole, saved = path.read_bytes(), torch.load(path, weights_only=True)
-
-    def refused(*words: str) -> None:
-        said = refusal(capsys, "--resume", str(tmp_path))
-        assert all(word in said for word in (str(path), *words)), said
-
-    for content in (b"", b"\0" * 100, b"not a checkpoint", whole[:1], whole[:1000], whole[: len(whole) // 2], whole[:-20]):
-        path.write_bytes(content)
-        refused("cannot be read")
-    for foreign in ([1, 2], torch.zeros(3), 7, {"state_dict": {"weight": torch.zeros(2)}}, torch.nn.Linear(2, 2), {}):
-        torch.save(foreign, path)
-        refused()
-    for name in saved:
-        torch.save({key: value for key, value in saved.items() if key != name}, path)
-        refused(f"{name} missing or of another kind")
-        torch.save({**saved, name: "x"}, path)
-        refused(f"{name} missing or of another kind")
-    torch.save({**saved, "args": {key: value for key, value in saved["args"].items() if key != "lr"}}, path)
-    refused("another version", "lr")
-    torch.save({**saved, "history": {"loss": []}}, path)
-    refused("another version", "knn")
-    other = {"weight": torch.zeros(2)}
-    for name in ("encoder", "head", "loss", "optimizer", "sampler"):
-        torch.save({**saved, name: other}, path)
-        refused(f"{name} in", "does not fit")
-    path.unlink()
-    refused("there is no")
-    path.mkdir()
-    refused("there is no")
-
-
-@pytest.mark.usefixtures("without_plots")
-def test_a_finished_run_can_be_prolonged(tmp_path: Path) -> None:
-    import pretrain
-
-    run("--epochs", "1", output=tmp_path)
-    longer = pretrain.main(["--resume", str(tmp_path), "--epochs", "2"])
-    assert len(longer["history"]["loss"]) == 8
 
 
 def test_weight_of_the_newest_value_falls_unless_it_is_given(tmp_path: Path) -> None:
@@ -183,14 +111,14 @@ def test_weight_of_the_newest_value_falls_unless_it_is_given(tmp_path: Path) -> 
 
 
 def test_tensorboard_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pretrain
+    import watching
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert pretrain.tensorboard(str(tmp_path)) is None
+    assert watching.tensorboard(str(tmp_path)) is None
 
 
 def test_parameters_are_python_literals_or_text() -> None:
-    from common import parse_params
+    from settings import parse_params
 
     given = ["temperature=0.2", "symmetric=False", "kernel=log", "burn_in=1e-1", "x=a=b"]
     wanted = {"temperature": 0.2, "symmetric": False, "kernel": "log", "burn_in": 0.1, "x": "a=b"}
@@ -199,9 +127,11 @@ def test_parameters_are_python_literals_or_text() -> None:
 
 @pytest.mark.parametrize("name", zoo.list_batch_samplers())
 def test_any_batch_sampler(name: str) -> None:
-    import pretrain
+    from argparse import Namespace
 
-    sampler = pretrain.build_sampler(name, None, 300, seed=0)
+    from training import build_sampler
+
+    sampler = build_sampler(Namespace(batch_sampler=name, batch_size=None, batch_sampler_option=[], seed=0), 300)
     assert {len(batch) for batch in sampler} == {300 if name == "full" else 256}
 
 
@@ -223,11 +153,22 @@ def test_folder_of_images_with_workers_and_a_transformer(folder_of_images: Path,
         (("--loss", "kcl", "--set", "kernel=gausian"), ("kernel must be one of 'gaussian'", "'gausian'")),
         (("--backbone", "resnet10x"), ("resnet10t",)),
         (("--batch-sampler", "shufle"), ("Did you mean 'shuffle'",)),
+        (("--optimizer", "adamx"), ("no optimizer 'adamx'",)),
+        (("--optimizer-option", "trust=1"), ("--optimizer adamw", "trust")),
+        (("--schedule", "cosin"), ("--schedule cosin",)),
+        (("--batch-sampler-option", "j=1"), ("'j'",)),
+        (("--norm", "sync", "--device", "cpu"), ("--norm sync", "--norm group")),
+        (("--norm", "group", "--backbone", "test_byobnet"), ("--norm group",)),
+        (("--small-stem", "--backbone", "test_vit"), ("no conv1 and maxpool",)),
+        (("--accumulate", "0"), ("--accumulate must be at least 1, got 0",)),
+        (("--config", "no/such.toml", "--resume", "no/such/run"), ("leave out --config",)),
+        (("--config", "no/such.toml"), ("no/such.toml",)),
+        (("--views", "moco"), ("digits are grey",)),
         (("--batch-size", "2000"), ("batch_size must be at most num_samples = 1437, got 2000",)),
         (("--data", "no/such/folder"), ("no/such/folder", "digits, cifar10")),
         (("--data", "cifar10", "--root", "no/such/folder"), ("no/such/folder", "--download")),
         (("--device", "gpu"), ("--device gpu",)),
-        (("--resume", "no/such/run"), ("no/such/run/checkpoint.pt",)),
+        (("--resume", "no/such/run"), ("no/such/run/checkpoint-",)),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
@@ -244,11 +185,15 @@ def test_a_setting_that_cannot_be_met_is_answered(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.usefixtures("without_plots")
-def test_every_objective_gets_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def compared(folder: Path, *options: str) -> list[dict[str, Any]]:
     import compare
 
-    rows = compare.main(["--quick", "--epochs", "1", "--backbone", TINY, "--output", str(tmp_path)])
+    return compare.main(["--quick", "--data", "digits", "--epochs", "1", "--backbone", TINY, "--output", str(folder), *options])
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_every_objective_gets_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = compared(tmp_path, "--seeds", "1")
     assert [row["loss"] for row in rows] == ["before training", *zoo.list_losses()]
     assert all(row["milliseconds"] > 0 for row in rows[1:])
     assert json.loads((tmp_path / "comparison.json").read_text())["rows"] == rows
@@ -257,10 +202,47 @@ def test_every_objective_gets_a_row(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(markdown) == len(rows) + 2
     assert len({line.count("|") for line in markdown}) == 1
     printed = capsys.readouterr().out
-    assert all(f"{row['knn']:.2%}" in printed for row in rows)
+    assert all(f"{row['mean']['knn']:.2%}" in printed for row in rows)
     # All start from one encoder: what comes before training is the same for each.
-    before = {json.dumps(json.loads((tmp_path / name / "results.json").read_text())["before"]) for name in zoo.list_losses()}
+    before = {
+        json.dumps(json.loads((tmp_path / f"{name}-0" / "results.json").read_text())["before"]) for name in zoo.list_losses()
+    }
     assert len(before) == 1
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_comparison_goes_on_where_it_was_and_tells_the_spread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pretrain
+
+    few = ("--losses", "dcl", "ntxent", "--seeds", "2", "--save-every", "1")
+    whole = compared(tmp_path / "whole", *few)
+    evaluated = [json.loads((tmp_path / "whole" / f"dcl-{seed}" / "results.json").read_text())["after"] for seed in (0, 1)]
+    for key, value in whole[1]["mean"].items():
+        one, other = (figures[key] for figures in evaluated)
+        assert value == pytest.approx((one + other) / 2)
+        assert whole[1]["spread"][key] == pytest.approx(abs(one - other) / 2**0.5)
+    assert "±" in (tmp_path / "whole" / "comparison.md").read_text()
+
+    step, calls = pretrain.train_step, []
+
+    def step_and_stop(*given: Any) -> bool:
+        calls.append(given)
+        if len(calls) == 11:  # in the third of four runs
+            raise KeyboardInterrupt
+        return step(*given)
+
+    monkeypatch.setattr(pretrain, "train_step", step_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        compared(tmp_path / "parts", *few)
+    parts = compared(tmp_path / "parts", *few)
+    assert len(calls) == 11 + 16 - 10  # nothing is trained twice
+    for one, other in zip(whole, parts, strict=True):
+        assert_same(*({key: row[key] for key in ("loss", "mean", "spread")} for row in (one, other)))
+    with pytest.raises(SystemExit):
+        compared(tmp_path / "parts", *few, "--lr", "0.1")
+    assert "the comparison there has lr = 0.002, not 0.1" in capsys.readouterr().err
 
 
 def test_a_name_is_checked_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
