@@ -239,3 +239,31 @@ def test_every_registered_build_is_exported() -> None:
     for name in zoo.list_losses():
         card = zoo.describe_loss(name)
         assert getattr(zoo.objectives, card.build.__name__) is card.build
+
+
+def nested_targets(source: str) -> list[str]:
+    """Assignments to tuples within tuples, in functions that Triton compiles."""
+    functions = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and any(ast.unparse(each) == "triton.jit" for each in node.decorator_list)
+    ]
+    targets = [
+        target
+        for function in functions
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Tuple) and any(isinstance(each, ast.Tuple) for each in target.elts)
+    ]
+    return [ast.unparse(target) for target in targets]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "triton.jit" in path.read_text()], ids=lambda path: path.name)
+def test_kernels_are_read_by_all_versions_of_triton(path: Path) -> None:
+    """Triton before 3.8 fails at an assignment to a tuple within a tuple, before it compiles anything."""
+    assert not nested_targets(path.read_text())
+
+
+def test_a_nested_target_is_found() -> None:
+    assert nested_targets("@triton.jit\ndef f(x):\n    (a, b), c = g(x)\n") == ["((a, b), c)"]

@@ -77,9 +77,12 @@ def _by_place(product, BM: tl.constexpr, G: tl.constexpr):
     """The 8 arrays (BM, G) of a product whose columns are the first columns of all runs, then the second ones, and so on."""
     cut = tl.permute(tl.reshape(product, [BM, 2, 2, 2, G]), [0, 4, 1, 2, 3])
     even, odd = tl.split(cut)
-    (even0, even1), (odd0, odd1) = tl.split(even), tl.split(odd)
-    (first, fifth), (third, seventh) = tl.split(even0), tl.split(even1)
-    (second, sixth), (fourth, eighth) = tl.split(odd0), tl.split(odd1)
+    even0, even1 = tl.split(even)
+    odd0, odd1 = tl.split(odd)
+    first, fifth = tl.split(even0)
+    third, seventh = tl.split(even1)
+    second, sixth = tl.split(odd0)
+    fourth, eighth = tl.split(odd1)
     return first, second, third, fourth, fifth, sixth, seventh, eighth
 
 
