@@ -10,8 +10,12 @@ SCRIPTS = ROOT / "examples" / "integrations"
 
 
 def run_block(page: str, first: str, names: dict[str, Any]) -> dict[str, Any]:
-    """Run the ``py`` block of a page that contains a text, with the given names at hand; returns all names afterwards."""
-    blocks = re.findall(r"^```py\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
+    """Run the ``py`` block of a page that contains a text, with the given names at hand; returns all names afterwards.
+
+    Whole scripts, which pages show too, have tests of their own.
+    """
+    text = re.sub(r"<!-- code: .*?<!-- /code -->", "", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"^```py\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     (block,) = (block for block in blocks if first in block)
     exec(compile(block, page, "exec"), names)
     return names
