@@ -1,6 +1,8 @@
 """Lists the registered names with one line each: ``python -m contrastive_zoo``; with a name, prints its summary."""
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
 
 from contrastive_zoo.batch_samplers import describe_batch_sampler, list_batch_samplers
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("name", nargs="?", help="a name to describe in full")
     name = parser.parse_args(arguments).name
     if name is None:
-        print(listing())
+        print(listing(), flush=True)
         return
     unknown = []
     for _, describe in KINDS.values():
@@ -57,4 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # whoever read has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

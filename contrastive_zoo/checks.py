@@ -173,7 +173,7 @@ def comparable(value: object) -> object:
     return f"{type(value).__qualname__}({', '.join(f'{k}={v!r}' for k, v in sorted(known.items()))})"
 
 
-def check_features(argument: str, tensor: object, dims: tuple[int, ...]) -> None:
+def check_features(argument: str, tensor: object, dims: tuple[int, ...], if_empty: str = "Skip empty batches.") -> None:
     """Raise unless ``tensor`` is a non-empty floating-point tensor with one of ``dims`` dimensions."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{argument} must be a tensor of shape {_wanted_shape(dims)}, got {type(tensor).__name__}.")
@@ -185,7 +185,7 @@ def check_features(argument: str, tensor: object, dims: tuple[int, ...]) -> None
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{argument} must hold floating-point features, got {tensor.dtype}. Convert with .float().")
     if tensor.numel() == 0:
-        raise ValueError(f"{argument} is empty: shape {shape(tensor)}. Skip empty batches.")
+        raise ValueError(f"{argument} is empty: shape {shape(tensor)}. {if_empty}")
 
 
 def _wanted_shape(dims: tuple[int, ...]) -> str:

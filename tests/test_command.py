@@ -41,3 +41,16 @@ def test_it_is_a_module_to_run() -> None:
     command = [sys.executable, "-m", "contrastive_zoo"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed.startswith("Objectives, zoo.get_loss(name)\n")
+
+
+def test_a_reader_may_leave_early() -> None:
+    """As `head` does; the list is longer than what the reader takes."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "contrastive_zoo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 0
+    process.stderr.close()

@@ -95,7 +95,8 @@ class Call:
     def _check_negatives(self, negatives: Tensor, card: Card) -> None:
         if "negatives" not in card.uses:
             raise TypeError(f"{card.name!r} has no place for negatives. Call it without them.")
-        check_features("negatives", negatives, (2, 3))
+        nothing_yet = "Leave negatives out as long as there are none, for example while a queue is empty."
+        check_features("negatives", negatives, (2, 3), if_empty=nothing_yet)
         check_device("z1", self.z1, "negatives", negatives)
         size, width = self.z1.shape[-2:]
         if negatives.shape[-1] != width or (negatives.dim() == 3 and len(negatives) != size):
