@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -40,11 +41,7 @@ def nearest_class_mean(train_z: Tensor, train_y: Tensor, test_z: Tensor, test_y:
     train, train_labels, test, test_labels = check_split(train_z, train_y, test_z, test_y, names)
     values, classes = number_classes(train_labels)
     means = class_means(train, classes)
-    correct = torch.zeros_like(values[0])
-    for rows, labels in zip(blocks(test), blocks(test_labels), strict=True):
-        nearest = squared_distances(rows.double(), means).argmin(dim=1)
-        correct += (values[nearest] == labels).sum()
-    return int(correct) / len(test)
+    return _accuracy(test, test_labels, lambda rows: values[squared_distances(rows.double(), means).argmin(dim=1)])
 
 
 def knn_accuracy(
@@ -85,13 +82,15 @@ def knn_accuracy(
     temperature = check_number("temperature", temperature, low=0, open_low=True)
     check_at_most("k", k, "the number of rows of train", len(train))
     values, classes = number_classes(train_labels)
-    keys, correct = unit_rows(train), torch.zeros_like(values[0])
-    for rows, labels in zip(blocks(unit_rows(test)), blocks(test_labels), strict=True):
+    keys = unit_rows(train)
+
+    def predict(rows: Tensor) -> Tensor:
         cosines, neighbours = _nearest_rows(rows, keys, k)
         votes = cosines.new_zeros(len(rows), len(values))
         votes.scatter_add_(1, classes[neighbours], torch.softmax(cosines / temperature, dim=1))
-        correct += (values[votes.argmax(dim=1)] == labels).sum()
-    return int(correct) / len(test)
+        return values[votes.argmax(dim=1)]
+
+    return _accuracy(unit_rows(test), test_labels, predict)
 
 
 def linear_probe(
@@ -196,6 +195,14 @@ def few_label_probe(
         chosen = torch.cat([rows[: math.ceil(fraction * len(rows))] for rows in members]).to(train.device)
         accuracies.append(linear_probe(train[chosen], train_labels[chosen], test, test_labels))
     return FewLabelAccuracy(statistics.mean(accuracies), statistics.pstdev(accuracies))
+
+
+def _accuracy(rows: Tensor, labels: Tensor, predict: Callable[[Tensor], Tensor]) -> float:
+    """Fraction of rows whose predicted label is their own, one block of rows at a time; read once, at the end."""
+    correct = labels.new_zeros(())
+    for piece, wanted in zip(blocks(rows), blocks(labels), strict=True):
+        correct += (predict(piece) == wanted).sum()
+    return int(correct) / len(rows)
 
 
 def _nearest_rows(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -80,12 +80,8 @@ def effective_rank(z: Tensor) -> float:
         >>> round(effective_rank(torch.eye(5)), 4)
         5.0
     """
-    rows = check_features(z, "z", min_rows=1)
-    values = _singular_values(rows, rows.new_zeros(rows.shape[1]))
-    if values[0] == 0:
-        return 0.0
-    p = values / values.sum() + 1e-7
-    return float(torch.special.entr(p / p.sum()).sum().exp())
+    p = _shares(z)
+    return float(torch.special.entr(p / p.sum()).sum().exp()) if len(p) else 0.0
 
 
 def rankme(z: Tensor) -> float:
@@ -110,11 +106,8 @@ def rankme(z: Tensor) -> float:
         >>> round(rankme(torch.eye(5)), 3)
         5.0
     """
-    rows = check_features(z, "z", min_rows=1)
-    values = _singular_values(rows, rows.new_zeros(rows.shape[1]))
-    if values[0] == 0:
-        return 0.0
-    return float(torch.special.entr(values / values.sum() + 1e-7).sum().exp())
+    p = _shares(z)
+    return float(torch.special.entr(p).sum().exp()) if len(p) else 0.0
 
 
 def alpha_req(z: Tensor, first: int = 4, last: int = 100) -> float:
@@ -158,6 +151,13 @@ def alpha_req(z: Tensor, first: int = 4, last: int = 100) -> float:
     weights = (1 / ranks) / (1 / ranks).sum()
     centred = x - (weights * x).sum()
     return -float((weights * centred * y).sum() / (weights * centred.square()).sum())
+
+
+def _shares(z: Tensor) -> Tensor:
+    """Singular values of the features over their sum, plus 1e-7; empty if all rows are zero."""
+    rows = check_features(z, "z", min_rows=1)
+    values = _singular_values(rows, rows.new_zeros(rows.shape[1]))
+    return values[:0] if values[0] == 0 else values / values.sum() + 1e-7
 
 
 def _singular_values(rows: Tensor, origin: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from nested import assert_same
 
 import contrastive_zoo as zoo
 
@@ -44,20 +45,6 @@ def last(folder: Path) -> dict[str, Any]:
     state = torch.load(max(folder.glob("checkpoint-*.pt")), weights_only=True)
     state.pop("settings")
     return state
-
-
-def assert_same(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, (list, tuple)):
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *options: str) -> str:

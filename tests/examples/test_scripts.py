@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from nested import assert_same
 
 import contrastive_zoo as zoo
 
@@ -53,22 +54,6 @@ def refusal(capsys: pytest.CaptureFixture[str], *options: str) -> str:
 def assert_shows_something(plot: Path) -> None:
     drawn = np.ptp(imread(plot)[:, :, :3], axis=2) > 0.1  # text and axes are grey, data are in colour
     assert 0.001 < drawn.mean() < 0.5
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Equal to the bit, through dictionaries and lists."""
-    assert type(one) is type(other)
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, (list, tuple)):
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    else:
-        assert one == other
 
 
 def test_default_backbone_learns_and_everything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
