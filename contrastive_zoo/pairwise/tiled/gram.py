@@ -29,7 +29,7 @@ def _distinct(ids: Tensor, key_ids: Tensor | None) -> bool:
     return torch.equal(ids, key_ids) and len(ids.unique()) == len(ids)
 
 
-def forward(sweep: Sweep, term: Squares) -> tuple[Sums, Tensor]:
+def forward(sweep: Sweep, term: Squares, needs: Needs) -> tuple[Sums, Tensor]:
     """The sums; nothing is kept for the backward pass."""
     assert sweep.keys is not None
     x, keys, empty = sweep.x, sweep.keys, sweep.x.new_empty
