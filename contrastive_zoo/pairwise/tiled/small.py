@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from contrastive_zoo.logspace import in_vectors
 from contrastive_zoo.pairwise.kernels import LOG2_E
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import Gradients, LogSumExp, Needs, Softplus, Sums, Term
@@ -54,7 +55,7 @@ def forward(sweep: Sweep, term: LogSumExp | Softplus, needs: Needs) -> tuple[Sum
     if isinstance(term, Softplus):
         logits = _product(sweep.x, _keys(sweep).mT, term.scale.item()).add_(term.bias.unsqueeze(1))
         logits = _exclude(sweep, logits, -torch.inf)
-        rows, kept = softplus(logits, threshold=80).sum(1, keepdim=True).mT, logits.sigmoid_()
+        rows, kept = softplus(in_vectors(logits), threshold=80).sum(1)[None].to(logits), logits.sigmoid_()
         columns, means = rows.new_empty(1, 0), rows.new_empty(1, 0)
     else:
         kept, e = _exponentials(sweep, term, None)
