@@ -53,8 +53,7 @@ def fits(sweep: Sweep, scales: int = 1) -> bool:
 def forward(sweep: Sweep, term: LogSumExp | Softplus, needs: Needs) -> tuple[Sums, Tensor]:
     """The sums; and for the backward pass exponentials, similarities of several scales, sigmoids, or nothing with means."""
     if isinstance(term, Softplus):
-        logits = _product(sweep.x, _keys(sweep).mT, term.scale.item()).add_(term.bias.unsqueeze(1))
-        logits = _exclude(sweep, logits, -torch.inf)
+        logits = _logits(sweep, term)
         rows, kept = softplus(in_vectors(logits), threshold=80).sum(1)[None].to(logits), logits.sigmoid_()
         columns, means = rows.new_empty(1, 0), rows.new_empty(1, 0)
     else:
@@ -69,14 +68,14 @@ def forward(sweep: Sweep, term: LogSumExp | Softplus, needs: Needs) -> tuple[Sum
 
 def backward(sweep: Sweep, term: LogSumExp | Softplus, sums: Sums, upstream: Sides, kept: Tensor, needs: Needs) -> Gradients:
     """Gradients of rows, keys, scale and bias, as far as they are needed."""
-    kept = kept.view(*sweep.x.shape[:-1], _keys(sweep).shape[-2]) if kept.numel() else kept
+    found = kept.view(*sweep.x.shape[:-1], _keys(sweep).shape[-2]) if kept.numel() else None
     grad = upstream[0]
     if isinstance(term, Softplus):
-        slope = kept * grad.mT
+        slope = (_logits(sweep, term).sigmoid_() if found is None else found) * grad.mT
         offset = slope.sum(1) if needs[3] else grad.new_empty(0)
         slope = slope + slope.mT if sweep.keys is None else slope
         return _spread(sweep, slope, term.scale, None, offset, needs)
-    similarity, e = _exponentials(sweep, term, kept)
+    similarity, e = _exponentials(sweep, term, found)
     weights, columns = over_sum(grad, sums.rows), over_sum(upstream[1], sums.columns) if sweep.both else None
     one, shared = _one(term), term.scale.shape[1] == 1
     # One scale multiplies the finished gradients.
@@ -128,9 +127,15 @@ def _exponentials(sweep: Sweep, term: LogSumExp, kept: Tensor | None) -> tuple[T
         if kept is None:
             kept = _exclude(sweep, _product(sweep.x, _keys(sweep).mT, term.scale.item() * LOG2_E).exp2_(), 0)
         return kept, kept.unsqueeze(0)
-    similarity = kept if kept is not None and kept.numel() else _product(sweep.x, _keys(sweep).mT, 1.0)
+    similarity = _product(sweep.x, _keys(sweep).mT, 1.0) if kept is None else kept
     e = ((term.scale.to(similarity) * LOG2_E).unsqueeze(2) * similarity).exp2_()
     return similarity, _exclude(sweep, e, 0)
+
+
+def _logits(sweep: Sweep, term: Softplus) -> Tensor:
+    """(N, M) logits, -inf if excluded."""
+    logits = _product(sweep.x, _keys(sweep).mT, term.scale.item()).add_(term.bias.unsqueeze(1))
+    return _exclude(sweep, logits, -torch.inf)
 
 
 def _exclude(sweep: Sweep, values: Tensor, fill: float) -> Tensor:
