@@ -57,6 +57,8 @@ class Card:
         stateful: Whether the method keeps state between steps.
         draws: Whether the method uses randomness.
         per_sample: Whether the method has a value per sample, so reductions other than "mean" are meaningful.
+        ring: Whether the method needs nothing of the rows of other processes but log-sum-exps, sums of softplus and sums of
+            classes, so that ``gather="ring"`` is possible.
         parameters: Names and defaults; a parameter without a default must be given.
         ranges: Intervals of numeric parameters.
         check: Called with all parameters before the method is built; raises if the parameters are inconsistent.
@@ -76,6 +78,7 @@ class Card:
     stateful: bool = False
     draws: bool = False
     per_sample: bool = True
+    ring: bool = False
     parameters: dict[str, Any] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
     check: Callable[..., None] | None = None
@@ -93,6 +96,7 @@ class Card:
         defaults = ", ".join(
             f"{name} (required)" if value is REQUIRED else f"{name}={value!r}" for name, value in self.parameters.items()
         )
+        rows += [f"  processes   {'gathered, or in a ring' if self.ring else 'gathered'}"]
         rows += [f"  parameters  {defaults or 'none'}"]
         rows += [f"  scale       {self.scale}"] if self.scale else []
         rows += [f"  difference  {difference}" for difference in self.differences]
@@ -228,6 +232,7 @@ class Registry:
         stateful: bool = False,
         draws: bool = False,
         per_sample: bool = True,
+        ring: bool = False,
         ranges: dict[str, Range] | None = None,
         check: Callable[..., None] | None = None,
         scale: str = "",
@@ -255,6 +260,7 @@ class Registry:
                     stateful=stateful,
                     draws=draws,
                     per_sample=per_sample,
+                    ring=ring,
                     parameters=parameters,
                     ranges={"temperature": POSITIVE} | (ranges or {}) if "temperature" in parameters else ranges or {},
                     check=check,

@@ -61,6 +61,11 @@ class Loss(AllOrNothing):
                 f"reduction={options.reduction!r} has no meaning for {self.card.name!r}, which has no value per sample. "
                 "Use 'mean'."
             )
+        if options.gather == "ring" and not self.card.ring:
+            raise ValueError(
+                f"{self.card.name!r} needs more of the rows of other processes than log-sum-exps and sums of softplus, which "
+                "is what gather='ring' has. Use gather='auto'."
+            )
         self.options = options
         self._maker = BatchMaker(options, "index" in self.card.needs)
 
@@ -230,7 +235,9 @@ class Loss(AllOrNothing):
 
     def _agreement(self) -> dict[str, object]:
         """Values that must be equal on all processes, as far as the host knows them; an error here is raised on all of them."""
-        common = {name: getattr(self, name) for name in ("num_samples", "normalize", "reduction", "backend", "on_empty")}
+        common = {
+            name: getattr(self, name) for name in ("num_samples", "normalize", "reduction", "backend", "gather", "on_empty")
+        }
         given = {name: comparable(value) for name, value in self.settings.items() if name != "temperature"}
         return {"the name of the loss": self.card.name, **given, **common, **state_of(self.objective)}
 
@@ -240,7 +247,7 @@ class Loss(AllOrNothing):
             raise ValueError(message.replace("The loss is 0 and no", "No") + " Drop such batches, e.g. drop_last=True.")
         if not torch.compiler.is_compiling():
             warnings.warn(message, stacklevel=5)  # blame the caller's line, not forward or torch's own calls
-        zero = batch.x.view(batch.size, -1).sum(1) * 0
+        zero = batch.of_all(batch.x.unflatten(0, (-1, batch.views)).sum((1, 2)) * 0)
         for leaf in (*self.objective.parameters(), *([] if batch.negatives is None else [batch.negatives])):
             zero = zero + 0 * leaf.sum().to(zero)  # DDP needs a gradient for every parameter in every step
         return batch.pairs.share.own_values(zero) if self.options.reduction == "none" else zero.sum()

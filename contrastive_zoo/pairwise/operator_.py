@@ -1,6 +1,6 @@
 """All sweeps as one pair of operators: opaque to `torch.compile`, differentiable once, unaffected by autocast.
 
-An operator takes a sweep and a term as tensors, a name and numbers; `_packed` and `_unpacked` convert between the two forms.
+An operator takes a sweep and a term as tensors, a name and numbers; `pack` and `unpack` convert between the two forms.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,12 @@ TAKEN = (
     "Tensor x, Tensor? keys, Tensor? scale, Tensor? offset, Tensor? ids, Tensor? key_ids, Tensor? rounded,"
     " Tensor? rounded_keys, str term, float[] numbers, float norm_bound, int[] layout"
 )
-_TENSORS, _WORDS = 8, 4
+TENSORS, WORDS = 8, 4  # of TAKEN
 OPERANDS = (None, *HALF)
 
 
-def _packed(sweep: Sweep, term: Term) -> tuple[Any, ...]:
+def pack(sweep: Sweep, term: Term) -> tuple[Any, ...]:
+    """The first arguments of an operator: `TAKEN`."""
     scale, offset, numbers, *_ = term.packed()
     operand = OPERANDS.index(sweep.operand)
     layout = [int(sweep.counts == "equal"), int(sweep.both), *sweep.part, sweep.group, operand, int(sweep.ordered)]
@@ -30,7 +31,8 @@ def _packed(sweep: Sweep, term: Term) -> tuple[Any, ...]:
     return *tensors, type(term).__name__, numbers, sweep.norm_bound, layout
 
 
-def _unpacked(packed: Sequence[Any]) -> tuple[Sweep, Term]:
+def unpack(packed: Sequence[Any]) -> tuple[Sweep, Term]:
+    """The sweep and the term again."""
     x, keys, scale, offset, ids, key_ids, *rounded, name, numbers, norm_bound, layout = packed
     equal, both, part, parts, group, operand, ordered = layout
     counts: Literal["different", "equal"] = "equal" if equal else "different"
@@ -45,7 +47,7 @@ def sweep_operator(*taken: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *packed, name, needs = taken
     forward = BACKENDS[name].forward
     assert forward is not None
-    sums, kept = forward(*_unpacked(packed), tuple(needs))
+    sums, kept = forward(*unpack(packed), tuple(needs))
     return *sums, kept
 
 
@@ -54,7 +56,7 @@ def _(*taken: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *packed, name, needs = taken
     residual = BACKENDS[name].residual
     assert residual is not None
-    sweep, term = _unpacked(packed)
+    sweep, term = unpack(packed)
     x, (*_, sums, has_means) = sweep.x, term.packed()
     keys = 0 if sweep.keys is None or not sweep.both else sweep.keys.shape[0]
     rows = x.new_empty(sums, *x.shape[:-1])
@@ -73,7 +75,7 @@ def sweep_operator_backward(*taken: Any) -> Gradients:
     backward = BACKENDS[backend].backward
     assert backward is not None
     sums, upstream = Sums(rows, columns, means), (grad_rows, grad_columns)
-    sweep, term = _unpacked(packed)
+    sweep, term = unpack(packed)
     found = backward(sweep, term, sums, upstream, kept, tuple(needs))
     gradients = [each.to(given) if need else each.new_empty(0) for each, given, need in zip(found, packed, needs, strict=False)]
     return Gradients(*gradients)
@@ -90,7 +92,7 @@ def _(*taken: Any) -> tuple[Tensor, ...]:
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    tensors, ctx.words = inputs[:_TENSORS], inputs[_TENSORS : _TENSORS + _WORDS + 1]
+    tensors, ctx.words = inputs[:TENSORS], inputs[TENSORS : TENSORS + WORDS + 1]
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[2], output[3])
     ctx.set_materialize_grads(False)
@@ -98,7 +100,7 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _gradient(ctx: Any, compute: Any, grad_rows: Tensor | None, grad_columns: Tensor | None, *_: Any) -> Any:
     if grad_rows is None and grad_columns is None:
-        return (None,) * (_TENSORS + _WORDS + 2)
+        return (None,) * (TENSORS + WORDS + 2)
     *given, rows, columns, means, kept = ctx.saved_tensors
     grads = [
         sums.new_zeros(sums.shape) if grad is None else grad for sums, grad in ((rows, grad_rows), (columns, grad_columns))
@@ -106,7 +108,7 @@ def _gradient(ctx: Any, compute: Any, grad_rows: Tensor | None, grad_columns: Te
     needs = list(ctx.needs_input_grad[:4])
     found = compute(*given, *ctx.words, rows, columns, means, kept, *grads, needs)
     gradients = [each if need else None for each, need in zip(found, needs, strict=True)]
-    return *gradients, *(None,) * (_TENSORS + _WORDS - 2)
+    return *gradients, *(None,) * (TENSORS + WORDS - 2)
 
 
 sweep_operator.differentiate(sweep_operator_backward, _setup, _gradient)
@@ -121,7 +123,7 @@ def compute(sweep: Sweep, term: Term, name: str) -> Sums:
     backend = choose(sweep, term, name)
     if backend.plain is not None:
         return backend.plain(sweep, term)
-    packed, enabled = _packed(backend.prepare(sweep), term), torch.is_grad_enabled()
+    packed, enabled = pack(backend.prepare(sweep), term), torch.is_grad_enabled()
     needs = [enabled and tensor is not None and tensor.requires_grad for tensor in packed[:4]]
     *sums, _ = sweep_operator(*packed, backend.name, needs)
     return Sums(*sums)

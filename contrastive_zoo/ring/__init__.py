@@ -1,0 +1,11 @@
+"""Sums over the pairs of the rows of all processes, where no process holds more than its own rows and a visiting block.
+
+Blocks of rows visit the other processes in turn (`passing.py`). Where rows are their own keys, a block visits half of the
+processes, so that any two blocks meet once: in the middle round of an even number of processes they meet on both sides, and
+each side takes half of the pairs (`course.py`). Separate keys visit all processes. In the backward pass a visiting block comes
+with the gradient of its rows, to which each process adds, and which goes home after the last round (`passes.py`).
+
+Sums are numbers per row, so they are not passed round: each process gets the sums over the pairs that it visited, for the rows
+of all processes, and the caller puts them together as those of the parts of a sweep. Rows stay with their process, and their
+gradients carry the number of processes as a factor, like those of `contrastive_zoo.processes.gather.gather_features`.
+"""
