@@ -15,7 +15,7 @@ from contrastive_zoo.batch.options import OPTIONS, Options
 from contrastive_zoo.checks import check_count, comparable
 from contrastive_zoo.devices import transforming
 from contrastive_zoo.loss.diagnostics import constants, figures
-from contrastive_zoo.loss.guards import refuse_broken_state, refuse_recomputation, refuse_transforms, state_of
+from contrastive_zoo.loss.guards import refuse_broken_state, refuse_options, refuse_recomputation, refuse_transforms, state_of
 from contrastive_zoo.loss.reduction import all_anchors_have_losses, nothing_to_contrast, reduced
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.operators import uncompiled, without_autocast
@@ -40,7 +40,7 @@ class Loss(AllOrNothing):
             embedding_dim.
 
     Raises:
-        ValueError: The reduction has no meaning for the objective.
+        ValueError: The reduction has no meaning for the objective, or the objective cannot be computed in a ring.
     """
 
     def __init__(self, card: Card, objective: Objective, settings: dict[str, Any], options: Options) -> None:
@@ -56,16 +56,7 @@ class Loss(AllOrNothing):
         self._temperatures = [part for part in self._parts if isinstance(part, Temperature)]
 
     def _set_options(self, options: Options) -> None:
-        if options.reduction != "mean" and not self.card.per_sample:
-            raise ValueError(
-                f"reduction={options.reduction!r} has no meaning for {self.card.name!r}, which has no value per sample. "
-                "Use 'mean'."
-            )
-        if options.gather == "ring" and not self.card.ring:
-            raise ValueError(
-                f"{self.card.name!r} needs more of the rows of other processes than log-sum-exps and sums of softplus, which "
-                "is what gather='ring' has. Use gather='auto'."
-            )
+        refuse_options(self.card, options)
         self.options = options
         self._maker = BatchMaker(options, "index" in self.card.needs)
 
@@ -259,7 +250,8 @@ class Loss(AllOrNothing):
         "positive_similarity" is the mean similarity over pairs of views of one sample, "negative_similarity" the mean
         similarity over pairs of rows of different samples. Objectives that need labels use classes in place of samples: pairs
         of different rows of one class, and pairs of rows of different classes. Either mean is 0 if there is no such pair.
-        "dropped_anchors" is the fraction of anchors that the loss leaves out.
+        "dropped_anchors" is the fraction of anchors that the loss leaves out. With ``gather="ring"`` similarities are those of
+        this process's rows.
         """
         return figures(self._seen, self._maker.pairs, by_class="labels" in self.needs) if self._seen else {}
 

@@ -49,6 +49,12 @@ class Share:
         """The part of the tiles that this process visits."""
         return (self.rank, len(self.sizes)) if self.divided else (0, 1)
 
+    @property
+    def own(self) -> slice:
+        """Which samples of the batch this process holds rows of."""
+        start = sum(self.sizes[: self.rank])
+        return slice(start, start + self.sizes[self.rank]) if self.ring else slice(None)
+
     def enter(self, x: Tensor, keys: K, scale: S, offset: F = None) -> tuple[Tensor, K, S, F]:  # type: ignore[assignment]
         """The inputs of a shared sum; their gradients are summed over processes, in a ring by the sum itself."""
         if self.ring or not self.divided:
@@ -75,9 +81,7 @@ class Share:
         """
         number, parts = self.part
         if self.ring:
-            raise ValueError(
-                "draws and searches need the rows of all processes on each of them: use gather='auto', not 'ring'."
-            )
+            raise ValueError("draws and searches need the rows of all processes, unlike gather='ring'. Use gather='auto'.")
         if parts == 1:
             return function(x, slice(0, len(x)))
         x, *_ = self.enter(x, None, None)
