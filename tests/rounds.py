@@ -35,7 +35,7 @@ KEYS_IN_RING = [c for c in WITH_NEGATIVES if c.card.ring]
 VIEWS_IN_RING = [c for c in IN_RING if "views" in c.card.uses and not c.params]
 # Every kind of sum: rows that are their own keys, with one and two scales, a scale for each row, sets; keys; pairs of a class.
 KINDS = ["ntxent", "hcl", "isogclr", "dhel", "infonce", "siglip", "hscl", "supcon"]
-COMPILED_IN_RING = ["ntxent", "isogclr", "siglip"]
+COMPILED_IN_RING = ["isogclr"]
 # Samples of a process in measurements, and features, whose number is that of no other axis.
 SAMPLES, FEATURES = 32, 13
 MEASURED = {"ntxent": {}, "infonce": {}, "siglip": {}, "supcon": {}, "dhel": {}, "scl": {}}
@@ -86,7 +86,7 @@ def work_in_ring(rank: int, world: int, folder: Path) -> None:
     with small_tiles():
         found["tiles"] = {name: run(Configuration(name, {}), batches, **ring) for name in KINDS}
     found["compiled"] = {}
-    for name in COMPILED_IN_RING if world == 3 else []:
+    for name in COMPILED_IN_RING if world == 2 else []:
         found["compiled"][name] = [
             run(Configuration(name, {}), batches, gather="ring", compiled=compiled) for compiled in (True, False)
         ]
