@@ -31,7 +31,6 @@ class Pairs:
         rounded: The rows of the batch, and their copy in this precision; None without such a copy.
         known: Tensors of ids, each with the tensor that takes its place in a sweep (itself, or its copy beside the rows), and
             the number of repetitions of each id if the ids are known to be 0, 0, ..., 1, 1, ..., else 0.
-        engine: What has the functions: `contrastive_zoo.pairwise`, or `RingSums` where rows stay with their process.
     """
 
     backend: str
@@ -41,7 +40,6 @@ class Pairs:
     operand: torch.dtype | None
     rounded: tuple[Tensor, Tensor] | None
     known: tuple[tuple[Tensor, Tensor, int], ...]
-    engine: Any = pairwise
 
     @staticmethod
     def unshared(backend: str, *, unit_rows: bool, norm_bound: float) -> "Pairs":
@@ -56,8 +54,12 @@ class Pairs:
         known: tuple[tuple[Tensor, Tensor, int], ...],
     ) -> "Pairs":
         """A copy of this object for the rows of one batch."""
-        engine = RingSums(share.sizes, share.group) if share.ring else pairwise
-        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, operand, rounded, known, engine)
+        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, operand, rounded, known)
+
+    @property
+    def engine(self) -> Any:
+        """What has the functions: `contrastive_zoo.pairwise`, or `RingSums` where rows stay with their process."""
+        return RingSums(self.share.sizes, self.share.group) if self.share.ring else pairwise
 
     @property
     def plain(self) -> bool:
