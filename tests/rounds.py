@@ -35,6 +35,7 @@ KEYS_IN_RING = [c for c in WITH_NEGATIVES if c.card.ring]
 VIEWS_IN_RING = [c for c in IN_RING if "views" in c.card.uses and not c.params]
 # Every kind of sum: rows that are their own keys, with one and two scales, a scale for each row, sets; keys; pairs of a class.
 KINDS = ["ntxent", "hcl", "isogclr", "dhel", "infonce", "siglip", "hscl", "supcon"]
+PRECISIONS = [torch.float32, torch.bfloat16]
 COMPILED_IN_RING = ["isogclr"]
 # Samples of a process in measurements, and features, whose number is that of no other axis.
 SAMPLES, FEATURES = 32, 13
@@ -44,7 +45,9 @@ MEASURED = {"ntxent": {}, "infonce": {}, "siglip": {}, "supcon": {}, "dhel": {},
 def direct(name: str, z: Tensor, index: Tensor, **params: Any) -> list[Tensor]:
     """Value and gradients of a call with all views in one tensor, (V, B, D)."""
     z = z.clone().requires_grad_()
-    loss_fn = zoo.get_loss(name, num_samples=NUM_SAMPLES, **params).to(z.dtype)
+    loss_fn = zoo.get_loss(name, num_samples=NUM_SAMPLES, **params)
+    if z.dtype == torch.float64:
+        loss_fn.double()
     loss = loss_fn(z, index=index, labels=index % 3)
     return [loss.detach(), *torch.autograd.grad(loss, (z, *loss_fn.parameters()))]
 
@@ -76,11 +79,10 @@ def work_in_ring(rank: int, world: int, folder: Path) -> None:
     for c in VIEWS_IN_RING:
         local = [three_views(step, sizes, part_of(sizes, rank)) for step, sizes in enumerate(all_sizes)]
         found["three views"][c.name] = [direct(c.name, *each, gather="ring") for each in local]
-    found["float32"] = {}
-    for name in KINDS:
-        batch = local_batch(1, all_sizes[1], rank)
-        z = torch.stack([batch.z1, batch.z2]).float()
-        found["float32"][name] = [direct(name, z, batch.index, gather=gather) for gather in ("ring", "auto")]
+    for dtype in PRECISIONS:
+        z = torch.stack([batches[1].z1, batches[1].z2]).to(dtype)
+        both = {n: [direct(n, z, batches[1].index, gather=gather) for gather in ("ring", "auto")] for n in KINDS}
+        found[str(dtype)] = both
     members = dist.new_group([0, world - 1])
     found["group"] = run(IN_RING[0], batches[:1], gather="ring", process_group=members) if rank in (0, world - 1) else None
     with small_tiles():

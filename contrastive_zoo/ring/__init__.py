@@ -9,11 +9,12 @@ Sums are numbers per row, so they are not passed round: each process gets the su
 of all processes, and the caller puts them together as those of the parts of a sweep. Rows stay with their process, and their
 gradients carry the number of processes as a factor, like those of `contrastive_zoo.processes.gather.gather_features`.
 
-With P processes, n rows of D entries of e bytes in each of them, a process sends to others
+With P processes and n rows of D features on each of them, a process sends to others
 
-    rows that are their own keys    floor(P / 2) n D e forward, twice as much backward: rows, and gradients
-    separate keys                   (P - 1) n D e forward, twice as much backward, for n keys
-    sums of classes                 (P - 1) n D e forward, as much backward, for n samples
+    rows that are their own keys    floor(P / 2) n D e forward, floor(P / 2) n D (e + f) backward: rows, and gradients
+    separate keys                   (P - 1) n D e forward, (P - 1) n D (e + f) backward, for n keys
+    sums of classes                 (P - 1) n D f forward, as much backward, for n samples
 
-A sum over pairs of a class sends nothing if no class is on two processes, as far as the host knows the classes.
+bytes, where f is 4, or 8 in double precision, and e is 2 for rows that were rounded to half precision, else f. A sum over pairs
+of a class sends nothing if no class is on two processes, as far as the host knows the classes.
 """

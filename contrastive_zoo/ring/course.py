@@ -56,9 +56,15 @@ class Course:
         return self.sweep.keys is None
 
     @property
-    def traveller(self) -> Tensor:
-        """The block of this process that visits others."""
+    def block(self) -> Tensor:
+        """The rows or keys of this process that visit others."""
         return self.sweep.x if self.sweep.keys is None else self.sweep.keys
+
+    @property
+    def message(self) -> Tensor:
+        """The block as others get it: in half precision if it was rounded to it, which takes half the bytes."""
+        rounded = self.sweep.bound.rounded if self.symmetric else self.sweep.bound.rounded_keys
+        return self.block if rounded is None else rounded
 
     @property
     def log(self) -> bool:
@@ -69,11 +75,12 @@ class Course:
         """The owner, the rows and the visits of each block, first this process's own."""
         rank, own = self.ring.rank, self.ring.place(self.ring.rank)
         if self.symmetric:
-            yield rank, self.traveller, [self._at_home(number, own) for number in range(len(self.sweep.sets))]
+            yield rank, self.block, [self._at_home(number, own) for number in range(len(self.sweep.sets))]
         else:
-            yield rank, self.traveller, self._visits(rank, self.traveller)
+            yield rank, self.block, self._visits(rank, self.block, self.sweep.bound.rounded_keys)
         for owner, block in visitors:
-            yield owner, block, self._visits(owner, block)
+            computed = block.to(self.block.dtype)
+            yield owner, computed, self._visits(owner, computed, None if block is computed else block)
 
     def _at_home(self, number: int, own: slice) -> Visit:
         """The rows of this process among themselves."""
@@ -82,8 +89,8 @@ class Course:
         sweep = replace(self.sweep, x=self.sweep.sets[number], ids=ids, part=(0, 1), bound=bound)
         return Visit(sweep, _of_rows(self.term, own), number, own)
 
-    def _visits(self, owner: int, block: Tensor) -> list[Visit]:
-        """The rows of this process with a block of keys."""
+    def _visits(self, owner: int, block: Tensor, block_in_half: Tensor | None) -> list[Visit]:
+        """The rows of this process with a block of keys, and its copy in half precision, if there is one."""
         mine, theirs = self._halves(owner)
         own, other = (self.ring.place(process) for process in (self.ring.rank, owner))
         rows, keys = _within(own, mine), _within(other, theirs)
@@ -94,7 +101,8 @@ class Course:
         key_ids = self._ids(self.sweep.ids if self.symmetric else self.sweep.key_ids, keys, home)
         for number, (x, y) in enumerate(zip(self.sweep.sets, _sets(block), strict=True)):
             in_half = None if rounded is None else _sets(rounded)[number][mine]
-            bound = self.sweep.bound._replace(rounded=in_half, rounded_keys=self.sweep.bound.rounded_keys if home else None)
+            keys_in_half = None if block_in_half is None else _sets(block_in_half)[number][theirs]
+            bound = self.sweep.bound._replace(rounded=in_half, rounded_keys=keys_in_half)
             sweep = replace(self.sweep, x=x[mine], keys=y[theirs], part=(0, 1), bound=bound)
             sweep = replace(sweep, ids=ids, key_ids=key_ids, group=self.sweep.group if home else 0)
             if not self.symmetric:
@@ -102,7 +110,7 @@ class Course:
             elif _serves_both(self.term):
                 found.append(Visit(replace(sweep, both=True), self.term, number, rows, keys))
             else:
-                bound = bound._replace(rounded=None, rounded_keys=in_half)
+                bound = bound._replace(rounded=keys_in_half, rounded_keys=in_half)
                 turned = replace(sweep, x=y[theirs], keys=x[mine], ids=key_ids, key_ids=ids, bound=bound)
                 found.append(Visit(sweep, _of_rows(self.term, rows), number, rows, keys))
                 found.append(Visit(turned, _of_rows(self.term, keys), number, keys, rows, swapped=True))

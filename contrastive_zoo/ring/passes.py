@@ -61,7 +61,7 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 def forward(course: Course, backend: str, needs: Needs) -> tuple[Sums, Tensor]:
     """Sums over the pairs that this process visits, for the rows of all, and what the backward pass needs."""
     totals, kept = Totals(course), [course.sweep.x.new_empty(0)]
-    for _, _, visits in course.meetings(course.ring.visits(course.traveller, course.rounds)):
+    for _, _, visits in course.meetings(course.ring.visits(course.message, course.rounds)):
         for visit in visits:
             sums, entries = blocks.forward(visit.sweep, visit.term, backend, course.needs(visit, needs))
             totals.add(visit, sums)
@@ -71,7 +71,7 @@ def forward(course: Course, backend: str, needs: Needs) -> tuple[Sums, Tensor]:
 
 def kept_numel(course: Course, backend: str, needs: Needs) -> int:
     """Number of entries that `forward` returns for the backward pass."""
-    visits = [visit for *_, met in course.meetings(course.visitors_like(course.traveller)) for visit in met]
+    visits = [visit for *_, met in course.meetings(course.visitors_like(course.message)) for visit in met]
     return sum(sum(blocks.kept_sizes(visit.sweep, visit.term, backend, course.needs(visit, needs))) for visit in visits)
 
 
@@ -105,9 +105,9 @@ class Backward:
     def gradients(self) -> Gradients:
         """Gradients of the rows and keys of this process, times the number of processes, and whole ones of scale and offset."""
         course, ring = self.course, self.course.ring
-        own = self.x if course.symmetric else torch.zeros_like(course.traveller, memory_format=torch.contiguous_format)
+        own = self.x if course.symmetric else torch.zeros_like(course.block, memory_format=torch.contiguous_format)
         travels, arriving = self.needs[0] if course.symmetric else self.needs[1], None
-        for number, (owner, block, visits) in enumerate(course.meetings(ring.visits(course.traveller, course.rounds))):
+        for number, (owner, block, visits) in enumerate(course.meetings(ring.visits(course.message, course.rounds))):
             gradient = own if number == 0 else torch.zeros_like(block)
             for visit in visits:
                 self._visit(visit, gradient, owner)
