@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from cases import CONFIGURATIONS, NUM_SAMPLES, Configuration, Views, snapshot, views
+from tolerances import assert_close
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -134,6 +135,18 @@ def run(
         losses.append(loss.detach())
         found.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters])
     return {"losses": losses, "gradients": found, "state": snapshot(loss_fn)}
+
+
+def assert_same(actual: FOUND, expected: FOUND, magnitude: float = 10.0) -> None:
+    """Losses, gradients and state that `run` found; ``magnitude`` is that of the terms of a gradient."""
+    for step, (loss, wanted) in enumerate(zip(actual["losses"], expected["losses"], strict=True)):
+        assert_close(loss, wanted, f"loss of step {step}", magnitude=1.0)
+    for step, (some, others) in enumerate(zip(actual["gradients"], expected["gradients"], strict=True)):
+        for number, (gradient, wanted) in enumerate(zip(some, others, strict=True)):
+            assert_close(gradient, wanted, f"gradient {number} of step {step}", magnitude=magnitude)
+    assert actual["state"].keys() == expected["state"].keys()
+    for name, tensor in expected["state"].items():
+        assert_close(actual["state"][name], tensor, name)
 
 
 class Model(nn.Module):
@@ -329,6 +342,7 @@ def settings(last: bool) -> dict[str, tuple[str, dict[str, Any]]]:
         "normalize": ("dcl", {"normalize": "ball" if last else "sphere"}),
         "reduction": ("dcl", {"reduction": "sum" if last else "mean"}),
         "on_empty": ("dcl", {"on_empty": "error" if last else "warn"}),
+        "gather": ("dcl", {"gather": "ring" if last else "auto"}),
         "num_samples": ("sogclr", {"num_samples": NUM_SAMPLES + last}),
         "seed": ("emc2", {"seed": int(last)}),
         "beta": ("hcl", {"beta": 2.0 if last else 1.0}),

@@ -56,7 +56,7 @@ SHORT = {
 CHOICES = {
     "normalize": 'Literal["sphere", "ball", "none"] | bool',
     "reduction": 'Literal["mean", "sum", "none"]',
-    "gather": 'Literal["auto", False]',
+    "gather": 'Literal["auto", "ring"] | bool',
     "on_empty": 'Literal["warn", "error"]',
 }
 

@@ -27,7 +27,9 @@ class Batch:
     """Features of B samples in V views, ready to be contrasted.
 
     Attributes:
-        x: (B * V, D) rows, normalised according to ``normalize``, the views of a sample next to each other.
+        x: (B * V, D) rows, normalised according to ``normalize``, the views of a sample next to each other. With
+            ``gather="ring"`` rows of this process's samples only, while ids, sums over pairs and all other numbers are of the
+            samples of all processes; `of_all` puts numbers of samples together.
         ids: (B * V,) id of the sample of each row. Rows with equal ids are never negatives of each other.
         sample_ids: (B,) id of each sample: the batch position of its first occurrence. ``ids`` and ``sample_ids`` are cached
             between batches; do not write to them.
@@ -68,12 +70,17 @@ class Batch:
     @property
     def size(self) -> int:
         """Number of samples, B."""
-        return self.x.shape[0] // self.views
+        return len(self.sample_ids)
 
     @property
     def alone(self) -> bool:
         """Whether no other process has rows of the batch, so that nothing need be compared on the host."""
         return not self.pairs.share.sizes
+
+    @property
+    def scattered(self) -> bool:
+        """Whether ``x`` holds the rows of this process's samples only."""
+        return self.pairs.share.ring
 
     def class_ids(self) -> Tensor:
         """(B,) class of each sample, below B: equal for equal labels. Rows of one sample take the label of its first row."""
@@ -97,6 +104,14 @@ class Batch:
             return torch.arange(len(integers), device=self.x.device) // (len(integers) // self.size)
         return beside(integers, self.x)
 
+    def of_all(self, values: Tensor) -> Tensor:
+        """Numbers of all samples, (B, ...), from those of the samples that ``x`` holds rows of."""
+        return self.pairs.share.of_all(values)
+
+    def squared_lengths(self, x: Tensor) -> Tensor:
+        """(B * V,) squared lengths of rows like ``x``, of all samples."""
+        return self.of_all(self.per_view(x.square().sum(1))).flatten()
+
     def view(self, number: int) -> Tensor:
         """(B, D) rows of one view."""
         return self.by_view()[number]
@@ -118,7 +133,7 @@ class Batch:
         if self.views == 2:
             return [self.pair_similarity]
         rows = rearrange(self.x, "(b v) d -> b v d", v=self.views)
-        return [torch.linalg.vecdot(rows, rows.roll(-shift, 1)) for shift in range(1, self.views)]
+        return [self.of_all(torch.linalg.vecdot(rows, rows.roll(-shift, 1))) for shift in range(1, self.views)]
 
     def positive_similarity(self) -> Tensor:
         """Mean inner product of each row with its other views, (B, V); (B, 1) for two views."""

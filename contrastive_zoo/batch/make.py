@@ -93,7 +93,7 @@ class BatchMaker:
     def _batch(self, rows: _Rows, call: Call, negatives: Tensor | None, encoder: UserEncoder, training: bool) -> Batch:
         index = None if rows.positions is None else rows.positions.to(torch.int64)
         views = call.views
-        size = rows.x.shape[0] // views
+        size = rows.similarity.shape[0]
         distinct = self._all_differ(index)
         ids, row_ids = self._ids(index, size, views, distinct)
         operand = encoder.operand if encoder.operand in HALF else None
@@ -161,11 +161,24 @@ class BatchMaker:
             "whether negatives are given": call.negatives is not None,
         }
         sizes = handshake.sizes(x.shape[0] // call.views, alike, checksum(rows.positions))
-        share = Share(tuple(sizes), dist.get_rank(group), group.group_name, x, divided=self.options.divided)
-        x, similarity = gather_features([x, rows.similarity], sizes, group)
+        ring = self.options.gather == "ring"
+        divided = self.options.divided or ring
+        share = Share(tuple(sizes), dist.get_rank(group), group.group_name, x, divided=divided, ring=ring)
+        if ring:
+            similarity = _gathered_numbers(rows.similarity, sizes, group)
+        else:
+            x, similarity = gather_features([x, rows.similarity], sizes, group)
         index, labels = gather_integers([rows.positions, rows.labels], sizes, x.device, group)
         rounded = None if rows.rounded is None else x.detach().to(rows.rounded.dtype)
         return _Rows(x, similarity, rounded, index, labels, share)
+
+
+def _gathered_numbers(values: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
+    """Numbers of the samples of all processes, (B, K), from those of this process's samples."""
+    if values.shape[1] == 0:
+        return values.new_empty(sum(sizes), 0)
+    (gathered,) = gather_features([values], sizes, group)
+    return gathered
 
 
 def _kind_of_device(values: Tensor | None) -> str | None:

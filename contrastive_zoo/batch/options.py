@@ -31,11 +31,12 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check the values and bring each into a canonical form."""
+        gather = check_choice("gather", self.gather, ("auto", "ring", True, False))
         normalize = check_choice("normalize", self.normalize, (True, False, "sphere", "ball", "none"))
         one_form: dict[str, object] = {
             "normalize": normalize if isinstance(normalize, str) else "sphere" if normalize else "none",
             "reduction": check_choice("reduction", self.reduction, ("mean", "sum", "none")),
-            "gather": "auto" if check_choice("gather", self.gather, ("auto", True, False)) else False,
+            "gather": "auto" if gather is True else gather,
             "validate": check_bool("validate", self.validate),
             "on_empty": check_choice("on_empty", self.on_empty, ("warn", "error")),
             "seed": check_count("seed", self.seed, low=0, high=2**63 - 1),

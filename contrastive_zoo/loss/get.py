@@ -27,7 +27,8 @@ def get_loss(name: str, **params: Any) -> Loss:
             normalize ("sphere" = True, "ball", or "none" = False),
             reduction ("mean", "sum" or "none"),
             backend ("auto", "tiled", "dense", or "fused" on NVIDIA GPUs),
-            gather ("auto" = True: contrast with the batches of all processes; False: only with this process's batch),
+            gather ("auto" = True: contrast with the batches of all processes; "ring": the same, but each process holds its own
+            features and one visiting block; False: only with this process's batch),
             process_group (None: the default group),
             embedding_dim (features per embedding, for losses that keep embeddings; by default taken from the first batch or
             checkpoint, which is too late for distributed checkpoints and model averaging),

@@ -7,12 +7,30 @@ import torch
 from torch import nn
 
 from contrastive_zoo.batch.features import HALF
+from contrastive_zoo.batch.options import Options
 from contrastive_zoo.checks import comparable
 from contrastive_zoo.devices import readable, transforming
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.registry import Card
 from contrastive_zoo.state.modules import Seed, StepCounter
 from contrastive_zoo.state.temperature import Temperature
+
+
+def refuse_options(card: Card, options: Options) -> None:
+    """Raise if an option that all losses share has no meaning for an objective.
+
+    Raises:
+        ValueError: The reduction is of values per sample that do not exist, or the objective needs all rows at once.
+    """
+    if options.reduction != "mean" and not card.per_sample:
+        raise ValueError(
+            f"reduction={options.reduction!r} has no meaning for {card.name!r}, which has no value per sample. Use 'mean'."
+        )
+    if options.gather == "ring" and not card.ring:
+        raise ValueError(
+            f"gather='ring' has log-sum-exps and sums of softplus over the rows of other processes, and {card.name!r} needs "
+            "more of these rows. Use gather='auto'."
+        )
 
 
 def refuse_broken_state(card: Card, parts: Sequence[nn.Module], tables: Iterable[tuple[nn.Module, str]]) -> None:

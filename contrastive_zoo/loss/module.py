@@ -15,7 +15,7 @@ from contrastive_zoo.batch.options import OPTIONS, Options
 from contrastive_zoo.checks import check_count, comparable
 from contrastive_zoo.devices import transforming
 from contrastive_zoo.loss.diagnostics import constants, figures
-from contrastive_zoo.loss.guards import refuse_broken_state, refuse_recomputation, refuse_transforms, state_of
+from contrastive_zoo.loss.guards import refuse_broken_state, refuse_options, refuse_recomputation, refuse_transforms, state_of
 from contrastive_zoo.loss.reduction import all_anchors_have_losses, nothing_to_contrast, reduced
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.operators import uncompiled, without_autocast
@@ -40,7 +40,7 @@ class Loss(AllOrNothing):
             embedding_dim.
 
     Raises:
-        ValueError: The reduction has no meaning for the objective.
+        ValueError: The reduction has no meaning for the objective, or the objective cannot be computed in a ring.
     """
 
     def __init__(self, card: Card, objective: Objective, settings: dict[str, Any], options: Options) -> None:
@@ -56,11 +56,7 @@ class Loss(AllOrNothing):
         self._temperatures = [part for part in self._parts if isinstance(part, Temperature)]
 
     def _set_options(self, options: Options) -> None:
-        if options.reduction != "mean" and not self.card.per_sample:
-            raise ValueError(
-                f"reduction={options.reduction!r} has no meaning for {self.card.name!r}, which has no value per sample. "
-                "Use 'mean'."
-            )
+        refuse_options(self.card, options)
         self.options = options
         self._maker = BatchMaker(options, "index" in self.card.needs)
 
@@ -230,7 +226,9 @@ class Loss(AllOrNothing):
 
     def _agreement(self) -> dict[str, object]:
         """Values that must be equal on all processes, as far as the host knows them; an error here is raised on all of them."""
-        common = {name: getattr(self, name) for name in ("num_samples", "normalize", "reduction", "backend", "on_empty")}
+        common = {
+            name: getattr(self, name) for name in ("num_samples", "normalize", "reduction", "backend", "gather", "on_empty")
+        }
         given = {name: comparable(value) for name, value in self.settings.items() if name != "temperature"}
         return {"the name of the loss": self.card.name, **given, **common, **state_of(self.objective)}
 
@@ -240,7 +238,7 @@ class Loss(AllOrNothing):
             raise ValueError(message.replace("The loss is 0 and no", "No") + " Drop such batches, e.g. drop_last=True.")
         if not torch.compiler.is_compiling():
             warnings.warn(message, stacklevel=5)  # blame the caller's line, not forward or torch's own calls
-        zero = batch.x.view(batch.size, -1).sum(1) * 0
+        zero = batch.of_all(batch.x.unflatten(0, (-1, batch.views)).sum((1, 2)) * 0)
         for leaf in (*self.objective.parameters(), *([] if batch.negatives is None else [batch.negatives])):
             zero = zero + 0 * leaf.sum().to(zero)  # DDP needs a gradient for every parameter in every step
         return batch.pairs.share.own_values(zero) if self.options.reduction == "none" else zero.sum()
@@ -252,7 +250,8 @@ class Loss(AllOrNothing):
         "positive_similarity" is the mean similarity over pairs of views of one sample, "negative_similarity" the mean
         similarity over pairs of rows of different samples. Objectives that need labels use classes in place of samples: pairs
         of different rows of one class, and pairs of rows of different classes. Either mean is 0 if there is no such pair.
-        "dropped_anchors" is the fraction of anchors that the loss leaves out.
+        "dropped_anchors" is the fraction of anchors that the loss leaves out. With ``gather="ring"`` similarities are those of
+        this process's rows.
         """
         return figures(self._seen, self._maker.pairs, by_class="labels" in self.needs) if self._seen else {}
 

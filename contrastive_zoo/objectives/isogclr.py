@@ -45,6 +45,7 @@ def _check(*, temperature_min: float, temperature_max: float, **_: object) -> No
     r"\quad u_a = (1-\gamma)\,u_i + \frac{\gamma}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau_i}",
     needs={"index"},
     stateful=True,
+    ring=True,
     ranges={
         "gamma": Range(0, 1, open_low=True, schedule=True),
         "rho": Range(0),

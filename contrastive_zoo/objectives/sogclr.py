@@ -29,6 +29,7 @@ from contrastive_zoo.state.tables import LogAverage
     needs={"index"},
     uses={"views"},
     stateful=True,
+    ring=True,
     ranges={"gamma": Range(0, 1, open_low=True, schedule=True)},
     scale="Authors' gradient (LibAUC) = 2 tau times ours; with two modalities (B - 1) tau times ours.",
     differences=(

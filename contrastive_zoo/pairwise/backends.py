@@ -27,6 +27,7 @@ class Backend:
         orders: Whether rows with equal ids should be next to each other, for sums over pairs with equal ids.
         prepare: Maps a sweep to the sweep that the passes get, with ids where they need them.
         parts: Whether the backend can compute a part of a sweep; only then do processes share the work.
+        recomputes: Whether the backward pass can do without the entries that the forward pass keeps.
         plain: Computes sums by plain autograd, differentiable any number of times. If None, the remaining fields are set.
         residual: Number of entries that the forward pass keeps for the backward pass, given which inputs need a gradient.
         forward: Maps the sweep, the term and the inputs that need a gradient to the sums and the kept entries.
@@ -39,6 +40,7 @@ class Backend:
     orders: Callable[[Sweep], bool] = lambda sweep: False
     prepare: Callable[[Sweep], Sweep] = lambda sweep: sweep
     parts: bool = True
+    recomputes: bool = True
     plain: Callable[[Sweep, Term], Sums] | None = None
     residual: Callable[[Sweep, Term, Needs], int] | None = None
     forward: Forward | None = None
@@ -59,6 +61,7 @@ FUSED = Backend(
     refuses=refusals.refuses,
     orders=passes.orders,
     prepare=passes.prepare,
+    recomputes=False,
     residual=passes.residual,
     forward=passes.forward,
     backward=passes.backward,

@@ -1,6 +1,6 @@
 """All sweeps as one function of a sweep and a term: differentiable once, unaffected by autocast, opaque to `torch.compile`.
 
-In compiled code it is an operator, which takes a sweep and a term as tensors, a name and numbers; `_packed` and `_unpacked`
+In compiled code it is an operator, which takes a sweep and a term as tensors, a name and numbers; `pack` and `unpack`
 convert between the two forms.
 """
 
@@ -19,12 +19,13 @@ TAKEN = (
     "Tensor x, Tensor? keys, Tensor? scale, Tensor? offset, Tensor? ids, Tensor? key_ids, Tensor? rounded,"
     " Tensor? rounded_keys, str term, float[] numbers, float norm_bound, int[] layout"
 )
-_TENSORS, _WORDS = 8, 4
+TENSORS, WORDS = 8, 4  # of TAKEN
 _Known = tuple[Sweep, Term, Backend, Needs]
 OPERANDS = (None, *HALF)
 
 
-def _packed(sweep: Sweep, term: Term) -> tuple[Any, ...]:
+def pack(sweep: Sweep, term: Term) -> tuple[Any, ...]:
+    """The first arguments of an operator: `TAKEN`."""
     scale, offset, numbers, *_ = term.packed()
     operand = OPERANDS.index(sweep.operand)
     layout = [int(sweep.counts == "equal"), int(sweep.both), *sweep.part, sweep.group, operand, int(sweep.ordered)]
@@ -32,7 +33,8 @@ def _packed(sweep: Sweep, term: Term) -> tuple[Any, ...]:
     return *tensors, type(term).__name__, numbers, sweep.norm_bound, layout
 
 
-def _unpacked(packed: Sequence[Any]) -> tuple[Sweep, Term]:
+def unpack(packed: Sequence[Any]) -> tuple[Sweep, Term]:
+    """The sweep and the term again."""
     x, keys, scale, offset, ids, key_ids, *rounded, name, numbers, norm_bound, layout = packed
     equal, both, part, parts, group, operand, ordered = layout
     counts: Literal["different", "equal"] = "equal" if equal else "different"
@@ -45,7 +47,7 @@ def _unpacked(packed: Sequence[Any]) -> tuple[Sweep, Term]:
 def sweep_operator(*taken: Any) -> tuple[Tensor, ...]:
     """Sums of rows, sums of columns, means, and the entries kept for the backward pass."""
     *packed, name, needs = taken
-    return _swept(*packed[:4], *_unpacked(packed), BACKENDS[name], tuple(needs))
+    return _swept(*packed[:4], *unpack(packed), BACKENDS[name], tuple(needs))
 
 
 @sweep_operator.register_fake
@@ -53,7 +55,7 @@ def _(*taken: Any) -> tuple[Tensor, ...]:
     *packed, name, needs = taken
     residual = BACKENDS[name].residual
     assert residual is not None
-    sweep, term = _unpacked(packed)
+    sweep, term = unpack(packed)
     x, (*_, sums, has_means) = sweep.x, term.packed()
     keys = 0 if sweep.keys is None or not sweep.both else sweep.keys.shape[0]
     rows = x.new_empty(sums, *x.shape[:-1])
@@ -71,7 +73,7 @@ def sweep_operator_backward(*taken: Any) -> tuple[Tensor, ...]:
     *packed, name, rows, columns, means, kept, grad_rows, grad_columns, needs = taken
     sums, upstream = Sums(rows, columns, means), (grad_rows, grad_columns)
     with without_autocast(rows):
-        found = _gradients((*_unpacked(packed), BACKENDS[name], tuple(needs)), packed, sums, kept, upstream)
+        found = _gradients((*unpack(packed), BACKENDS[name], tuple(needs)), packed, sums, kept, upstream)
     return tuple(rows.new_empty(0) if each is None else each for each in found)
 
 
@@ -109,18 +111,18 @@ def _upstream(grad_rows: Tensor | None, grad_columns: Tensor | None, sums: Sums)
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    tensors, ctx.words = inputs[:_TENSORS], inputs[_TENSORS : _TENSORS + _WORDS + 1]
+    tensors, ctx.words = inputs[:TENSORS], inputs[TENSORS : TENSORS + WORDS + 1]
     _remember(ctx, tensors, output)
 
 
 def _gradient(ctx: Any, compute: Any, grad_rows: Tensor | None, grad_columns: Tensor | None, *_: Any) -> Any:
     if grad_rows is None and grad_columns is None:
-        return (None,) * (_TENSORS + _WORDS + 2)
+        return (None,) * (TENSORS + WORDS + 2)
     *given, rows, columns, means, kept = ctx.saved_tensors
     upstream, needs = _upstream(grad_rows, grad_columns, Sums(rows, columns, means)), list(ctx.needs_input_grad[:4])
     found = compute(*given, *ctx.words, rows, columns, means, kept, *upstream, needs)
     gradients = [each if need else None for each, need in zip(found, needs, strict=True)]
-    return *gradients, *(None,) * (_TENSORS + _WORDS - 2)
+    return *gradients, *(None,) * (TENSORS + WORDS - 2)
 
 
 def _remember(ctx: Any, tensors: Sequence[Any], output: Any) -> None:
@@ -164,7 +166,7 @@ def compute(sweep: Sweep, term: Term, name: str) -> Sums:
     tensors = sweep.x, sweep.keys, scale, offset
     needs = tuple(enabled and tensor is not None and tensor.requires_grad for tensor in tensors)
     if torch.compiler.is_compiling():
-        *sums, _ = sweep_operator(*_packed(sweep, term), backend.name, list(needs))
+        *sums, _ = sweep_operator(*pack(sweep, term), backend.name, list(needs))
     else:
         *sums, _ = _swept_eagerly(*tensors, sweep, term, backend, needs)
     return Sums(*sums)
