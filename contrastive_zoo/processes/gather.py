@@ -195,6 +195,17 @@ def gather_integers(
     return found
 
 
+def joined_integers(own: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, slice]:
+    """The integers (B,) of all processes, one after another, and which of them are of this process; waits for them."""
+    members = dist.group.WORLD if group is None else group
+    assert members is not None
+    (sizes,) = exchange([len(own)], members)
+    (together,) = gather_integers([own.cpu()], sizes, device_of_group(members), members)
+    assert together is not None
+    start = sum(sizes[: dist.get_rank(members)])
+    return together, slice(start, start + len(own))
+
+
 def own_rows(gathered: Tensor, sizes: Sequence[int], rank: int) -> Tensor:
     """The rows of one process in a gathered tensor with a fixed number of rows per sample."""
     per_sample = gathered.shape[0] // sum(sizes)

@@ -18,7 +18,7 @@ from contrastive_zoo.samplers.base import (
     encode_rows,
     has_negatives,
 )
-from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.counters import StepCounter
 from contrastive_zoo.state.saved import NOBODY, check_table
 from contrastive_zoo.state.tables import EmbeddingTable, check_visited
 

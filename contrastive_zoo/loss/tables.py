@@ -1,0 +1,86 @@
+"""Tables of losses: reading and loading them, and whether their layout is that of the processes of a step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contrastive_zoo.batch.options import Options
+from contrastive_zoo.checks import check_index_range, check_integers
+from contrastive_zoo.objectives.base import Objective
+from contrastive_zoo.processes.gather import Handshake, group_size, joined_integers
+from contrastive_zoo.registry import Card
+
+
+def read_table(card: Card, objective: Objective, options: Options, index: Tensor | None) -> dict[str, Tensor]:
+    """Tables of an objective as CPU tensors: those of all samples, or rows of the samples ``index``.
+
+    Raises:
+        TypeError: The objective keeps no state per sample.
+        ValueError: All rows are wanted of tables that processes divide.
+        IndexError: A position is outside the dataset.
+    """
+    read = _method(card, objective, "table", f"{card.name!r} keeps no state per sample, so it has no table.")
+    tables: dict[str, Tensor]
+    if index is None:
+        if objective.divided_shapes():
+            raise ValueError(
+                f"the tables of {card.name!r} are sharded, and whole they would take {objective.divided_bytes():,} bytes on each "
+                "process. Read rows with table(index), on all processes; or save state_dict() with "
+                "torch.distributed.checkpoint, which any number of processes loads."
+            )
+        tables = read()
+        return tables
+    check_integers("index", index, len(index))
+    if len(index):
+        check_index_range(int(index.min()), int(index.max()), -1 if options.num_samples is None else options.num_samples)
+    if not objective.divided_shapes():
+        tables = read(beside_tables(objective, index))
+        return tables
+    together, own = joined_integers(index, options.process_group)
+    tables = read(beside_tables(objective, together))
+    return {name: table[own] for name, table in tables.items()}
+
+
+def beside_tables(objective: Objective, index: Tensor) -> Tensor:
+    """Positions on the device of the tables."""
+    tables = [table for part in objective.modules() for table in getattr(part, "per_sample_tables", list)()]
+    return index.to(tables[0].device, torch.int64) if tables else index
+
+
+def load_table(card: Card, objective: Objective, tables: dict[str, Tensor]) -> None:
+    """Load state in the form that `read_table` returns without an index; of divided tables, the rows of this process.
+
+    Raises:
+        TypeError: The objective keeps no state per sample, or a name is not one of its tables.
+        ValueError: A table has another size.
+    """
+    missing = f"{card.name!r} keeps no state per sample, so there is no table to load."
+    _method(card, objective, "load_table", missing)(**tables)
+
+
+def _method(card: Card, objective: Objective, name: str, missing: str) -> Callable[..., Any]:
+    method: Callable[..., Any] | None = getattr(objective, name, None)
+    if method is None:
+        raise TypeError(missing)
+    return method
+
+
+def refuse_other_layout(card: Card, objective: Objective, options: Options, handshake: Handshake | None) -> None:
+    """Raise unless the tables are divided among the processes of this step, as the options say.
+
+    Raises:
+        RuntimeError: The loss was made before the process group, or for another one.
+    """
+    layouts = {part.layout for part in objective.precise_parts() if part.per_sample_tables()}
+    if options.tables != "sharded" and not any(layout.divided for layout in layouts):
+        return
+    world = 1 if handshake is None else group_size(options.gather, options.process_group)
+    group = "" if handshake is None or world == 1 else handshake.group.group_name
+    if any((layout.world, layout.group) != (world, group) for layout in layouts):
+        made = max(layout.world for layout in layouts)
+        raise RuntimeError(
+            f"the tables of {card.name!r} are sharded over {made} processes, and this step has {world}, or others. Make the loss "
+            "after the process group, and load its state from a distributed checkpoint."
+        )
