@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
+from torch.nn.functional import embedding_bag
 
 from contrastive_zoo.operators import operator
 from contrastive_zoo.processes.shares import merged
@@ -104,6 +105,19 @@ class Layout:
         """Values (B, ...) of which each process knows those that are ``mine`` (B,), put together on all processes."""
         message = torch.where(mine[:, None], pack(*values), 0)
         return unpack(merged(message, False, self.group), *values)
+
+    def near(self, index: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+        """Rows of tables as far as this process holds them, and any rows in the place of others."""
+        place, _ = self.find(index)
+        return tuple(t[place] if len(t) else t.new_zeros(len(index), *t.shape[1:]) for t in tables)
+
+    def weighted_sum(self, table: Tensor, places: Tensor, weights: Tensor, views: int) -> Tensor:
+        """(N, D) weighted sum of K rows for each of N, at ``places`` (N, K) with ``weights`` (N, K), over all processes."""
+        place, mine = self.find(places, views)
+        if not len(table):
+            return merged(table.new_zeros(len(places), table.shape[1]), False, self.group)
+        part = embedding_bag(place, table, per_sample_weights=torch.where(mine, weights, 0), mode="sum")
+        return merged(part, False, self.group)
 
     @torch.no_grad()
     def write(self, table: Tensor, index: Tensor, new: Tensor, where: Tensor) -> None:
