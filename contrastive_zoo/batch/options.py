@@ -9,7 +9,6 @@ from contrastive_zoo.checks import check_bool, check_choice, check_count
 from contrastive_zoo.pairwise.backends import check_backend, named
 from contrastive_zoo.processes.gather import check_group
 
-
 # Whether DTensor and distributed checkpoints are as sharded tables need them.
 SHARDING = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 6)
 

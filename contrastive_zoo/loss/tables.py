@@ -26,8 +26,8 @@ def read_table(card: Card, objective: Objective, options: Options, index: Tensor
     if index is None:
         if objective.divided_shapes():
             raise ValueError(
-                f"the tables of {card.name!r} are sharded, and whole they would take {objective.divided_bytes():,} bytes on each "
-                "process. Read rows with table(index), on all processes; or save state_dict() with "
+                f"the tables of {card.name!r} are sharded, and whole they would take {objective.divided_bytes():,} bytes on "
+                "each process. Read rows with table(index), on all processes; or save state_dict() with "
                 "torch.distributed.checkpoint, which any number of processes loads."
             )
         tables = read()
@@ -73,6 +73,8 @@ def refuse_other_layout(card: Card, objective: Objective, options: Options, hand
     Raises:
         RuntimeError: The loss was made before the process group, or for another one.
     """
+    if torch.compiler.is_compiling():  # on a single process; where there are several, this is not compiled
+        return
     layouts = {part.layout for part in objective.precise_parts() if part.per_sample_tables()}
     if options.tables != "sharded" and not any(layout.divided for layout in layouts):
         return
@@ -81,6 +83,6 @@ def refuse_other_layout(card: Card, objective: Objective, options: Options, hand
     if any((layout.world, layout.group) != (world, group) for layout in layouts):
         made = max(layout.world for layout in layouts)
         raise RuntimeError(
-            f"the tables of {card.name!r} are sharded over {made} processes, and this step has {world}, or others. Make the loss "
-            "after the process group, and load its state from a distributed checkpoint."
+            f"the tables of {card.name!r} are sharded over {made} processes, and this step has {world}, or others. Make the "
+            "loss after the process group, and load its state from a distributed checkpoint."
         )

@@ -9,6 +9,7 @@ All processes must compute the same sums in the same order.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -221,7 +222,7 @@ def swapped(rows: Tensor, group: str) -> Tensor:
     members = _group(group)
     rank, world = dist.get_rank(members), dist.get_world_size(members)
     bounds = [len(rows) * number // world for number in range(world + 1)]
-    sizes = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+    sizes = [stop - start for start, stop in pairwise(bounds)]
     device = device_of_group(members) if rows.is_cpu else rows.device
     sent = rows.to(device).contiguous()
     found = sent.new_empty(world * sizes[rank], rows.shape[1])

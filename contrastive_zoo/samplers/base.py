@@ -103,6 +103,7 @@ class NegativeSampler(PreciseModule):
             TypeError: An argument is no tensor or has the wrong dtype.
             ValueError: Shapes or devices do not fit, features are NaN or infinite, or the temperature is not positive.
             IndexError: A position is outside the dataset.
+            RuntimeError: The sampler's table is sharded over processes.
 
         Examples:
             >>> import torch
@@ -113,6 +114,8 @@ class NegativeSampler(PreciseModule):
             >>> negatives.rows.shape, torch.allclose(negatives.weights.sum(1), torch.ones(16))
             (torch.Size([16, 4]), True)
         """
+        if self.divided_shapes():
+            raise RuntimeError("a sampler whose table is sharded over processes is called by its loss only.")
         held = Temperature(temperature)
         check_features("z1", z1, (2,))
         check_features("z2", z2, (2,))

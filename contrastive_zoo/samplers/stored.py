@@ -23,13 +23,13 @@ class Found(NamedTuple):
         rows: (A, K) int64 numbers of embeddings, 2 * sample + view; -1 if an anchor has fewer than K.
         log_scores: (A, K) their log scores; -inf for -1.
         log_sum: (A,) log-sum-exp of the scores of all embeddings of other samples.
-        count: (A,) number of these embeddings.
+        others: (A,) number of these embeddings.
     """
 
     rows: Tensor
     log_scores: Tensor
     log_sum: Tensor
-    count: Tensor
+    others: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,15 @@ class Stored:
             return Found(rows, scored, log_sum, self._count(samples))
         start = 2 * self.layout.first
         rows, scored, log_sum, ranking = memory_largest(x, scale, samples, self.keys, self.samples, k, seed, 0, start)
-        here = Found(rows, scored, log_sum, self._count(samples)), ranking
-        return self._merged(*here)
+        return self._merged(Found(rows, scored, log_sum, self._count(samples)), ranking)
 
     def _merged(self, found: Found, ranking: Tensor) -> Found:
-        """The k best of all processes for each anchor of this process, from the k best here for each anchor of all processes."""
+        """The k best of all processes for each of this process's anchors, from the k best here for all anchors."""
         of_all = swapped(pack(*found, ranking), self.layout.group)  # (P, A, W)
-        rows, scored, log_sum, count, ranking = unpack(of_all, *found, ranking)
-        best, chosen = ranking.movedim(0, 1).flatten(1).topk(found.rows.shape[1])
+        rows, scored, log_sum, others, ranking = unpack(of_all, *found, ranking)
+        chosen = ranking.movedim(0, 1).flatten(1).topk(found.rows.shape[1]).indices
         rows, scored = (each.movedim(0, 1).flatten(1).gather(1, chosen) for each in (rows, scored))
-        return Found(rows, scored, log_sum.logsumexp(0), count.sum(0))
+        return Found(rows, scored, log_sum.logsumexp(0), others.sum(0))
 
     def uniform(self, x: Tensor, scale: Tensor, samples: Tensor, k: int, seed: Tensor, anchors: slice) -> Found:
         """Draws, uniform and with replacement, from the embeddings of other samples; ``log_sum`` is that of the draws.
@@ -115,7 +114,7 @@ class Stored:
         return torch.where(mine, values[place], 0) if len(values) else torch.zeros_like(samples)
 
     def _counted(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings before those of each anchor's sample (N,), of this sample (N,), of all, and before those of this process."""
+        """Numbers of embeddings: before each anchor's sample (N,), of this sample (N,), of all, before this process's."""
         layout, included = self.layout, 2 * self.visited.long()
         totals = included.new_zeros(layout.world)
         totals[layout.rank] = included.sum()

@@ -19,8 +19,8 @@ from contrastive_zoo.samplers.base import (
     encode_rows,
     has_negatives,
 )
-from contrastive_zoo.state.counters import StepCounter
 from contrastive_zoo.samplers.stored import Found, Stored
+from contrastive_zoo.state.counters import StepCounter
 from contrastive_zoo.state.saved import NOBODY, check_table
 from contrastive_zoo.state.tables import EmbeddingTable, check_visited
 
@@ -193,7 +193,7 @@ def _places(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def log_count(found: Found) -> Tensor:
     """(N,) logarithm of the number of included rows of each anchor; 0 if there are none."""
-    return found.count.clamp_min(1).to(found.log_sum).log()
+    return found.others.clamp_min(1).to(found.log_sum).log()
 
 
 def softmax(log_scores: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class PreciseModule(AllOrNothing):
         super().__init__()
         self.layout = Layout(0)
         self._fills: dict[str, float] = {}
-        self._per_sample: set[str] = set()
+        self._per_sample: list[str] = []  # in one order on all processes
         self._seed: Seed | None = None
 
     def register_table(self, name: str, *shape: int, fill: float, per_sample: bool = False) -> None:
@@ -92,7 +92,7 @@ class PreciseModule(AllOrNothing):
             self.register_buffer(name, torch.full(shape, fill, dtype=dtype))
         self._fills[name] = fill
         if per_sample:
-            self._per_sample.add(name)
+            self._per_sample.append(name)
             self.layout = layout
             self._hide()
 
@@ -134,7 +134,7 @@ class PreciseModule(AllOrNothing):
         found = {}
         for prefix, part in self.named_modules():
             if isinstance(part, PreciseModule) and part.layout.divided:
-                for name in sorted(part._per_sample):
+                for name in part._per_sample:
                     shape = part.layout.size, *getattr(part, name).shape[1:]
                     found[f"{prefix}.{name}".lstrip(".")] = shape
         return found
@@ -151,7 +151,7 @@ class PreciseModule(AllOrNothing):
 
     def per_sample_tables(self) -> list[Tensor]:
         """The rows of this module's own tables per sample that this process holds."""
-        return [getattr(self, name) for name in sorted(self._per_sample)]
+        return [getattr(self, name) for name in self._per_sample]
 
     def precise_parts(self) -> "list[PreciseModule]":
         """This module and its submodules, but those that have no such tables."""
