@@ -9,7 +9,7 @@ from torch import Tensor
 from contrastive_zoo.batch.options import Options
 from contrastive_zoo.checks import check_index_range, check_integers
 from contrastive_zoo.objectives.base import Objective
-from contrastive_zoo.processes.gather import Handshake, group_size, joined_integers
+from contrastive_zoo.processes.gather import Handshake, group_size, joined_integers, shake_hands
 from contrastive_zoo.registry import Card
 
 
@@ -32,15 +32,22 @@ def read_table(card: Card, objective: Objective, options: Options, index: Tensor
             )
         tables = read()
         return tables
-    check_integers("index", index, len(index))
-    if len(index):
-        check_index_range(int(index.min()), int(index.max()), -1 if options.num_samples is None else options.num_samples)
     if not objective.divided_shapes():
-        tables = read(beside_tables(objective, index))
+        tables = read(beside_tables(objective, _checked(index, options)))
         return tables
-    together, own = joined_integers(index, options.process_group)
+    together, own = shake_hands(
+        options.process_group, lambda handshake: joined_integers(_checked(index, options), "reading a table", handshake)
+    )
     tables = read(beside_tables(objective, together))
     return {name: table[own] for name, table in tables.items()}
+
+
+def _checked(index: Tensor, options: Options) -> Tensor:
+    check_integers("index", index, index.numel())
+    if len(index):
+        assert options.num_samples is not None
+        check_index_range(int(index.min()), int(index.max()), options.num_samples)
+    return index
 
 
 def beside_tables(objective: Objective, index: Tensor) -> Tensor:

@@ -195,14 +195,17 @@ def gather_integers(
     return found
 
 
-def joined_integers(own: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, slice]:
-    """The integers (B,) of all processes, one after another, and which of them are of this process; waits for them."""
-    members = dist.group.WORLD if group is None else group
-    assert members is not None
-    (sizes,) = exchange([len(own)], members)
-    (together,) = gather_integers([own.cpu()], sizes, device_of_group(members), members)
+def joined_integers(own: Tensor, purpose: str, handshake: Handshake) -> tuple[Tensor, slice]:
+    """The integers (B,) of all processes, one after another, and which of them are of this process; waits for them.
+
+    Raises:
+        ValueError: On all processes, if one of them raised an error or has another purpose.
+    """
+    group = handshake.group
+    sizes = handshake.sizes(len(own), {"what is done": purpose})
+    (together,) = gather_integers([own.cpu()], sizes, device_of_group(group), group)
     assert together is not None
-    start = sum(sizes[: dist.get_rank(members)])
+    start = sum(sizes[: dist.get_rank(group)])
     return together, slice(start, start + len(own))
 
 

@@ -136,7 +136,7 @@ class ChainSampler(NegativeSampler):
         if batch.alone:
             self.step.place(batch.x)
         index = batch.placed(batch.index)
-        chain, scores, averages = self._read(index)
+        chain, averages, scores = self._read(index)
         state = chain.flatten()
         similarity, score = self._carried(batch, state, scores, scale.detach())
         carried = torch.where(state >= 0, score, -torch.inf)
@@ -148,18 +148,17 @@ class ChainSampler(NegativeSampler):
         diagnostics = {"acceptance_rate": kept.acceptance.mean(), "carried_share": kept.carried_share.mean()}
         return Negatives(surrogate, log_u.flatten(), listing, diagnostics)
 
-    def _read(self, index: Tensor) -> tuple[Tensor, Tensor, Averages]:
-        """Chains, their log scores (with "skip", else the chains again) and averages of samples: one read of all tables."""
-        scores = self.log_score if self.out_of_batch == "skip" else self.chain
-        averages = self.averages
-        chain, score, *held = self.layout.read(index, self.chain, scores, averages.log_value, averages.visited)
-        return chain, score, Averages(*held)
+    def _read(self, index: Tensor) -> tuple[Tensor, Averages, list[Tensor]]:
+        """Chains and averages of samples, and with "skip" the log scores of the chains: one read of all tables."""
+        scores = [self.log_score] if self.out_of_batch == "skip" else []
+        held = self.layout.read(index, self.chain, self.averages.log_value, self.averages.visited, *scores)
+        return held[0], Averages(*held[1:3]), list(held[3:])
 
-    def _carried(self, batch: Batch, state: Tensor, scores: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def _carried(self, batch: Batch, state: Tensor, scores: list[Tensor], scale: Tensor) -> tuple[Tensor, Tensor]:
         """(2B,) similarity of each anchor to its carried state, 0 if the state gives no gradient, and the state's log score."""
         x = batch.x
         if self.out_of_batch == "skip":
-            return torch.zeros_like(x[:, 0]), scores.flatten().to(x.dtype)
+            return torch.zeros_like(x[:, 0]), scores[0].flatten().to(x.dtype)
         if self.out_of_batch == "cache":
             self.embeddings.fit(x.shape[1])
             embeddings = self.embeddings.rows.flatten(0, 1)

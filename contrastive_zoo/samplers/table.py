@@ -1,7 +1,7 @@
 """Base of the samplers over a table of the last embeddings of all samples."""
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,12 +55,17 @@ class TableSampler(NegativeSampler):
         embedding_dim: Features per embedding; by default taken from the first batch, or from a checkpoint.
         seed: Random seed.
 
+    Attributes:
+        by_parts: Whether each process that holds a part of the table finds the negatives of a part of the anchors; if not,
+            each process finds those of all anchors.
+
     Raises:
         ValueError: A number is below 1.
         TypeError: A number is not whole.
     """
 
     divisible = True
+    by_parts: ClassVar[bool] = True
 
     visited: Tensor
 
@@ -119,8 +124,8 @@ class TableSampler(NegativeSampler):
         def draw(x: Tensor, anchors: slice) -> Draws:
             return self.draw(x, scale, samples, stored, anchors)
 
-        # Processes that hold parts of the table cannot each do all the work, as some backends would have it.
-        share = replace(batch.pairs.share, divided=True) if self.layout.divided else batch.pairs.share
+        # Processes that hold parts of the table divide the anchors or not, whatever the backend does.
+        share = replace(batch.pairs.share, divided=self.by_parts) if self.layout.divided else batch.pairs.share
         return Draws(*share.on_rows(draw, batch.x.detach()))
 
     def _remembered(self, batch: Batch, rows: Tensor, weights: Tensor) -> Tensor:

@@ -45,6 +45,8 @@ class UniformSampler(TableSampler):
 
     law = "uniform over all rows of other samples, weighed towards softmax(s / temperature)"
 
+    by_parts = False  # who holds an embedding scores it, and tells all processes
+
     def __init__(
         self,
         *,

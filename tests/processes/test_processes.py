@@ -15,6 +15,7 @@ from group import (
     WITH_NEGATIVES,
     Learning,
     alone_in_eval,
+    assert_same,
     fully_shard,
     global_batch,
     global_negatives,
@@ -32,17 +33,6 @@ from tolerances import assert_close
 def one_process(configuration: Configuration, world: int, **params: Any) -> FOUND:
     """The same on the concatenated batches."""
     return run(configuration, [global_batch(step, sizes) for step, sizes in enumerate(SIZES[world])], **params)
-
-
-def assert_same(actual: FOUND, expected: FOUND) -> None:
-    for step, (loss, wanted) in enumerate(zip(actual["losses"], expected["losses"], strict=True)):
-        assert_close(loss, wanted, f"loss of step {step}", magnitude=1.0)
-    for step, (some, others) in enumerate(zip(actual["gradients"], expected["gradients"], strict=True)):
-        for number, (gradient, wanted) in enumerate(zip(some, others, strict=True)):
-            assert_close(gradient, wanted, f"gradient {number} of step {step}", magnitude=10.0)
-    assert actual["state"].keys() == expected["state"].keys()
-    for name, tensor in expected["state"].items():
-        assert_close(actual["state"][name], tensor, name)
 
 
 @guaranteed("processes")
