@@ -45,7 +45,9 @@ def test_equals_one_process(configuration: Configuration, found: list[FOUND], wo
         assert_same(of_rank["runs"][str(configuration)], expected)
 
 
-@pytest.mark.parametrize("configuration", [c for c in WITH_TABLES if c.name in ("sogclr", "isogclr", "emc2")], ids=str)
+@pytest.mark.parametrize(
+    "configuration", [c for c in WITH_TABLES if c.name in ("sogclr", "isogclr", "emc2") and not c.params], ids=str
+)
 def test_rows_travel_bit_for_bit(configuration: Configuration, found: list[FOUND]) -> None:
     """Those that draw from all shards sum in another order."""
     assert all(of_rank["same bits"][str(configuration)] for of_rank in found)
@@ -135,10 +137,8 @@ def test_messages_of_a_step(name: str, found: list[FOUND], world: int) -> None:
     for of_rank in found:
         replicated, sharded = (Counter(of_rank["messages"][name][tables]) for tables in ("replicated", "sharded"))
         assert sharded - replicated == Counter(added(name, world))
-        spared = (
-            Counter(("all_reduce", size * 2 * COUNTED * world) for size in (8 * 64, 4 * 64, 4)) if name == "sampled" else {}
-        )
-        assert replicated - sharded == spared
+        spared = (8 * 64, 4 * 64, 4) if name == "sampled" else ()
+        assert replicated - sharded == Counter(("all_reduce", size * 2 * COUNTED * world) for size in spared)
 
 
 HEARD = {
