@@ -31,8 +31,8 @@ def get_loss(name: str, **params: Any) -> Loss:
             backend ("auto", "tiled", "dense", or "fused" on NVIDIA GPUs),
             gather ("auto" = True: contrast with the batches of all processes; False: only with this process's batch),
             process_group (None: the default group),
-            tables ("replicated": each process holds all tables; "sharded": each holds a share of the rows; for losses that
-            keep state per sample, ignored by others),
+            tables ("replicated": each process holds all tables; "sharded": each holds a share of the rows, which needs an
+            initialised process group and PyTorch 2.6; ignored by losses without state),
             embedding_dim (features per embedding, for losses that keep embeddings; by default taken from the first batch or
             checkpoint, which is too late for distributed checkpoints and model averaging),
             seed (for losses that use randomness),

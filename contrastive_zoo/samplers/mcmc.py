@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
-from contrastive_zoo.checks import check_choice, check_count, check_number, shape
+from contrastive_zoo.checks import check_count, check_number, shape
 from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import (
     Encode,
@@ -24,6 +24,7 @@ from contrastive_zoo.samplers.base import (
     NegativeSampler,
     WeightedNegatives,
     check_encode,
+    check_out_of_batch,
     data_rows,
     encode_rows,
 )
@@ -36,21 +37,6 @@ from contrastive_zoo.state.tables import Averages, EmbeddingTable, LogAverage, c
 
 # Weight of the newest value in the running mean of the reported value, as in SogCLR.
 VALUE_WEIGHT = 0.9
-
-
-def check_out_of_batch(*, out_of_batch: str, encode: Encode | None, **_: object) -> None:
-    """Raise unless `out_of_batch` and `encode` are consistent.
-
-    Raises:
-        ValueError: `encode` is missing or never called, or `out_of_batch` is unknown.
-        TypeError: `encode` cannot be called.
-    """
-    check_choice("out_of_batch", out_of_batch, ("cache", "encode", "skip"))
-    check_encode(encode)
-    if out_of_batch == "encode" and encode is None:
-        raise ValueError("out_of_batch='encode' needs encode: pass encode=..., a callable (index, view) -> features (n, D).")
-    if out_of_batch != "encode" and encode is not None:
-        raise ValueError(f"out_of_batch={out_of_batch!r} never calls encode: pass out_of_batch='encode', or no encode.")
 
 
 @samplers.register(
@@ -238,13 +224,10 @@ class ChainSampler(NegativeSampler):
         (num_samples,). With "cache" the table also has ``embeddings`` (num_samples, 2, D), with "skip" ``log_score``
         (num_samples, 2).
         """
-        held = self.averages.held(index)
-        (u,) = self.averages.natural(held)
-        tables = {"chain": self.chain} | self._scores()
-        if index is not None:
-            tables = dict(zip(tables, self.layout.read(index, *tables.values()), strict=True))
-        tables["visited"] = held.visited
-        return {name: tensor.cpu().clone() for name, tensor in tables.items()} | {"u": u}
+        (u,) = self.averages.natural(self.averages.held(index))
+        tables = {"chain": self.chain, "visited": self.averages.visited} | self._scores()
+        held = self.layout.held(index, *tables.values())
+        return {name: tensor.cpu().clone() for name, tensor in zip(tables, held, strict=True)} | {"u": u}
 
     def load_table(
         self,

@@ -157,8 +157,7 @@ class TableSampler(NegativeSampler):
 
     def table(self, index: Tensor | None = None) -> dict[str, Tensor]:
         """``embeddings`` (num_samples, 2, D), the last of each sample and view, and ``visited`` (num_samples,)."""
-        tables = self.embeddings.rows, self.visited
-        embeddings, visited = tables if index is None else self.layout.read(index, *tables)
+        embeddings, visited = self.layout.held(index, self.embeddings.rows, self.visited)
         return {"embeddings": embeddings.cpu().clone(), "visited": visited.cpu().clone()}
 
     @torch.no_grad()

@@ -74,7 +74,7 @@ class Layout:
 
     def own(self, whole: Tensor) -> Tensor:
         """The rows of this process, of a whole table."""
-        return whole[self.first : self.first + self.count]
+        return whole[self.first : self.first + self.count] if self.divided else whole
 
     def find(self, index: Tensor, views: int = 1) -> tuple[Tensor, Tensor]:
         """Places of rows among those of this process, any place for a row of another one; and whether each is of this process.
@@ -100,6 +100,10 @@ class Layout:
         place, mine = self.find(index, views)
         found = [rows_of_table(t, place) if len(t) else t.new_zeros(len(index), *t.shape[1:]) for t in tables]
         return self.of_owners(mine, *found)
+
+    def held(self, index: Tensor | None, *tables: Tensor) -> tuple[Tensor, ...]:
+        """Rows of tables as `read` gives them, or the tables without an index."""
+        return tables if index is None else self.read(index, *tables)
 
     def of_owners(self, mine: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         """Values (B, ...) of which each process knows those that are ``mine`` (B,), put together on all processes."""

@@ -91,7 +91,7 @@ class LogAverage(PreciseModule):
 
     def held(self, index: Tensor | None) -> Averages:
         """The averages of the samples ``index``, or of all samples."""
-        return Averages(self.log_value, self.visited) if index is None else self.read(index)
+        return Averages(*self.layout.held(index, self.log_value, self.visited))
 
     @staticmethod
     def natural(held: Averages) -> list[Tensor]:
@@ -172,8 +172,7 @@ class Temperatures(PreciseModule):
             visited: (B,) whether each was visited.
             start: Temperature of the others.
         """
-        tables = self.value, self.gradient
-        value, gradient = tables if index is None else self.layout.read(index, *tables)
+        value, gradient = self.layout.held(index, self.value, self.gradient)
         return _sides(torch.where(visited[:, None], value.double(), start)), _sides(gradient)
 
     @torch.no_grad()
