@@ -6,12 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from accelerator import DEVICE, accelerator, on_host
 from cases import NUM_SAMPLES, WITH_TABLES, Configuration, same_state, snapshot
 from group import FOUND, SIZES, WIDTH, assert_same, run, run_inside
 from sharding import COMPILED, COUNTED, DIVIDED, FEW, INSIDE, OBJECTIVES, STEPS, few, load, made, train, whole_batches, work
 from tolerances import assert_close
 
 from contrastive_zoo.batch import options
+from contrastive_zoo.samplers import stored
+from contrastive_zoo.samplers.randomness import step_seed
+from contrastive_zoo.samplers.stored import Stored
+from contrastive_zoo.state import layout
+from contrastive_zoo.state.layout import Layout
 
 SHARDED = [c for c in WITH_TABLES if not c.params or c.name == "sampled"]
 # Those that draw from all shards sum in another order.
@@ -184,3 +190,32 @@ def test_an_old_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, "SHARDING", False)
     with pytest.raises(ValueError, match=r"tables='sharded' needs PyTorch 2\.6 or newer, got"):
         made("sogclr", tables="sharded")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_shards_wait_for_no_accelerator(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as one process can tell: messages come back as they were sent, as if others knew nothing."""
+    monkeypatch.setattr(layout, "merged", lambda part, log, group: part)
+    monkeypatch.setattr(stored, "merged", lambda part, log, group: part)
+    monkeypatch.setattr(stored, "swapped", lambda rows, group: rows[None])
+    with accelerator() as device:
+        held = Layout(6, rank, 2, "a group")
+        keys, visited = (tensor.to(DEVICE) for tensor in (torch.randn(6, 4), torch.tensor([True, False, True])))
+        x, index = torch.randn(8, 4).to(DEVICE), torch.tensor([0, 5, 2, 0]).to(DEVICE)
+        scale, seed = torch.ones(()), step_seed(0, torch.tensor(1))
+        table = Stored(keys, visited, held)
+        samples = index.repeat_interleave(2)
+        device.forget()
+        (rows,) = held.read(index, keys.view(3, 2, 4))
+        held.write(visited, index, torch.ones_like(index, dtype=torch.bool), index >= 0)
+        largest = table.largest(x, scale, samples, 2, seed, slice(0, 8))
+        uniform = table.uniform(x, scale, samples, 2, seed, slice(0, 8))
+        held.weighted_sum(keys, largest.rows.clamp_min(0), largest.log_scores, views=2)
+        assert device.waits == []
+        mine = on_host(index) // 3 == rank
+        assert torch.equal(on_host(rows)[mine], on_host(keys.view(3, 2, 4))[on_host(index)[mine] - 3 * rank])
+        assert not on_host(rows)[~mine].any()
+        for numbers in (largest.rows, uniform.rows):
+            found = on_host(numbers)[on_host(numbers) >= 0]
+            assert len(found)
+            assert bool((found // 6 == rank).all())
