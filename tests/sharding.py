@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 import contrastive_zoo as zoo
 from contrastive_zoo import Loss
 from contrastive_zoo.pairwise import sweep
+from contrastive_zoo.samplers import memory
 
 OBJECTIVES = ["sogclr", "isogclr", "emc2", "negative_cache", "sampled"]
 INSIDE = ["sogclr", "emc2", "negative_cache, encode"]
@@ -27,7 +28,14 @@ FEW = 4
 # Batches of a run that goes on with other numbers of processes: 9 samples in each step, 4 steps on each.
 STEPS = range(4), range(4, 8)
 DIVIDED = {1: (9,), 2: (4, 5), 3: (3, 2, 4)}
-# Samples of each process in the step whose messages are counted.
+# Losses whose messages are counted in a step, and samples of each process in that step.
+SENDING: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in OBJECTIVES},
+    "sogclr of two modalities": ("sogclr", {"intra_view": False}),
+    "isogclr of two modalities": ("isogclr", {"intra_view": False}),
+    "emc2 with skip": ("emc2", {"out_of_batch": "skip"}),
+    "negative_cache that encodes": ("negative_cache", {"encode": lambda index, view: torch.ones(len(index), WIDTH)}),
+}
 COUNTED = 6
 
 
@@ -77,7 +85,8 @@ def work(rank: int, world: int, folder: Path) -> None:
     found["moved"] = {name: moved(name, rank, world, folder) for name in OBJECTIVES}
     found["kept"] = {name: kept(name, batches, rank) for name in OBJECTIVES}
     found["grown"] = {name: grown(name, batches) for name in OBJECTIVES}
-    found["messages"] = {name: messages(name, rank, world) for name in OBJECTIVES}
+    found["messages"] = {case: messages(*SENDING[case], rank) for case in SENDING}
+    found["searched"] = searched(rank)
     found["heard"] = refusals(batches[0], rank, world)
     found["encoder"] = failing_encoder(batches, rank == world - 1)
     found["bytes"] = {name: bytes_held(name) for name in OBJECTIVES}
@@ -170,17 +179,38 @@ def sent() -> Iterator[list[tuple[str, int]]]:
             setattr(dist, name, original[name])
 
 
-def messages(name: str, rank: int, world: int) -> dict[str, list[tuple[str, int]]]:
-    """Messages of a step, forward and backward, of a replicated and of a sharded loss."""
-    found = {}
+def counted_step(loss_fn: Loss, rank: int) -> None:
+    """A step, forward and backward."""
     draws = torch.Generator().manual_seed(rank)
     z1, z2 = (torch.randn(COUNTED, WIDTH, generator=draws, requires_grad=True) for _ in range(2))
-    index = torch.arange(COUNTED) + COUNTED * rank
+    loss_fn(z1, z2, index=torch.arange(COUNTED) + COUNTED * rank).backward()
+
+
+def messages(name: str, params: dict[str, Any], rank: int) -> dict[str, list[tuple[str, int]]]:
+    """Messages of a step of a replicated and of a sharded loss."""
+    found = {}
     for tables in ("replicated", "sharded"):
-        loss_fn = made(name, tables=tables)
+        loss_fn = made(name, tables=tables, **params)
         with sent() as found[tables]:
-            loss_fn(z1, z2, index=index).backward()
+            counted_step(loss_fn, rank)
     return found
+
+
+def searched(rank: int) -> int:
+    """Scores of anchors and stored embeddings that a process computes in a step."""
+    tiles, sizes = memory._tiles, []
+
+    def counting(*args: Any) -> Iterator[tuple[slice, slice, Tensor]]:
+        for tile in tiles(*args):
+            sizes.append(tile[2].numel())
+            yield tile
+
+    memory._tiles = counting
+    try:
+        counted_step(made("negative_cache", tables="sharded"), rank)
+    finally:
+        memory._tiles = tiles
+    return sum(sizes)
 
 
 def bytes_held(name: str) -> tuple[int, int]:

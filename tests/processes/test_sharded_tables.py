@@ -9,7 +9,22 @@ import torch.multiprocessing as mp
 from accelerator import DEVICE, accelerator, on_host
 from cases import NUM_SAMPLES, WITH_TABLES, Configuration, same_state, snapshot
 from group import FOUND, SIZES, WIDTH, assert_same, run, run_inside
-from sharding import COMPILED, COUNTED, DIVIDED, FEW, INSIDE, OBJECTIVES, STEPS, few, load, made, train, whole_batches, work
+from sharding import (
+    COMPILED,
+    COUNTED,
+    DIVIDED,
+    FEW,
+    INSIDE,
+    OBJECTIVES,
+    SENDING,
+    STEPS,
+    few,
+    load,
+    made,
+    train,
+    whole_batches,
+    work,
+)
 from tolerances import assert_close
 
 from contrastive_zoo.batch import options
@@ -120,30 +135,41 @@ def test_each_process_holds_its_share(name: str, found: list[FOUND], world: int)
 
 
 # Bytes of the messages of a step that sharded tables add, for N anchors, K negatives of each and P processes.
-def added(name: str, world: int) -> list[tuple[str, int]]:
+def added(case: str, world: int) -> list[tuple[str, int]]:
     samples, anchors = COUNTED * world, 2 * COUNTED * world
-    negatives = {"negative_cache": 16, "sampled": 64}.get(name, 0)
+    negatives = 64 if case == "sampled" else 16
+    best = ("all_to_all_single", (16 * negatives + 12) * anchors)
     return {
         "sogclr": [("all_reduce", 8 * samples)],
         "isogclr": [("all_reduce", 16 * samples)],
         "emc2": [("all_reduce", 24 * samples), ("all_reduce", 4 * WIDTH * anchors)],
-        "negative_cache": [("all_to_all_single", (16 * negatives + 12) * anchors), ("all_reduce", 4 * WIDTH * anchors)],
+        "sogclr of two modalities": [("all_reduce", 12 * samples)],
+        "isogclr of two modalities": [("all_reduce", 28 * samples)],
+        "emc2 with skip": [("all_reduce", 32 * samples)],
+        "negative_cache": [best, ("all_reduce", 4 * WIDTH * anchors)],
+        "negative_cache that encodes": [best],
         "sampled": [
             ("all_reduce", 8 * (world + 2 * anchors)),
             ("all_reduce", 12 * negatives * anchors),
             ("all_reduce", 4 * WIDTH * anchors),
         ],
-    }[name]
+    }[case]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_messages_of_a_step(name: str, found: list[FOUND], world: int) -> None:
+@pytest.mark.parametrize("case", SENDING)
+def test_messages_of_a_step(case: str, found: list[FOUND], world: int) -> None:
     """Those of a replicated loss, and what docs/processes.md says; uniform draws need not be put together once more."""
     for of_rank in found:
-        replicated, sharded = (Counter(of_rank["messages"][name][tables]) for tables in ("replicated", "sharded"))
-        assert sharded - replicated == Counter(added(name, world))
-        spared = (8 * 64, 4 * 64, 4) if name == "sampled" else ()
+        replicated, sharded = (Counter(of_rank["messages"][case][tables]) for tables in ("replicated", "sharded"))
+        assert sharded - replicated == Counter(added(case, world))
+        spared = (8 * 64, 4 * 64, 4) if case == "sampled" else ()
         assert replicated - sharded == Counter(("all_reduce", size * 2 * COUNTED * world) for size in spared)
+
+
+def test_each_process_searches_its_shard(found: list[FOUND], world: int) -> None:
+    anchors = 2 * COUNTED * world
+    assert sum(of_rank["searched"] for of_rank in found) == anchors * 2 * NUM_SAMPLES
+    assert max(of_rank["searched"] for of_rank in found) == anchors * 2 * -(-NUM_SAMPLES // world)
 
 
 HEARD = {
