@@ -17,7 +17,7 @@ def read_table(card: Card, objective: Objective, options: Options, index: Tensor
     """Tables of an objective as CPU tensors: those of all samples, or rows of the samples ``index``.
 
     Raises:
-        TypeError: The objective keeps no state per sample.
+        TypeError: The objective keeps no state per sample, or ``index`` holds no integers.
         ValueError: All rows are wanted of tables that processes divide.
         IndexError: A position is outside the dataset.
     """
@@ -33,6 +33,8 @@ def read_table(card: Card, objective: Objective, options: Options, index: Tensor
         tables = read()
         return tables
     if not objective.divided_shapes():
+        if not any(part.per_sample_tables() for part in objective.precise_parts()):
+            raise TypeError(f"{card.name!r} keeps nothing per sample here, so its table has no positions: call table().")
         tables = read(beside_tables(objective, _checked(index, options)))
         return tables
     together, own = shake_hands(
@@ -43,7 +45,7 @@ def read_table(card: Card, objective: Objective, options: Options, index: Tensor
 
 
 def _checked(index: Tensor, options: Options) -> Tensor:
-    check_integers("index", index, index.numel())
+    check_integers("index", index, index.numel() if isinstance(index, Tensor) else 0)
     if len(index):
         assert options.num_samples is not None
         check_index_range(int(index.min()), int(index.max()), options.num_samples)
@@ -52,8 +54,8 @@ def _checked(index: Tensor, options: Options) -> Tensor:
 
 def beside_tables(objective: Objective, index: Tensor) -> Tensor:
     """Positions on the device of the tables."""
-    tables = [table for part in objective.modules() for table in getattr(part, "per_sample_tables", list)()]
-    return index.to(tables[0].device, torch.int64) if tables else index
+    first = next(table for part in objective.precise_parts() for table in part.per_sample_tables())
+    return index.to(first.device, torch.int64)
 
 
 def load_table(card: Card, objective: Objective, tables: dict[str, Tensor]) -> None:
@@ -80,11 +82,10 @@ def refuse_other_layout(card: Card, objective: Objective, options: Options, hand
     Raises:
         RuntimeError: The loss was made before the process group, or for another one.
     """
-    if torch.compiler.is_compiling():  # on a single process; where there are several, this is not compiled
+    # Compiled on a single process; where there are several, this is not compiled.
+    if options.tables != "sharded" or not card.stateful or torch.compiler.is_compiling():
         return
     layouts = {part.layout for part in objective.precise_parts() if part.per_sample_tables()}
-    if options.tables != "sharded" and not any(layout.divided for layout in layouts):
-        return
     world = 1 if handshake is None else group_size(options.gather, options.process_group)
     group = "" if handshake is None or world == 1 else handshake.group.group_name
     if any((layout.world, layout.group) != (world, group) for layout in layouts):

@@ -118,11 +118,13 @@ class PreciseModule(AllOrNothing):
         """Keep a share of the rows of all tables per sample, also of submodules.
 
         Raises:
-            ValueError: A module with tables per sample is not divisible.
+            ValueError: A module with tables per sample is not divisible, or has another layout already.
         """
         for part in self.precise_parts():
             if part._per_sample and not part.divisible:
                 raise ValueError(f"{type(part).__name__} has tables that processes cannot divide. Use tables='replicated'.")
+            if part.layout.divided and part.layout != layout:
+                raise ValueError(f"the tables of {type(part).__name__} are sharded already, for another loss. Make a new one.")
             for name in part._per_sample if not part.layout.divided else ():
                 part._buffers[name] = layout.own(part.get_buffer(name)).clone()
             if part._per_sample:

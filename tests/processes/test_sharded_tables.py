@@ -27,6 +27,7 @@ from sharding import (
 )
 from tolerances import assert_close
 
+import contrastive_zoo as zoo
 from contrastive_zoo.batch import options
 from contrastive_zoo.samplers import stored
 from contrastive_zoo.samplers.randomness import step_seed
@@ -245,3 +246,30 @@ def test_shards_wait_for_no_accelerator(rank: int, monkeypatch: pytest.MonkeyPat
             found = on_host(numbers)[on_host(numbers) >= 0]
             assert len(found)
             assert bool((found // 6 == rank).all())
+
+
+class Counts(zoo.Objective):
+    """An objective that does not say whether its table can be divided."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_table("count", 6, fill=0, per_sample=True)
+
+
+def test_what_cannot_be_divided() -> None:
+    with pytest.raises(ValueError, match="Counts has tables that processes cannot divide"):
+        Counts().divide(Layout(6, 0, 2, "a group"))
+    sampler = zoo.get_sampler("topk", num_samples=6)
+    sampler.divide(Layout(6, 0, 2, "a group"))
+    with pytest.raises(ValueError, match="are sharded already, for another loss"):
+        sampler.divide(Layout(6, 0, 3, "another group"))
+    with pytest.raises(TypeError, match=r"keeps nothing per sample here, .* call table\(\)"):
+        zoo.get_loss("sampled", num_samples=9, sampler="queue").table(torch.tensor([0]))
+
+
+def test_a_loss_made_before_the_group_does_not_take_part() -> None:
+    loss_fn = made("sogclr", tables="sharded")
+    loss_fn.objective.divide(Layout(NUM_SAMPLES, 0, 2, "a group"))
+    with pytest.raises(RuntimeError, match="are sharded over 2 processes, and this step has 1"):
+        train(loss_fn, STEPS[0], 1, 0)
+    assert loss_fn.eval()(*torch.randn(2, 4, WIDTH)).isfinite()
