@@ -152,12 +152,12 @@ def assert_same(actual: FOUND, expected: FOUND, magnitude: float = 10.0) -> None
 class Model(nn.Module):
     """Encoder and loss as one module."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **params: Any) -> None:
         super().__init__()
         self.encoder = encoder()
         temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
         name, _, encodes = name.partition(", ")
-        params = {**ENCODED[name], "encode": self.encode_sample} if encodes else {}
+        params |= {**ENCODED[name], "encode": self.encode_sample} if encodes else {}
         self.loss_fn = zoo.get_loss(name, num_samples=NUM_SAMPLES, temperature=temperature, **params).double()
 
     def encode_sample(self, index: Tensor, view: Tensor) -> Tensor:
@@ -170,9 +170,9 @@ class Model(nn.Module):
         return self.loss_fn(self.encoder(batch.z1), self.encoder(batch.z2), index=batch.index)
 
 
-def run_inside(name: str, batches: list[Views], wrap: Any = lambda model: model) -> FOUND:
+def run_inside(name: str, batches: list[Views], wrap: Any = lambda model: model, **params: Any) -> FOUND:
     """The same as `run`, where the loss is inside of what is wrapped, its buffers and temperature included."""
-    model = Model(name)
+    model = Model(name, **params)
     wrapped = wrap(model)
     losses, found = [], []
     for batch in batches:
@@ -181,7 +181,7 @@ def run_inside(name: str, batches: list[Views], wrap: Any = lambda model: model)
         loss.backward()
         losses.append(loss.detach())
         found.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()])
-    return {"losses": losses, "gradients": found, "state": {name: t.clone() for name, t in model.state_dict().items()}}
+    return {"losses": losses, "gradients": found, "state": snapshot(model)}
 
 
 class Learning(nn.Module):
@@ -228,6 +228,17 @@ def run_sharded(name: str, batches: list[Views], *, ignored: bool) -> FOUND:
     if dist.get_rank() == 0:  # the whole state is there only
         fresh.load_state_dict(state, strict=True)
     return {"losses": losses, "state": dict(fresh.state_dict())}
+
+
+def assert_same(actual: FOUND, expected: FOUND) -> None:
+    for step, (loss, wanted) in enumerate(zip(actual["losses"], expected["losses"], strict=True)):
+        assert_close(loss, wanted, f"loss of step {step}", magnitude=1.0)
+    for step, (some, others) in enumerate(zip(actual["gradients"], expected["gradients"], strict=True)):
+        for number, (gradient, wanted) in enumerate(zip(some, others, strict=True)):
+            assert_close(gradient, wanted, f"gradient {number} of step {step}", magnitude=10.0)
+    assert actual["state"].keys() == expected["state"].keys()
+    for name, tensor in expected["state"].items():
+        assert_close(actual["state"][name], tensor, name)
 
 
 def mixed_rows(batch: zoo.Batch, *, temperature: Tensor) -> Tensor:

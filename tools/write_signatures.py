@@ -57,6 +57,7 @@ CHOICES = {
     "normalize": 'Literal["sphere", "ball", "none"] | bool',
     "reduction": 'Literal["mean", "sum", "none"]',
     "gather": 'Literal["auto", "ring"] | bool',
+    "tables": 'Literal["replicated", "sharded"]',
     "on_empty": 'Literal["warn", "error"]',
 }
 

@@ -12,7 +12,7 @@ from contrastive_zoo.checks import comparable
 from contrastive_zoo.devices import readable, transforming
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.registry import Card
-from contrastive_zoo.state.modules import Seed, StepCounter
+from contrastive_zoo.state.counters import Seed, StepCounter
 from contrastive_zoo.state.temperature import Temperature
 
 
@@ -108,6 +108,7 @@ def state_of(objective: Objective) -> dict[str, object]:
         "temperature": held[0] if held else None,
         "what is learned": [name for name, parameter in objective.named_parameters() if parameter.requires_grad],
         **{f"the shape of {name}": list(buffer.shape) for name, buffer in objective.named_buffers()},
+        **{f"the shape of {name}": list(shape) for name, shape in objective.divided_shapes().items()},
         "seed": [part.value for part in parts if isinstance(part, Seed)],
         "the number of steps so far": [
             part.value.item() for part in parts if isinstance(part, StepCounter) and part.value.is_cpu

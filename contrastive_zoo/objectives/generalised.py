@@ -21,7 +21,7 @@ from contrastive_zoo.logspace import log1p_exp, logaddexp
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.samplers.batch_draws import drawn_log_mean
 from contrastive_zoo.samplers.randomness import step_seed
-from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.counters import StepCounter
 
 PAPER = "Jiang et al., 2023. arXiv:2311.05139"
 EASY = (

@@ -201,6 +201,20 @@ def gather_integers(
     return found
 
 
+def joined_integers(own: Tensor, purpose: str, handshake: Handshake) -> tuple[Tensor, slice]:
+    """The integers (B,) of all processes, one after another, and which of them are of this process; waits for them.
+
+    Raises:
+        ValueError: On all processes, if one of them raised an error or has another purpose.
+    """
+    group = handshake.group
+    sizes = handshake.sizes(len(own), {"what is done": purpose})
+    (together,) = gather_integers([own.cpu()], sizes, device_of_group(group), group)
+    assert together is not None
+    start = sum(sizes[: dist.get_rank(group)])
+    return together, slice(start, start + len(own))
+
+
 def own_rows(gathered: Tensor, sizes: Sequence[int], rank: int) -> Tensor:
     """The rows of one process in a gathered tensor with a fixed number of rows per sample."""
     per_sample = gathered.shape[0] // sum(sizes)

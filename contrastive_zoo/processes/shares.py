@@ -9,6 +9,7 @@ All processes must compute the same sums in the same order.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -224,6 +225,28 @@ def merged_backward(grad: Tensor, part: Tensor, whole: Tensor, log: bool) -> Ten
 @merged_backward.register_fake
 def _(grad: Tensor, part: Tensor, whole: Tensor, log: bool) -> Tensor:
     return torch.empty_like(part)
+
+
+@operator("contrastive_zoo::swapped", "(Tensor rows, str group) -> Tensor")
+def swapped(rows: Tensor, group: str) -> Tensor:
+    """A part of the rows (N, W) of each process, (P, A, W): process p of P gets the rows from N p / P to N (p + 1) / P."""
+    members = _group(group)
+    rank, world = dist.get_rank(members), dist.get_world_size(members)
+    bounds = [len(rows) * number // world for number in range(world + 1)]
+    sizes = [stop - start for start, stop in pairwise(bounds)]
+    device = device_of_group(members) if rows.is_cpu else rows.device
+    sent = rows.to(device).contiguous()
+    found = sent.new_empty(world * sizes[rank], rows.shape[1])
+    dist.all_to_all_single(found, sent, [sizes[rank]] * world, sizes, group=members)
+    return found.view(world, sizes[rank], rows.shape[1]).to(rows.device)
+
+
+@swapped.register_fake
+def _(rows: Tensor, group: str) -> Tensor:
+    members = _group(group)
+    rank, world = dist.get_rank(members), dist.get_world_size(members)
+    size = rows.shape[0] * (rank + 1) // world - rows.shape[0] * rank // world
+    return rows.new_empty(world, size, rows.shape[1])
 
 
 def _merged_setup(ctx: Any, inputs: Any, output: Any) -> None:
