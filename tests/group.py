@@ -230,17 +230,6 @@ def run_sharded(name: str, batches: list[Views], *, ignored: bool) -> FOUND:
     return {"losses": losses, "state": dict(fresh.state_dict())}
 
 
-def assert_same(actual: FOUND, expected: FOUND) -> None:
-    for step, (loss, wanted) in enumerate(zip(actual["losses"], expected["losses"], strict=True)):
-        assert_close(loss, wanted, f"loss of step {step}", magnitude=1.0)
-    for step, (some, others) in enumerate(zip(actual["gradients"], expected["gradients"], strict=True)):
-        for number, (gradient, wanted) in enumerate(zip(some, others, strict=True)):
-            assert_close(gradient, wanted, f"gradient {number} of step {step}", magnitude=10.0)
-    assert actual["state"].keys() == expected["state"].keys()
-    for name, tensor in expected["state"].items():
-        assert_close(actual["state"][name], tensor, name)
-
-
 def mixed_rows(batch: zoo.Batch, *, temperature: Tensor) -> Tensor:
     """An objective whose rows are not those of the batch: in another order, and each with something of its neighbour."""
     x = torch.cat(batch.each_view())

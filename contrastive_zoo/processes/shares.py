@@ -230,7 +230,7 @@ def _(grad: Tensor, part: Tensor, whole: Tensor, log: bool) -> Tensor:
 @operator("contrastive_zoo::swapped", "(Tensor rows, str group) -> Tensor")
 def swapped(rows: Tensor, group: str) -> Tensor:
     """A part of the rows (N, W) of each process, (P, A, W): process p of P gets the rows from N p / P to N (p + 1) / P."""
-    members = _group(group)
+    members = named_group(group)
     rank, world = dist.get_rank(members), dist.get_world_size(members)
     bounds = [len(rows) * number // world for number in range(world + 1)]
     sizes = [stop - start for start, stop in pairwise(bounds)]
@@ -243,7 +243,7 @@ def swapped(rows: Tensor, group: str) -> Tensor:
 
 @swapped.register_fake
 def _(rows: Tensor, group: str) -> Tensor:
-    members = _group(group)
+    members = named_group(group)
     rank, world = dist.get_rank(members), dist.get_world_size(members)
     size = rows.shape[0] * (rank + 1) // world - rows.shape[0] * rank // world
     return rows.new_empty(world, size, rows.shape[1])

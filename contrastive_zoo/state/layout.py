@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import distributed_c10d
 from torch.nn.functional import embedding_bag
 
 from contrastive_zoo.operators import operator
+from contrastive_zoo.processes.gather import named_group
 from contrastive_zoo.processes.shares import merged
 
 
@@ -161,7 +161,7 @@ class Layout:
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.tensor import DTensor, Shard
 
-        mesh = DeviceMesh.from_group(_group(self.group), rows.device.type)
+        mesh = DeviceMesh.from_group(named_group(self.group), rows.device.type)
         shape = torch.Size((self.size, *rows.shape[1:]))
         stride = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
         return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
@@ -231,7 +231,3 @@ def unpack(message: Tensor, *like: Tensor) -> tuple[Tensor, ...]:
         part.clone(memory_format=torch.contiguous_format).view(value.dtype).view(*message.shape[:-1], *value.shape[1:])
         for part, value in zip(parts, like, strict=True)
     )
-
-
-def _group(name: str) -> dist.ProcessGroup:
-    return distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
