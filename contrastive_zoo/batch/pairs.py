@@ -10,8 +10,10 @@ from torch import Tensor
 
 from contrastive_zoo import pairwise
 from contrastive_zoo.pairwise.backends import named
+from contrastive_zoo.pairwise.sums import uses_gram_matrix
 from contrastive_zoo.pairwise.sweep import Bound, Ids
 from contrastive_zoo.pairwise.terms import Scales
+from contrastive_zoo.pairwise.tiled import gram
 from contrastive_zoo.processes.shares import ALONE, Share
 
 
@@ -178,15 +180,29 @@ class Pairs:
         return self.share.leave(sums, log=False)[0]
 
     def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
-        """See `contrastive_zoo.pairwise.square_sum`; each process computes the entire sum."""
-        return pairwise.square_sum(x, keys, ids=self._ids(ids), backend=self.backend)
+        """See `contrastive_zoo.pairwise.square_sum`."""
+        known, by_gram = {"ids": self._ids(ids), "backend": self.backend}, False
+        if self.share.divided:
+            by_gram = uses_gram_matrix(x, keys, **known)
+        x, keys, *_ = self.share.enter(x, keys, None)
+        if by_gram:
+            return self._squares_by_gram(x, keys)
+        return self.share.leave(pairwise.square_sum(x, keys, part=self.share.part, **known), log=False)[0]
 
-    def on_rows(self, function: Callable[[Tensor, slice], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+    def _squares_by_gram(self, x: Tensor, keys: Tensor) -> Tensor:
+        """Each process computes its rows' part of the Gram matrix, and then the sums of its rows."""
+        own = self.share.rows(len(x))
+        of_keys = self.share.leave(keys[own].mT @ keys[own], log=False)
+        gram_matrix, *_ = self.share.enter(of_keys[0], None, None)
+        return self.share.of_all_parts(gram.squares(x[own], keys[own], gram_matrix), own.start, len(x))
+
+    def on_rows(self, function: Callable[..., tuple[Tensor, ...]], x: Tensor, keys: Tensor | None = None) -> tuple[Tensor, ...]:
         """``function(x, rows)``, which returns tensors with an entry for each of ``rows``, applied to all rows of x.
 
-        Each process computes a part of the rows and receives the results for all rows.
+        Each process computes a part of the rows and receives the results for all rows. With ``keys`` the call is
+        ``function(x, rows, keys)``; keys that the function takes from elsewhere must be constants.
         """
-        return self.share.on_rows(function, x)
+        return self.share.on_rows(function, x, keys)
 
     def on_own_samples(
         self, function: "Callable[[Pairs, Tensor, Tensor, Scales], Tensor]", x: Tensor, ids: Tensor, scale: Scales
