@@ -225,13 +225,25 @@ def mixed_rows(batch: zoo.Batch, *, temperature: Tensor) -> Tensor:
     return sums.view(2, -1).T
 
 
-def work(rank: int, world: int, folder: Path) -> None:
-    """What each process does."""
+def begin(rank: int, world: int, folder: Path, device: str, seconds: float = 60) -> None:
+    """Join the group: processes send through Gloo, and through NCCL what is on GPUs, one for each process.
+
+    Processes that wait for one another in vain fail after some seconds.
+    """
     torch.set_num_threads(1)
+    backend = "gloo"
+    if device != "cpu":
+        backend = f"cpu:gloo,{device}:nccl"
+        torch.cuda.set_device(rank)
+        torch.set_default_device(f"{device}:{rank}")
+    place = {"init_method": f"file://{folder}/group", "timeout": timedelta(seconds=seconds)}
+    dist.init_process_group(backend, rank=rank, world_size=world, **place)
+
+
+def work(rank: int, world: int, folder: Path, device: str) -> None:
+    """What each process does."""
+    begin(rank, world, folder, device)
     sweep.GRAIN = 1  # so that batches of a few rows are shared too
-    # Processes that wait for one another in vain fail soon.
-    place = {"init_method": f"file://{folder}/group", "timeout": timedelta(seconds=60)}
-    dist.init_process_group("gloo", rank=rank, world_size=world, **place)
     batches = [local_batch(step, sizes, rank) for step, sizes in enumerate(SIZES[world])]
     ntxent = Configuration("ntxent", {})
     found: FOUND = {str(c): run(c, batches, DistributedDataParallel) for c in CONFIGURATIONS}

@@ -23,6 +23,7 @@ class Options:
     reduction: str = "mean"
     backend: str = "auto"
     gather: str | bool = "auto"
+    gather_negatives: bool = False
     process_group: dist.ProcessGroup | None = None
     embedding_dim: int | None = None
     seed: int = 0
@@ -36,10 +37,15 @@ class Options:
             "normalize": normalize if isinstance(normalize, str) else "sphere" if normalize else "none",
             "reduction": check_choice("reduction", self.reduction, ("mean", "sum", "none")),
             "gather": "auto" if check_choice("gather", self.gather, ("auto", True, False)) else False,
+            "gather_negatives": check_bool("gather_negatives", self.gather_negatives),
             "validate": check_bool("validate", self.validate),
             "on_empty": check_choice("on_empty", self.on_empty, ("warn", "error")),
             "seed": check_count("seed", self.seed, low=0, high=2**63 - 1),
         }
+        if one_form["gather_negatives"] and one_form["gather"] is False:
+            raise ValueError(
+                "gather_negatives=True shares the negatives of processes that gather=False keeps apart: leave one of them out."
+            )
         check_backend(self.backend)
         check_group(self.process_group)
         for name in ("num_samples", "embedding_dim"):

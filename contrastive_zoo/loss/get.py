@@ -28,6 +28,8 @@ def get_loss(name: str, **params: Any) -> Loss:
             reduction ("mean", "sum" or "none"),
             backend ("auto", "tiled", "dense", or "fused" on NVIDIA GPUs),
             gather ("auto" = True: contrast with the batches of all processes; False: only with this process's batch),
+            gather_negatives (True: the samples of all processes meet the extra ``negatives`` (M, D) of all; False: each
+            process's samples meet its own),
             process_group (None: the default group),
             embedding_dim (features per embedding, for losses that keep embeddings; by default taken from the first batch or
             checkpoint, which is too late for distributed checkpoints and model averaging),

@@ -230,7 +230,10 @@ class Loss(AllOrNothing):
 
     def _agreement(self) -> dict[str, object]:
         """Values that must be equal on all processes, as far as the host knows them; an error here is raised on all of them."""
-        common = {name: getattr(self, name) for name in ("num_samples", "normalize", "reduction", "backend", "on_empty")}
+        common = {
+            name: getattr(self, name)
+            for name in ("num_samples", "normalize", "reduction", "backend", "on_empty", "gather_negatives")
+        }
         given = {name: comparable(value) for name, value in self.settings.items() if name != "temperature"}
         return {"the name of the loss": self.card.name, **given, **common, **state_of(self.objective)}
 
