@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from cases import CONFIGURATIONS, NAMES, NUM_SAMPLES, Configuration, snapshot
-from group import FOUND, WIDTH, WITH_NEGATIVES, begin, global_batch, local_batch, part_of
+from cases import CONFIGURATIONS, NAMES, NUM_SAMPLES, STATEFUL, Configuration, same_state, snapshot, views
+from group import FOUND, WIDTH, WITH_NEGATIVES, begin, encoder, global_batch, local_batch, part_of
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import contrastive_zoo as zoo
@@ -24,6 +25,10 @@ MINED = (2, 5, 3, 1)
 CHUNK = 2
 BATCH, COST_WIDTH, CLASSES = 768, 4, 16
 COUNTED = [1, 2, 3, 4]
+# Names that are trained for two epochs by four processes until LEFT batches have been seen, and then by two and by three.
+RESUMED = ["sogclr", "isogclr", "emc2", "negative_cache", "hscl"]
+LEFT, TRAINED_SAMPLES, TRAINED_BATCH = 4, 36, 12
+DRAWING = [c for c in CONFIGURATIONS if c.card.draws and not c.card.stateful and "num_negatives" in c.params]
 OTHERS = [  # beside the defaults of every name
     Configuration("ucl", {"num_negatives": 8}),
     Configuration("sampled", {"sampler": "topk"}),
@@ -87,6 +92,8 @@ def work(rank: int, folder: Path, device: str) -> None:
         if rank < world
     }
     found["negatives refused"] = refused_negatives(rank)
+    found["resumed"] = {name: resumed(name, rank, groups, folder) for name in RESUMED}
+    found["lost"] = {str(c): lost_exchanges(c, rank, groups[2]) for c in STATEFUL + DRAWING} if rank < 2 else {}
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -156,6 +163,100 @@ def contrasted(loss_fn: zoo.Loss, batch: Any, negatives: Tensor, index: Tensor) 
     known = {"labels": batch.labels, "negatives": leaves[2].detach(), "negatives_index": index}
     cached = zoo.cached_backward(loss_fn, encoder, views, chunk_size=CHUNK, index=batch.index, **known)
     return {"loss": loss.detach(), "gradients": list(found), "cached": cached, "of encoder": encoder.weight.grad}
+
+
+class Run:
+    """Training that can be stopped and goes on with another number of processes.
+
+    Args:
+        name: Name of the loss.
+        rank: Rank of this process.
+        world: Number of processes.
+        group: The processes; None for one process.
+    """
+
+    def __init__(self, name: str, rank: int = 0, world: int = 1, group: dist.ProcessGroup | None = None) -> None:
+        params = {"num_negatives": 3} if name in ("negative_cache", "hscl") else {}
+        self.loss_fn = zoo.get_loss(
+            name, num_samples=TRAINED_SAMPLES, process_group=group, gather=world > 1, embedding_dim=4, **params
+        ).double()
+        self.batch_sampler = zoo.get_batch_sampler(
+            "shuffle", num_samples=TRAINED_SAMPLES, batch_size=TRAINED_BATCH, num_replicas=world, rank=rank
+        )
+        self.encoder = encoder()
+        self.wrapped = self.encoder if world == 1 else DistributedDataParallel(self.encoder, process_group=group)
+        self.optimizer = torch.optim.SGD(self.encoder.parameters(), lr=0.1, momentum=0.9)
+        self.data = views(TRAINED_SAMPLES, WIDTH, num_samples=TRAINED_SAMPLES)
+        self.seen: list[list[int]] = []
+
+    def parts(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("loss_fn", "batch_sampler", "encoder", "optimizer")}
+
+    def load(self, path: Path) -> None:
+        saved = torch.load(path, weights_only=True)
+        for name, part in self.parts().items():
+            part.load_state_dict(saved[name])
+
+    def train(self, epochs: int, until: int | None = None, path: Path | None = None) -> FOUND:
+        """Go on until the end of the epochs, or until so many batches have been seen, and write the state then."""
+        for epoch in range(self.batch_sampler.epoch, epochs):
+            for positions in self.batch_sampler:
+                at = torch.tensor(positions)
+                z1, z2 = self.wrapped(torch.cat([self.data.z1[at].detach(), self.data.z2[at].detach()])).chunk(2)
+                loss = self.loss_fn(z1, z2, index=at, labels=at % 3)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                self.seen.append(positions)
+                if len(self.seen) == until:
+                    if path is not None:
+                        torch.save({name: part.state_dict() for name, part in self.parts().items()}, path)
+                    return self.found()
+            self.batch_sampler.set_epoch(epoch + 1)
+        return self.found()
+
+    def found(self) -> FOUND:
+        state = {**snapshot(self.loss_fn), **{name: t.clone() for name, t in self.encoder.state_dict().items()}}
+        return {"seen": self.seen, "state": state}
+
+
+def resumed(name: str, rank: int, groups: dict[int, dist.ProcessGroup], folder: Path) -> FOUND:
+    """What four processes see and hold in the middle of an epoch, and what two and three of them do from there on."""
+    path = folder / f"{name}.pt"
+    found = {WORLD: Run(name, rank, WORLD, groups[WORLD]).train(2, LEFT, path if rank == 0 else None)}
+    dist.barrier()
+    for world in (2, 3):
+        if rank < world:
+            run = Run(name, rank, world, groups[world])
+            run.load(path)
+            found[world] = run.train(2)
+    return found
+
+
+def lost_exchanges(configuration: Configuration, rank: int, group: dist.ProcessGroup) -> dict[str, Any]:
+    """Whether state is as before when a sum over processes of the second step is lost; for each of its sums."""
+    all_reduce, numbers = dist.all_reduce, {"lost": -1, "seen": 0}
+
+    def losing(*given: Any, **options: Any) -> Any:
+        numbers["seen"] += 1
+        if numbers["seen"] == numbers["lost"]:
+            raise RuntimeError("connection closed by peer")
+        return all_reduce(*given, **options)
+
+    loss_fn = configuration.learning(process_group=group)
+    first, second = (local_batch(step, sizes, rank) for step, sizes in enumerate([(2, 5), (3, 3)]))
+    first.call(loss_fn)
+    found = []
+    dist.all_reduce = losing
+    try:
+        while not found or found[-1]["heard"].startswith("RuntimeError: connection closed"):
+            before = snapshot(loss_fn)
+            numbers.update(lost=numbers["lost"] + 1 if found else 1, seen=0)
+            found.append({"heard": heard(lambda: second.call(loss_fn))})
+            found[-1]["unchanged"] = same_state(snapshot(loss_fn), before)
+    finally:
+        dist.all_reduce = all_reduce
+    return {"sums": len(found) - 1, "unchanged": all(each["unchanged"] for each in found[:-1]), "then": found[-1]["heard"]}
 
 
 def heard(call: Callable[[], Tensor]) -> str:

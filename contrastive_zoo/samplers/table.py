@@ -94,13 +94,13 @@ class TableSampler(NegativeSampler):
         if batch.alone:
             self.step.place(batch.x)
         before = self._write(batch)
-        drawn = self._drawn(batch, scale.detach())
-        position, in_batch = _places(batch, drawn.rows)
-        weights = torch.where(in_batch, drawn.weights, 0)
         try:
+            drawn = self._drawn(batch, scale.detach())
+            position, in_batch = _places(batch, drawn.rows)
+            weights = torch.where(in_batch, drawn.weights, 0)
             remembered = self._remembered(batch, drawn.rows, drawn.weights - weights)
             surrogate = _similarity(batch, _Weighted(position, batch.x, weights), remembered) * scale
-        except BaseException:  # whatever the encoder raises, a failed call must not change the state
+        except BaseException:  # an encoder that raises, or a process that is lost, must not change the state
             self._put(batch, *before)
             raise
         self.step.advance()

@@ -3,9 +3,11 @@
 One file, because a worker of pytest starts the four processes for each file that needs them.
 """
 
+from itertools import chain
+
 import pytest
 import torch
-from cases import CONFIGURATIONS, NAMES, Configuration
+from cases import CONFIGURATIONS, NAMES, STATEFUL, Configuration
 from costs import COSTS, DRAWS, Setting
 from four import (
     BATCH,
@@ -13,16 +15,21 @@ from four import (
     COST_WIDTH,
     COUNTED,
     COUNTED_CONFIGURATIONS,
+    DRAWING,
+    LEFT,
     MINED,
+    RESUMED,
     SIZES,
+    TRAINED_BATCH,
+    TRAINED_SAMPLES,
     WORLD,
+    Run,
     contrasted,
     mined,
     stepped,
 )
 from group import FOUND, WITH_NEGATIVES, global_batch, part_of
 from tolerances import assert_close
-
 
 UNEVEN = 1.25  # tiles on the diagonal are visited whole, and the last ones are smaller
 
@@ -117,3 +124,36 @@ def test_bytes_are_what_the_formula_says(name: str, world: int, of_four: list[FO
     expected = COSTS[name].sent(setting(name, world))
     for sent in counted(of_four, name, world, "bytes"):
         assert sent == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("world", [2, 3])
+def test_four_stop_within_an_epoch_and_others_go_on(name: str, world: int, of_four: list[FOUND]) -> None:
+    """Each sample of an epoch is seen once, and the run ends as one that never stopped, on one process."""
+    run = Run(name)
+    expected = run.train(2)
+    started = [of_rank["resumed"][name][WORLD] for of_rank in of_four]
+    ended = [of_rank["resumed"][name][world] for of_rank in of_four[:world]]
+    batches = [
+        list(chain(*parts))
+        for of_ranks in (started, ended)
+        for parts in zip(*(of_rank["seen"] for of_rank in of_ranks), strict=True)
+    ]
+    per_epoch = TRAINED_SAMPLES // TRAINED_BATCH
+    assert LEFT % per_epoch
+    assert [sorted(batch) for batch in batches] == [sorted(batch) for batch in expected["seen"]]
+    for epoch in (batches[:per_epoch], batches[per_epoch:]):
+        assert sorted(chain(*epoch)) == list(range(TRAINED_SAMPLES))
+    for of_rank in ended:
+        for key, tensor in expected["state"].items():
+            assert_close(of_rank["state"][key], tensor, key, magnitude=1.0)
+
+
+@pytest.mark.parametrize("configuration", STATEFUL + DRAWING, ids=str)
+def test_an_exchange_that_is_lost_changes_no_state(configuration: Configuration, of_four: list[FOUND]) -> None:
+    """Whichever of a step's sums over processes it is; the next step works."""
+    for of_rank in of_four[:2]:
+        lost = of_rank["lost"][str(configuration)]
+        assert lost["sums"] > 0
+        assert lost["unchanged"]
+        assert lost["then"].startswith("a loss of")
