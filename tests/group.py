@@ -9,9 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import torch.distributed as dist
-from cases import CONFIGURATIONS, NUM_SAMPLES, Configuration, Views, snapshot, views
+import torch.multiprocessing as mp
+from cases import CONFIGURATIONS, NUM_SAMPLES, Configuration, Views, drawn, snapshot, views
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -76,9 +78,8 @@ def local_batch(step: int, sizes: tuple[int, ...], rank: int) -> Views:
 
 def global_negatives(step: int, sizes: tuple[int, ...], shared: bool) -> Negatives:
     """Keys of each sample, (B, M, D); if ``shared``, those of samples on one process are the same. Some are of the batch."""
-    draws = torch.Generator().manual_seed(step)
-    rows = torch.randn(sum(sizes), KEYS, WIDTH, generator=draws, dtype=torch.float64)
-    index = torch.randint(NUM_SAMPLES, (sum(sizes), KEYS), generator=draws)
+    rows = drawn(sum(sizes), KEYS, WIDTH, seed=step)
+    index = (drawn(sum(sizes), KEYS, seed=100 + step).abs() * NUM_SAMPLES).long() % NUM_SAMPLES
     index[:, 0], index[:, 1] = global_batch(step, sizes).index, global_batch(step, sizes).index[0]
     if shared:
         for rank in range(len(sizes)):
@@ -95,7 +96,7 @@ def local_negatives(step: int, sizes: tuple[int, ...], rank: int, shared: bool) 
 
 def global_weights(step: int, sizes: tuple[int, ...]) -> Tensor:
     """A weight for each value of the whole batch."""
-    return torch.randn(sum(sizes), generator=torch.Generator().manual_seed(50 + step), dtype=torch.float64)
+    return drawn(sum(sizes), seed=50 + step)
 
 
 def detached(batch: Views) -> Views:
@@ -149,8 +150,7 @@ class Model(nn.Module):
 
     def encode_sample(self, index: Tensor, view: Tensor) -> Tensor:
         """Features of samples that are not in the batch."""
-        draws = torch.Generator().manual_seed(11)
-        samples = torch.randn(2, NUM_SAMPLES, WIDTH, generator=draws, dtype=torch.float64)
+        samples = drawn(2, NUM_SAMPLES, WIDTH, seed=11)
         return self.encoder(samples[view, index])
 
     def forward(self, batch: Views) -> Tensor:
@@ -206,9 +206,11 @@ def run_sharded(name: str, batches: list[Views], *, ignored: bool) -> FOUND:
     """Losses and state where FSDP2 shards the module: all of it, or all but what the loss learns."""
     model = Learning(name, () if ignored else (1,))
     if ignored:
-        fully_shard(model, mesh=init_device_mesh("cpu", (2,)), ignored_params=set(model.loss_fn.parameters()))
+        fully_shard(
+            model, mesh=init_device_mesh(torch.get_default_device().type, (2,)), ignored_params=set(model.loss_fn.parameters())
+        )
     else:
-        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        fully_shard(model, mesh=init_device_mesh(torch.get_default_device().type, (2,)))
     losses = train_learning(model, batches)
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     fresh = Learning(name, (1,) if ignored else ())
@@ -240,7 +242,20 @@ def begin(rank: int, world: int, folder: Path, device: str, seconds: float = 60)
     dist.init_process_group(backend, rank=rank, world_size=world, **place)
 
 
-def work(rank: int, world: int, folder: Path, device: str) -> None:
+def started(work: Callable[..., None], world: int, folder: Path, *given: Any, device: str) -> list[FOUND]:
+    """What each of some processes wrote that run ``work(rank, folder, *given, device)``, in the order of ranks.
+
+    On "cuda" each process has a GPU of its own.
+    """
+    if device not in ("cpu", "cuda"):
+        pytest.skip(f"processes send through Gloo and NCCL, not between devices of the kind {device!r}")
+    if device == "cuda" and torch.cuda.device_count() < world:
+        pytest.skip(f"{world} processes need a GPU each, and there are {torch.cuda.device_count()}")
+    mp.spawn(work, args=(folder, *given, device), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True, map_location=device) for rank in range(world)]
+
+
+def work(rank: int, folder: Path, world: int, device: str) -> None:
     """What each process does."""
     begin(rank, world, folder, device)
     sweep.GRAIN = 1  # so that batches of a few rows are shared too
@@ -305,7 +320,8 @@ def one_sample_everywhere(batch: Views, **params: Any) -> FOUND:
 def errors(batch: Views, rank: int, world: int) -> dict[str, str]:
     """What a process hears when the last one makes a mistake, and whether a table has changed after all mistakes."""
     last = rank == world - 1
-    loss_fn, in_batch = zoo.get_loss("sogclr", num_samples=NUM_SAMPLES), zoo.get_loss("ntxent")
+    # On accelerators values are looked at only if this is asked for.
+    loss_fn, in_batch = (zoo.get_loss(name, num_samples=NUM_SAMPLES, validate=True) for name in ("sogclr", "ntxent"))
     before = snapshot(loss_fn)
     z1, z2, index, _ = batch
     broken = torch.full_like(z1, torch.nan) if last else z1
@@ -449,7 +465,7 @@ def warnings_of_same_samples(batch: Views, rank: int) -> list[str]:
     loss_fn = zoo.get_loss("dcl")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        index = torch.arange(len(batch.index))
+        index = torch.arange(len(batch.index), device="cpu")  # the handshake reads no index on an accelerator
         loss_fn(batch.z1, batch.z2, index=index + 1000 * rank)
         loss_fn(batch.z1, batch.z2)
         for shifted in (index, index.flip(0), index):
@@ -483,21 +499,19 @@ def counted_entries() -> Iterator[list[int]]:
 
 def entries_visited(rank: int, world: int) -> dict[str, int]:
     """Entries of the matrix of pairs that a process computes in a step of each loss that sums over pairs."""
-    draws = torch.Generator().manual_seed(rank)
-    z1, z2 = (torch.randn(ROWS_PER_PROCESS, 8, generator=draws, requires_grad=True) for _ in range(2))
+    z1, z2 = (drawn(ROWS_PER_PROCESS, 8, seed=2 * rank + view).float().requires_grad_() for view in range(2))
     entries = {}
     for name in ("ntxent", "infonce", "dhel", "kcl", "hcl", "siglip", "isogclr"):
         with counted_entries() as sizes:
             index = torch.arange(ROWS_PER_PROCESS) + rank * ROWS_PER_PROCESS
-            zoo.get_loss(name, num_samples=world * ROWS_PER_PROCESS)(z1, z2, index=index).backward()
+            zoo.get_loss(name, num_samples=world * ROWS_PER_PROCESS, backend="tiled")(z1, z2, index=index).backward()
         entries[name] = sum(sizes)
     return entries
 
 
 def draws_made(rank: int, world: int) -> dict[str, int]:
     """Draws that a process asks for in a step of each loss that draws for its anchors."""
-    draws = torch.Generator().manual_seed(rank)
-    z1, z2 = (torch.randn(ROWS_PER_PROCESS, 8, generator=draws, requires_grad=True) for _ in range(2))
+    z1, z2 = (drawn(ROWS_PER_PROCESS, 8, seed=2 * rank + view).float().requires_grad_() for view in range(2))
     index, made, uniform = torch.arange(ROWS_PER_PROCESS) + rank * ROWS_PER_PROCESS, {}, DrawTable.uniform
     for name, params in DRAWING.items():
         sizes: list[int] = []
@@ -506,7 +520,7 @@ def draws_made(rank: int, world: int) -> dict[str, int]:
             sizes.append((rows.stop - rows.start) * (columns.stop - columns.start))
             return uniform(self, rows, columns, dtype)
 
-        loss_fn = zoo.get_loss(name, num_samples=world * ROWS_PER_PROCESS, **params)
+        loss_fn = zoo.get_loss(name, num_samples=world * ROWS_PER_PROCESS, backend="tiled", **params)
         DrawTable.uniform = counting  # type: ignore[method-assign]
         try:
             loss_fn(z1, z2, index=index, labels=index % 3).backward()
