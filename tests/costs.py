@@ -107,3 +107,24 @@ COSTS = {
 }
 # Draws for each row by default.
 DRAWS = {"negative_cache": 16, "sampled": 64}
+
+
+def rows_gathered(s: Setting) -> int:
+    """Bytes of the rows of all on a process, with a copy that sweeps read, and of their gradients, as many."""
+    return 4 * 2 * s.batch * s.width * FLOAT
+
+
+def rows_in_ring(s: Setting) -> int:
+    """The same in a ring: own rows, a visiting block and the next one, each with a gradient."""
+    return 6 * 2 * s.batch * s.width * FLOAT // s.processes
+
+
+def sent_in_ring(s: Setting, towers: bool) -> float:
+    """Bytes that a process sends in a ring, for one sum over pairs: blocks, and on the way back their gradients too."""
+    block = 2 * s.batch * s.width * FLOAT / s.processes
+    return 1.5 * (s.processes - 1) * block if towers else 3 * (s.processes // 2) * block
+
+
+def sent_for_shards(s: Setting, row: int) -> float:
+    """Bytes that a process sends to read the batch's rows, of so many bytes, of tables that are divided over processes."""
+    return 2 * (s.processes - 1) / s.processes * s.batch * row

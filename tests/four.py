@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from cases import CONFIGURATIONS, NAMES, NUM_SAMPLES, STATEFUL, Configuration, same_state, snapshot, views
+from cases import CONFIGURATIONS, NAMES, NUM_SAMPLES, STATEFUL, Configuration, drawn, same_state, snapshot, views
 from group import FOUND, WIDTH, WITH_NEGATIVES, begin, encoder, global_batch, local_batch, part_of
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import contrastive_zoo as zoo
@@ -25,6 +27,7 @@ MINED = (2, 5, 3, 1)
 CHUNK = 2
 BATCH, COST_WIDTH, CLASSES = 768, 4, 16
 COUNTED = [1, 2, 3, 4]
+HELD, HELD_BATCH, HELD_WIDTH = ["ntxent", "clip", "siglip"], 128, 2048
 # Names that are trained for two epochs by four processes until LEFT batches have been seen, and then by two and by three.
 RESUMED = ["sogclr", "isogclr", "emc2", "negative_cache", "hscl"]
 LEFT, TRAINED_SAMPLES, TRAINED_BATCH = 4, 36, 12
@@ -84,6 +87,7 @@ def work(rank: int, folder: Path, device: str) -> None:
     begin(rank, WORLD, folder, device)
     groups = {2: dist.new_group([0, 1]), 3: dist.new_group([0, 1, 2]), 4: dist.group.WORLD}
     found: FOUND = {"costs": {world: costs(rank, world, groups.get(world)) for world in COUNTED if rank < world}}
+    found["rows held"] = {world: rows_held(rank, world, groups[world]) for world in (2, 4) if rank < world}
     sweep.GRAIN = 1  # so that batches of a few rows are shared too
     found["same"] = {str(c): steps(c, rank) for c in CONFIGURATIONS}
     found["negatives"] = {
@@ -114,6 +118,19 @@ def costs(rank: int, world: int, group: dist.ProcessGroup | None) -> FOUND:
             loss_fn(z1, z2, index=index, **known).backward()
         found[str(configuration)] = {"operations": products.operations, "bytes": sum(sent)}
     loop.KEEP_BYTES, tiles.TILE_CPU = kept, size
+    return found
+
+
+def rows_held(rank: int, world: int, group: dist.ProcessGroup) -> dict[str, int]:
+    """Bytes that a step holds at most, of rows so wide that they are most of it."""
+    found = {}
+    for name in HELD:
+        own = [drawn(HELD_BATCH // world, HELD_WIDTH, seed=2 * rank + view).float().requires_grad_() for view in range(2)]
+        loss_fn = zoo.get_loss(name, process_group=group)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            loss_fn(*own).backward()
+        events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+        found[name] = max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
     return found
 
 

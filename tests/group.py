@@ -202,18 +202,22 @@ def train_learning(model: nn.Module, batches: list[Views]) -> list[float]:
     return losses
 
 
-def run_sharded(name: str, batches: list[Views], *, ignored: bool) -> FOUND:
-    """Losses and state where FSDP2 shards the module: all of it, or all but what the loss learns."""
-    model = Learning(name, () if ignored else (1,))
-    if ignored:
-        fully_shard(
-            model, mesh=init_device_mesh(torch.get_default_device().type, (2,)), ignored_params=set(model.loss_fn.parameters())
-        )
+# What FSDP2 shards: encoder and loss, with what the loss learns as a parameter of one entry or left out; or the encoder.
+FSDP = ["whole", "whole but what the loss learns", "encoder"]
+
+
+def run_sharded(name: str, batches: list[Views], what: str) -> FOUND:
+    """Losses and state where FSDP2 shards a module."""
+    model, mesh = Learning(name, (1,) if what == "whole" else ()), init_device_mesh(torch.get_default_device().type, (2,))
+    if what == "encoder":
+        fully_shard(model.encoder, mesh=mesh)
+    elif what == "whole":
+        fully_shard(model, mesh=mesh)
     else:
-        fully_shard(model, mesh=init_device_mesh(torch.get_default_device().type, (2,)))
+        fully_shard(model, mesh=mesh, ignored_params=set(model.loss_fn.parameters()))
     losses = train_learning(model, batches)
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    fresh = Learning(name, (1,) if ignored else ())
+    fresh = Learning(name, () if what == "whole" else (1,))
     if dist.get_rank() == 0:  # the whole state is there only
         fresh.load_state_dict(state, strict=True)
     return {"losses": losses, "state": dict(fresh.state_dict())}
@@ -295,8 +299,8 @@ def work(rank: int, folder: Path, world: int, device: str) -> None:
     found["draws"] = draws_made(rank, world)
     found["sharded"] = {}
     for name in SHARDED if world == 2 and fully_shard is not None else []:
-        for ignored in (True, False):
-            found["sharded"][f"{name} with {ignored=}"] = run_sharded(name, batches[:1] * 3, ignored=ignored)
+        for what in FSDP:
+            found["sharded"][f"{name}, {what}"] = run_sharded(name, batches[:1] * 3, what)
     found["compiled"] = {}
     for name in COMPILED if world == 2 else []:
         given = keys if name == "ntxent" else None

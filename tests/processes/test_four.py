@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 import torch
 from cases import CONFIGURATIONS, NAMES, STATEFUL, Configuration
-from costs import COSTS, DRAWS, Setting
+from costs import COSTS, DRAWS, Setting, rows_gathered
 from four import (
     BATCH,
     CLASSES,
@@ -16,6 +16,9 @@ from four import (
     COUNTED,
     COUNTED_CONFIGURATIONS,
     DRAWING,
+    HELD,
+    HELD_BATCH,
+    HELD_WIDTH,
     LEFT,
     MINED,
     RESUMED,
@@ -124,6 +127,17 @@ def test_bytes_are_what_the_formula_says(name: str, world: int, of_four: list[FO
     expected = COSTS[name].sent(setting(name, world))
     for sent in counted(of_four, name, world, "bytes"):
         assert sent == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", HELD)
+def test_rows_take_about_what_the_formula_says(name: str, world: int, of_four: list[FOUND], device: str) -> None:
+    """Two copies of the rows of all and two of their gradients, not all of which are there at once in every objective."""
+    if device != "cpu":
+        pytest.skip("memory is measured on CPUs")
+    for of_rank in of_four[:world]:
+        held = of_rank["rows held"][world][name]
+        assert 0.65 <= held / rows_gathered(Setting(world, HELD_BATCH, HELD_WIDTH)) <= 1.25
 
 
 @pytest.mark.parametrize("name", RESUMED)
