@@ -181,13 +181,12 @@ class Pairs:
 
     def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.square_sum`."""
-        known, by_gram = {"ids": self._ids(ids), "backend": self.backend}, False
-        if self.share.divided:
-            by_gram = uses_gram_matrix(x, keys, **known)
+        by_gram = self.share.divided and uses_gram_matrix(x, keys, ids=self._ids(ids), backend=self.backend)
         x, keys, *_ = self.share.enter(x, keys, None)
         if by_gram:
             return self._squares_by_gram(x, keys)
-        return self.share.leave(pairwise.square_sum(x, keys, part=self.share.part, **known), log=False)[0]
+        sums = pairwise.square_sum(x, keys, ids=self._ids(ids), backend=self.backend, part=self.share.part)
+        return self.share.leave(sums, log=False)[0]
 
     def _squares_by_gram(self, x: Tensor, keys: Tensor) -> Tensor:
         """Each process computes its rows' part of the Gram matrix, and then the sums of its rows."""

@@ -1,4 +1,4 @@
-"""MkDocs hook: work, memory and traffic of many processes, from the formulas that the tests hold against what they count."""
+"""Tables of work, memory and traffic of many processes, from the formulas that the tests hold against what they count."""
 
 import importlib.util
 import re
@@ -6,8 +6,6 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-from mkdocs.structure.pages import Page
 
 import contrastive_zoo as zoo
 
@@ -191,6 +189,6 @@ TABLES = {
 }
 
 
-def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Fill in the tables where a page asks for them."""
-    return MARK.sub(lambda mark: TABLES[mark.group(1)](), markdown)
+def filled(text: str) -> str:
+    """A page with the tables where it asks for them."""
+    return MARK.sub(lambda mark: f"<!-- costs: {mark.group(1)} -->\n\n{TABLES[mark.group(1)]()}\n\n<!-- /costs -->", text)
