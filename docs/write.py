@@ -1,6 +1,6 @@
 """Write what the documentation derives: pages and pictures of the objectives, tables of settings and times, files of code.
 
-python docs/write.py             # after a change of a card, a docstring, tests/costs.py, a script on a page or docs/hooks/objectives.yml
+python docs/write.py             # after a change of a card, a docstring, tests/costs.py, docs/hooks/objectives.yml or a script
 python docs/write.py --pictures  # after a change of a formula; needs Matplotlib
 """
 
