@@ -125,6 +125,30 @@ def sent_in_ring(s: Setting, towers: bool) -> float:
     return 1.5 * (s.processes - 1) * block if towers else 3 * (s.processes // 2) * block
 
 
-def sent_for_shards(s: Setting, row: int) -> float:
-    """Bytes that a process sends to read the batch's rows, of so many bytes, of tables that are divided over processes."""
-    return 2 * (s.processes - 1) / s.processes * s.batch * row
+class Shards(NamedTuple):
+    """What tables that are divided over processes add to a step.
+
+    Attributes:
+        rows: Bytes per sample of the batch's rows, which are added up over processes.
+        embeddings: Whether embeddings of both views are added up too.
+        found: Whether each process sends the K best of its shard, with scores and counts, to the processes of the anchors.
+    """
+
+    rows: int = 0
+    embeddings: bool = False
+    found: bool = False
+
+    def sent(self, s: Setting) -> float:
+        """Bytes that each process sends for them in a step."""
+        added = s.batch * (self.rows + 2 * s.width * FLOAT * self.embeddings)
+        swapped = 2 * s.batch * (16 * s.draws + 12) * self.found
+        return (s.processes - 1) / s.processes * (2 * added + swapped)
+
+
+SHARDS = {
+    "sogclr": Shards(8),
+    "isogclr": Shards(16),
+    "emc2": Shards(24, embeddings=True),
+    "negative_cache": Shards(embeddings=True, found=True),
+    "sampled": Shards(16, embeddings=True),
+}

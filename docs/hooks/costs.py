@@ -159,14 +159,14 @@ def tables() -> str:
     one = costs()
     heads = ["name", "a sample", *(f"{samples:,} samples" for samples in SAMPLES)]
     heads += [f"{SAMPLES[-1]:,}, a share of {processes:,}" for processes, _ in SETTINGS[1:]]
-    heads.append(f"sent to read B = {SETTINGS[1][1]:,} rows")
+    heads.append(f"a share of {SETTINGS[1][0]} sends more, B = {SETTINGS[1][1]:,}")
     rows = []
     for name in zoo.list_losses():
         size = bytes_per_sample(name)
         if size:
             cells = [memory(size * samples) for samples in (1, *SAMPLES)]
             cells += [memory(size * SAMPLES[-1] / processes) for processes, _ in SETTINGS[1:]]
-            cells.append(memory(one.sent_for_shards(setting([name], *SETTINGS[1]), size)))
+            cells.append(memory(one.SHARDS[name].sent(setting([name], *SETTINGS[1]))))
             rows.append([listed([name]), *cells])
     return table(heads, rows)
 
