@@ -51,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
     "pairwise": {"checks", "devices", "logspace", "operators"},
     "functional": {"batch", "loss", "objectives", "state"},
     "batch": {"checks", "devices", "logspace", "operators", "pairwise", "processes", "registry"},
-    "batch_samplers": {"batch", "checks", "loss", "pairwise", "processes", "registry"},
+    "batch_samplers": {"batch", "checks", "logspace", "loss", "pairwise", "processes", "registry"},
     "samplers": {"batch", "checks", "devices", "logspace", "operators", "pairwise", "registry", "state"},
     "loss": {"batch", "checks", "devices", "objectives", "operators", "processes", "registry", "state"},
     "objectives": {"batch", "checks", "logspace", "pairwise", "registry", "samplers", "schedules", "state"},

@@ -11,7 +11,7 @@ from contrastive_zoo.pairwise import dense
 from contrastive_zoo.pairwise.fused import passes, refusals
 from contrastive_zoo.pairwise.sweep import Sweep, unrounded
 from contrastive_zoo.pairwise.terms import Gradients, Needs, Sums, Term
-from contrastive_zoo.pairwise.tiled import gram, loop
+from contrastive_zoo.pairwise.tiled import gram, loop, small
 
 Forward = Callable[[Sweep, Term, Needs], tuple[Sums, Tensor]]
 Backward = Callable[[Sweep, Term, Sums, tuple[Tensor, Tensor], Tensor, Needs], Gradients]
@@ -48,7 +48,7 @@ class Backend:
 TILED = Backend(
     "tiled",
     prepare=unrounded,
-    orders=lambda sweep: True,
+    orders=lambda sweep: not small.fits(sweep),
     residual=loop.residual,
     forward=loop.forward,
     backward=loop.backward,

@@ -162,7 +162,7 @@ def softplus_sum(
         ids: As for `logsumexp`.
         key_ids: As for `logsumexp`.
         uniform: A promise that the upstream gradient will be the same for all rows, as for a mean over rows. Value and gradient
-            then need only one pass over the pairs; "dense" and "fused" make no use of the promise.
+            of a large matrix then need only one pass over the pairs; "dense" and "fused" make no use of the promise.
         norm_bound: As for `logsumexp`.
         backend: As for `logsumexp`.
         part: As for `logsumexp`; the sum of the results of all parts is the total.
@@ -173,8 +173,8 @@ def softplus_sum(
     Raises:
         ValueError: Shapes or devices do not fit, or the backend is unknown.
         TypeError: A dtype is wrong.
-        RuntimeError: In the backward pass, if ``uniform`` was not true and "tiled" is used (checked on CPUs; elsewhere
-            the gradient is NaN).
+        RuntimeError: In the backward pass, if ``uniform`` was not true and was made use of (checked on CPUs; elsewhere the
+            gradient is NaN).
 
     Examples:
         >>> import torch

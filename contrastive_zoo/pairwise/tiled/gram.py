@@ -34,7 +34,7 @@ def squares(x: Tensor, keys: Tensor, gram: Tensor) -> Tensor:
     return vecdot(x @ gram, x) - vecdot(x, keys).square()
 
 
-def forward(sweep: Sweep, term: Squares) -> tuple[Sums, Tensor]:
+def forward(sweep: Sweep, term: Squares, needs: Needs) -> tuple[Sums, Tensor]:
     """The sums; nothing is kept for the backward pass."""
     assert sweep.keys is not None
     x, keys, empty = sweep.x, sweep.keys, sweep.x.new_empty

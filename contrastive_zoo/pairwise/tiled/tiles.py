@@ -55,9 +55,9 @@ def view_of(rows: Tensor, side: slice) -> Tensor:
 
 
 def fill_groups(values: Tensor, group: int, fill: float) -> Tensor:
-    """Overwrite the blocks of ``group`` rows and columns along the diagonal of a square matrix."""
-    blocks = values.shape[0] // group
-    values.view(blocks, group, blocks, group).diagonal(dim1=0, dim2=2).fill_(fill)
+    """Overwrite the blocks of ``group`` rows and columns along the diagonal of square matrices (..., N, N)."""
+    *lead, rows, _ = values.shape
+    values.view(*lead, rows // group, group, rows // group, group).diagonal(dim1=-4, dim2=-2).fill_(fill)
     return values
 
 
