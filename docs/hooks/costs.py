@@ -1,4 +1,4 @@
-"""Tables of work, memory and traffic of many processes, from the formulas that the tests hold against what they count."""
+"""Tables of work, memory and traffic of many processes: from the formulas that the tests hold against what they count."""
 
 import importlib.util
 import re
@@ -7,9 +7,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mkdocs.structure.pages import Page
+
 import contrastive_zoo as zoo
 
-MARK = re.compile("<!-- costs: ([a-z ]+) -->.*?<!-- /costs -->", re.DOTALL)
+MARK = re.compile("<!-- costs: ([a-z ]+) -->(.*?)<!-- /costs -->", re.DOTALL)
 WIDTH = 512
 # Processes and samples of the whole batch.
 SETTINGS = [(8, 32_768), (64, 262_144), (1_024, 1_048_576)]
@@ -192,3 +194,8 @@ TABLES = {
 def filled(text: str) -> str:
     """A page with the tables where it asks for them."""
     return MARK.sub(lambda mark: f"<!-- costs: {mark.group(1)} -->\n\n{TABLES[mark.group(1)]()}\n\n<!-- /costs -->", text)
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Leave out the marks, which are for those who write."""
+    return MARK.sub(lambda mark: mark.group(2), markdown)
