@@ -243,7 +243,7 @@ GUARANTEES: dict[str, Guarantee] = {
     "processes": Guarantee(
         TRAINING,
         "many processes",
-        "2 and 3 processes, with equal and unequal batches, have the value, gradients and tables of one with all samples.",
+        "2, 3 and 4 processes, with equal and unequal batches, have the value, gradients and tables of one with all samples.",
     ),
     "ring": Guarantee(
         TRAINING,

@@ -39,9 +39,11 @@ class Batch:
         index: (B,) positions in the dataset, if given.
         labels: (B,) labels, if given.
         negatives: (M, D) or (B, M, D) extra negatives, normalised like x, if given. With several processes, the extra negatives
-            of this process, which belong to this process's samples only; `extra_logsumexp` takes that into account.
+            of this process, which belong to this process's samples only, unless ``shared_negatives``; `extra_logsumexp` takes
+            that into account.
         negatives_ids: (M,) or (B, M) ids of the extra negatives, on their device; `OUTSIDE` for samples outside the
             batch, which are negatives of every row.
+        shared_negatives: Whether the extra negatives are those of all processes, for the samples of all.
         training: Whether the loss is in training mode.
         encode: Computes rows of samples outside the batch with a user's encoder.
         uniform: Whether all anchors will get the same weight (they do, unless the reduction is "none").
@@ -60,6 +62,7 @@ class Batch:
     labels: Tensor | None = None
     negatives: Tensor | None = None
     negatives_ids: Tensor | None = None
+    shared_negatives: bool = False
     training: bool = True
     encode: Encoding | None = None
     uniform: bool = True
@@ -161,7 +164,14 @@ class Batch:
             sums = self._against_extra_keys(pairs, anchors, rearrange(ids, "(b v) -> b v", v=self.views)[:, :views], scale)
             return sums.movedim(-2, 0)
 
-        return self.pairs.on_own_samples(of_samples, self.x, self.placed(self.ids), scale).movedim(0, -2)
+        return self._with_extra_keys(of_samples, scale).movedim(0, -2)
+
+    def _with_extra_keys(self, function: Callable[[Pairs, Tensor, Tensor, Scales], Tensor], scale: Scales) -> Tensor:
+        """``function(pairs, x, ids, scale)``, one row per sample, for the samples that the extra negatives belong to."""
+        ids = self.placed(self.ids)
+        if self.shared_negatives:
+            return function(self.pairs, self.x, ids, scale)
+        return self.pairs.on_own_samples(function, self.x, ids, scale)
 
     def _against_extra_keys(self, pairs: Pairs, anchors: Tensor, ids: Tensor, scale: Scales) -> Tensor:
         assert self.negatives is not None
@@ -186,7 +196,7 @@ class Batch:
             same = torch.zeros_like(ids).index_add_(0, ids, torch.ones_like(ids))[ids]
             count = (self.size - same) * (views or self.views)
         if self.negatives_ids is not None:
-            count = count + self.pairs.on_own_samples(self._extra_count, self.x, self.placed(self.ids), 1.0).long()
+            count = count + self._with_extra_keys(self._extra_count, 1.0).long()
         return count[:, None]
 
     def _extra_count(self, pairs: Pairs, x: Tensor, ids: Tensor, scale: Scales) -> Tensor:

@@ -27,6 +27,7 @@ class Options:
     reduction: str = "mean"
     backend: str = "auto"
     gather: str | bool = "auto"
+    gather_negatives: bool = False
     process_group: dist.ProcessGroup | None = None
     tables: str = "replicated"
     embedding_dim: int | None = None
@@ -43,10 +44,17 @@ class Options:
             "reduction": check_choice("reduction", self.reduction, ("mean", "sum", "none")),
             "gather": "auto" if gather is True else gather,
             "tables": check_choice("tables", self.tables, ("replicated", "sharded")),
+            "gather_negatives": check_bool("gather_negatives", self.gather_negatives),
             "validate": check_bool("validate", self.validate),
             "on_empty": check_choice("on_empty", self.on_empty, ("warn", "error")),
             "seed": check_count("seed", self.seed, low=0, high=2**63 - 1),
         }
+        if one_form["gather_negatives"] and one_form["gather"] != "auto":
+            reason = "keeps processes apart" if gather is False else "leaves rows with their process"
+            raise ValueError(
+                f"gather_negatives=True gives the negatives of each process to all, but gather={gather!r} {reason}. "
+                "Use gather='auto', or leave gather_negatives out."
+            )
         check_backend(self.backend)
         check_group(self.process_group)
         for name in ("num_samples", "embedding_dim"):

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from contrastive_zoo import pairwise
 from contrastive_zoo.pairwise.backends import named
+from contrastive_zoo.pairwise.sums import uses_gram_matrix
 from contrastive_zoo.pairwise.sweep import Bound, Ids
 from contrastive_zoo.pairwise.terms import Scales
+from contrastive_zoo.pairwise.tiled import gram
 from contrastive_zoo.processes.shares import ALONE, Share
 from contrastive_zoo.ring.classes import class_sums
 from contrastive_zoo.ring.sums import RingSums
@@ -185,8 +187,22 @@ class Pairs:
         return self.share.leave(sums, log=False)[0]
 
     def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
-        """See `contrastive_zoo.pairwise.square_sum`; each process computes the entire sum."""
-        return self.engine.square_sum(x, keys, ids=self._ids(ids), backend=self.backend)
+        """See `contrastive_zoo.pairwise.square_sum`."""
+        if self.share.ring:
+            return self.engine.square_sum(x, keys, ids=self._ids(ids), backend=self.backend)
+        by_gram = self.share.divided and uses_gram_matrix(x, keys, ids=self._ids(ids), backend=self.backend)
+        x, keys, *_ = self.share.enter(x, keys, None)
+        if by_gram:
+            return self._squares_by_gram(x, keys)
+        sums = pairwise.square_sum(x, keys, ids=self._ids(ids), backend=self.backend, part=self.share.part)
+        return self.share.leave(sums, log=False)[0]
+
+    def _squares_by_gram(self, x: Tensor, keys: Tensor) -> Tensor:
+        """Each process computes its rows' part of the Gram matrix, and then the sums of its rows."""
+        own = self.share.rows(len(x))
+        of_keys = self.share.leave(keys[own].mT @ keys[own], log=False)
+        gram_matrix, *_ = self.share.enter(of_keys[0], None, None)
+        return self.share.of_all_parts(gram.squares(x[own], keys[own], gram_matrix), own.start, len(x))
 
     def class_sums(self, rows: Tensor, classes: Tensor) -> Tensor:
         """The sum of the rows of its class for each row, (B, D); classes, (B,), are numbers below B.
@@ -198,12 +214,13 @@ class Pairs:
             return summed
         return rows.new_zeros(len(classes), rows.shape[1]).index_add(0, classes, rows)[classes]
 
-    def on_rows(self, function: Callable[[Tensor, slice], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+    def on_rows(self, function: Callable[..., tuple[Tensor, ...]], x: Tensor, keys: Tensor | None = None) -> tuple[Tensor, ...]:
         """``function(x, rows)``, which returns tensors with an entry for each of ``rows``, applied to all rows of x.
 
-        Each process computes a part of the rows and receives the results for all rows.
+        Each process computes a part of the rows and receives the results for all rows. With ``keys`` the call is
+        ``function(x, rows, keys)``; keys that the function takes from elsewhere must be constants.
         """
-        return self.share.on_rows(function, x)
+        return self.share.on_rows(function, x, keys)
 
     def on_own_samples(
         self, function: "Callable[[Pairs, Tensor, Tensor, Scales], Tensor]", x: Tensor, ids: Tensor, scale: Scales

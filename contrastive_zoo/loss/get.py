@@ -31,6 +31,8 @@ def get_loss(name: str, **params: Any) -> Loss:
             backend ("auto", "tiled", "dense", or "fused" on NVIDIA GPUs),
             gather ("auto" = True: contrast with the batches of all processes; "ring": the same, but each process holds its own
             features and one visiting block; False: only with this process's batch),
+            gather_negatives (True: the samples of all processes meet the extra ``negatives`` (M, D) of all; False: each
+            process's samples meet its own),
             process_group (None: the default group),
             tables ("replicated": each process holds all tables; "sharded": each holds a share of the rows, which needs an
             initialised process group and PyTorch 2.6; ignored by losses without state),

@@ -28,7 +28,7 @@ from contrastive_zoo.state.temperature import Temperature
 # Attributes of the objective that are read and set through the loss.
 OF_OBJECTIVE = ("seed", "logit_scale", "logit_bias")
 # Options that must be equal on all processes.
-COMPARED = ("num_samples", "normalize", "reduction", "backend", "gather", "tables", "on_empty")
+COMPARED = ("num_samples", "normalize", "reduction", "backend", "gather", "gather_negatives", "tables", "on_empty")
 
 
 class Loss(AllOrNothing):

@@ -75,6 +75,8 @@ class Generalised(Objective):
         negatives = len(same) - same if excluded is not None else torch.full_like(same, len(same))
         log_mean = self._log_mean(batch, x, excluded, negatives)
         values = batch.pairs.softplus_sum_within(x, ids=positives, scale=-1.0, bias=log_mean)
+        if self.training and self.num_negatives is not None:
+            self.step.advance()  # after the last sum, so that a step that fails is not counted
         if self.self_positive:
             values = values + log1p_exp(log_mean - batch.squared_lengths(x))
         kept = (counts > 0) & (same < len(same))
@@ -92,7 +94,6 @@ class Generalised(Objective):
         seed = step_seed(self.seed, self.step.value)
         drawn = partial(drawn_log_mean, excluded=excluded, beta=self.beta, num_negatives=self.num_negatives, seed=seed)
         (log_mean,) = batch.pairs.on_rows(lambda x, anchors: (drawn(x, anchors),), x)
-        self.step.advance()
         return log_mean
 
 

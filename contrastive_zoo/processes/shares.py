@@ -75,21 +75,27 @@ class Share:
         weight = (sums.detach() - torch.where(whole == -torch.inf, torch.inf, whole.detach())).exp()
         return merged(means * weight, False, self.group)
 
-    def on_rows(self, function: Callable[[Tensor, slice], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+    def on_rows(self, function: Callable[..., tuple[Tensor, ...]], x: Tensor, keys: Tensor | None = None) -> tuple[Tensor, ...]:
         """``function(x, rows)``, which returns tensors with an entry for each of ``rows``, for all rows, shared by processes.
 
-        The results of any part may depend on all rows of x, and so may the gradients.
+        The results of any part may depend on all rows of x, and so may the gradients. With ``keys``, also on them: the call is
+        ``function(x, rows, keys)``.
         """
-        number, parts = self.part
         if self.ring:
             raise ValueError("draws and searches need the rows of all processes, unlike gather='ring'. Use gather='auto'.")
-        if parts == 1:
-            return function(x, slice(0, len(x)))
-        x, *_ = self.enter(x, None, None)
-        rows = slice(len(x) * number // parts, len(x) * (number + 1) // parts)
-        return tuple(self._of_all_parts(values, rows.start, len(x)) for values in function(x, rows))
+        if not self.divided:
+            return function(x, slice(0, len(x)), *(() if keys is None else (keys,)))
+        x, keys, *_ = self.enter(x, keys, None)
+        rows = self.rows(len(x))
+        found = function(x, rows, *(() if keys is None else (keys,)))
+        return tuple(self.of_all_parts(values, rows.start, len(x)) for values in found)
 
-    def _of_all_parts(self, values: Tensor, start: int, count: int) -> Tensor:
+    def rows(self, count: int) -> slice:
+        """The rows of ``count`` whose results this process computes, where each row's result is computed by one process."""
+        number, parts = self.part
+        return slice(count * number // parts, count * (number + 1) // parts)
+
+    def of_all_parts(self, values: Tensor, start: int, count: int) -> Tensor:
         """All ``count`` rows, from the rows of each process; the rows of this process begin at ``start``."""
         after = values.new_zeros(count - start - len(values), *values.shape[1:])
         padded = torch.cat([values.new_zeros(start, *values.shape[1:]), values, after])

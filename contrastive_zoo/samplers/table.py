@@ -102,17 +102,16 @@ class TableSampler(NegativeSampler):
         if batch.alone:
             self.step.place(batch.x)
         before = self._write(batch)
-        drawn = self._drawn(batch, scale.detach())
-        position, in_batch = _places(batch, drawn.rows)
-        weights = torch.where(in_batch, drawn.weights, 0)
-        mean = _weighted_sum(batch, position, batch.x, weights)
         try:
-            mean = mean + self._remembered(batch, drawn.rows, drawn.weights - weights)
-        except BaseException:  # whatever the encoder raises, a failed call must not change the state
+            drawn = self._drawn(batch, scale.detach())
+            position, in_batch = _places(batch, drawn.rows)
+            weights = torch.where(in_batch, drawn.weights, 0)
+            remembered = self._remembered(batch, drawn.rows, drawn.weights - weights)
+            surrogate = _similarity(batch, _Weighted(position, batch.x, weights), remembered) * scale
+        except BaseException:  # an encoder that raises, or a process that is lost, must not change the state
             self._put(batch, *before, torch.ones_like(before[1]))
             raise
         self.step.advance()
-        surrogate = torch.linalg.vecdot(batch.x, mean) * scale
         log_mean = torch.where(has_negatives(batch), drawn.log_mean, -torch.inf)
         diagnostics = {"in_batch_share": weights.sum(1).mean()}
         return Negatives(surrogate, log_mean, lambda: WeightedNegatives(drawn.rows, drawn.weights, in_batch), diagnostics)
@@ -128,14 +127,14 @@ class TableSampler(NegativeSampler):
         share = replace(batch.pairs.share, divided=self.by_parts) if self.layout.divided else batch.pairs.share
         return Draws(*share.on_rows(draw, batch.x.detach()))
 
-    def _remembered(self, batch: Batch, rows: Tensor, weights: Tensor) -> Tensor:
-        """(N, D) weighted sum of the negatives outside the batch; negatives in the batch have weight 0."""
+    def _remembered(self, batch: Batch, rows: Tensor, weights: Tensor) -> "_Weighted | Tensor":
+        """The negatives outside the batch, or their weighted sums (N, D) if processes hold parts of the table."""
         features, place = self.embeddings.rows.flatten(0, 1), rows.clamp_min(0)
         if self.encode is not None:
             features, place = encode_rows(batch, self.encode, torch.where(weights > 0, rows, NOBODY))
         elif self.layout.divided:
             return self.layout.weighted_sum(features, place, weights.to(features), views=2).to(batch.x)
-        return _weighted_sum(batch, place, features, weights.to(features)).to(batch.x)
+        return _Weighted(place, features, weights.to(features))
 
     @torch.no_grad()
     def _write(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -179,11 +178,41 @@ class TableSampler(NegativeSampler):
         self.visited.copy_(self.layout.own(visited))
 
 
-def _weighted_sum(batch: Batch, place: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """(N, D) weighted sum of K ``rows`` for each anchor, at ``place`` (N, K); the weights are constants."""
-    if batch.pairs.plain and rows.requires_grad:  # embedding_bag has one derivative only
-        return torch.einsum("nk,nkd->nd", weights, rows[place])
-    return embedding_bag(place, rows, per_sample_weights=weights, mode="sum")
+class _Weighted(NamedTuple):
+    """K weighted negatives for each of N anchors.
+
+    Attributes:
+        place: (N, K) rows of ``rows``.
+        rows: (M, D) rows, which may get a gradient.
+        weights: (N, K) weights, constants.
+    """
+
+    place: Tensor
+    rows: Tensor
+    weights: Tensor
+
+    def sum(self, rows: Tensor, anchors: slice, plain: bool) -> Tensor:
+        """(A, D) weighted sums for some anchors, of ``rows`` in place of its own."""
+        place, weights = self.place[anchors], self.weights[anchors]
+        if plain and rows.requires_grad:  # embedding_bag has one derivative only
+            return torch.einsum("nk,nkd->nd", weights, rows[place])
+        return embedding_bag(place, rows, per_sample_weights=weights, mode="sum")
+
+
+def _similarity(batch: Batch, inside: _Weighted, outside: _Weighted | Tensor) -> Tensor:
+    """(N,) weighted mean similarity of each anchor to its negatives; each process computes a part of the anchors."""
+    plain = batch.pairs.plain
+    if isinstance(outside, Tensor):
+        (found,) = batch.pairs.on_rows(lambda x, own: (torch.linalg.vecdot(x[own], inside.sum(x, own, plain)),), batch.x)
+        return found + torch.linalg.vecdot(batch.x, outside)
+
+    def similarity(x: Tensor, anchors: slice, rows: Tensor) -> tuple[Tensor]:
+        mean = inside.sum(x, anchors, plain)
+        mean = mean + outside.sum(rows, anchors, plain).to(mean)
+        return (torch.linalg.vecdot(x[anchors], mean),)
+
+    (found,) = batch.pairs.on_rows(similarity, batch.x, outside.rows)
+    return found
 
 
 def _places(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:

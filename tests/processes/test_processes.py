@@ -8,6 +8,7 @@ from cases import CONFIGURATIONS, Configuration, Views, guaranteed
 from group import (
     COMPILED,
     FOUND,
+    FSDP,
     INSIDE,
     ONE_VIEW,
     SHARDED,
@@ -132,15 +133,15 @@ def test_a_loss_inside_of_a_wrapped_model(name: str, found: list[FOUND], world: 
         assert_same(of_rank["inside"][name], expected)
 
 
-@pytest.mark.parametrize("ignored", [True, False], ids=["parameters of the loss ignored", "parameters of one entry"])
+@pytest.mark.parametrize("what", FSDP)
 @pytest.mark.parametrize("name", SHARDED)
-def test_a_sharded_model_with_a_loss_that_learns(name: str, ignored: bool, found: list[FOUND], world: int) -> None:
+def test_a_sharded_model_with_a_loss_that_learns(name: str, what: str, found: list[FOUND], world: int) -> None:
     """With FSDP2; parameters of shape () and (1,) load each other."""
     if world != 2 or fully_shard is None:
         pytest.skip("two processes and torch 2.7 or newer")
     model = Learning(name, ())
     expected = train_learning(model, [global_batch(0, SIZES[world][0])] * 3)
-    first, second = (of_rank["sharded"][f"{name} with {ignored=}"] for of_rank in found)
+    first, second = (of_rank["sharded"][f"{name}, {what}"] for of_rank in found)
     assert first["losses"] == second["losses"] == pytest.approx(expected, rel=1e-9)
     for key, tensor in model.state_dict().items():
         torch.testing.assert_close(first["state"][key].reshape(tensor.shape), tensor, rtol=1e-9, atol=1e-12)
