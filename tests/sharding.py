@@ -90,8 +90,25 @@ def work(rank: int, world: int, folder: Path) -> None:
     found["heard"] = refusals(batches[0], rank, world)
     found["encoder"] = failing_encoder(batches, rank == world - 1)
     found["bytes"] = {name: bytes_held(name) for name in OBJECTIVES}
+    found["from one rank"] = saved_by_the_first(rank, world, folder)
     torch.save(found, folder / f"{world}-{rank}.pt")
     dist.destroy_process_group()
+
+
+def saved_by_the_first(rank: int, world: int, folder: Path) -> str:
+    """What a process hears that loads what the first one saved by itself; its tables stay."""
+    path, loss_fn = folder / f"first of {world}.pt", made("sogclr", tables="sharded")
+    train(loss_fn, STEPS[0], world, rank)
+    if rank == 0:
+        torch.save(loss_fn.state_dict(), path)
+    dist.barrier()
+    before, heard = snapshot(loss_fn), ""
+    try:
+        loss_fn.load_state_dict(torch.load(path, weights_only=True))
+    except RuntimeError as error:
+        heard = str(error)
+    assert same_state(snapshot(loss_fn), before)
+    return heard
 
 
 def moved(name: str, rank: int, world: int, folder: Path) -> FOUND:

@@ -170,18 +170,19 @@ class Layout:
         """The rows of this process, of a saved table: a tensor, or a `DTensor`, which processes may have to put together.
 
         Raises:
-            ValueError: The table has another number of rows.
+            ValueError: The table has another number of rows, or another process saved its part.
         """
         if saved.dim() == 0 or len(saved) != self.size:
             raise ValueError(f"{name} must have {self.size} rows, got shape {tuple(saved.shape)}. Is it of another dataset?")
         if not is_dtensor(saved):
             return self.own(saved)
         of_saved: Any = saved
+        check_holder(name, of_saved)
         mesh, (placement, *others) = of_saved.device_mesh, of_saved.placements
         if not others and placement.is_shard(0) and (mesh.size(), mesh.get_local_rank()) == (self.world, self.rank):
             local: Tensor = of_saved.to_local()
             return local
-        return self.own(whole(saved))
+        return self.own(whole(name, saved))
 
 
 _MADE_WITH: ContextVar[Layout | None] = ContextVar("layout of tables", default=None)
@@ -209,9 +210,28 @@ def is_dtensor(value: object) -> bool:
     return module is not None and isinstance(value, module.DTensor)
 
 
-def whole(saved: Tensor) -> Tensor:
+def check_holder(name: str, saved: Any) -> None:
+    """Raise if the rows that a `DTensor` holds here are those of another process, as after `torch.save` on one process.
+
+    Raises:
+        ValueError: They are.
+    """
+    mesh = saved.device_mesh
+    coordinate = mesh.get_coordinate()
+    holder = None if coordinate is None else int(mesh.mesh[tuple(coordinate)])
+    if holder != dist.get_rank():
+        raise ValueError(
+            f"{name} holds the rows of rank {holder}, this is rank {dist.get_rank()}: torch.save on one rank saves its rows "
+            "only. Save from all ranks with torch.distributed.checkpoint, or save what get_model_state_dict(loss_fn, "
+            "options=StateDictOptions(full_state_dict=True)) gives."
+        )
+
+
+def whole(name: str, saved: Tensor) -> Tensor:
     """A saved tensor; the processes that hold the parts of a `DTensor` put them together, so all must call this."""
     of_saved: Any = saved
+    if is_dtensor(saved):
+        check_holder(name, saved)
     gathered: Tensor = of_saved.full_tensor() if is_dtensor(saved) else saved
     return gathered
 

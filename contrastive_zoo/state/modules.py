@@ -237,7 +237,7 @@ class PreciseModule(AllOrNothing):
     def _own_of_saved(self, name: str, saved: Tensor) -> Tensor:
         """A table as this module holds it: in single precision at least, and the rows of this process."""
         divided = self.layout.divided and name in self._per_sample
-        saved = self.layout.own_of_saved(name, saved) if divided else whole(saved)
+        saved = self.layout.own_of_saved(name, saved) if divided else whole(name, saved)
         return saved.float() if saved.dtype in HALF else saved
 
     def make_room(self, name: str, saved: Tensor) -> None:

@@ -282,6 +282,8 @@ CONSTRUCTION: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     (ValueError, "normalize must be one of .*got 1", "ntxent", {"normalize": 1}),
     (ValueError, "gather must be one of 'auto', 'ring', True, False, got 'rings'", "ntxent", {"gather": "rings"}),
     (ValueError, "gather must be one of 'auto', 'ring', True, False, got 1", "ntxent", {"gather": 1}),
+    (ValueError, "but gather=False keeps processes apart", "infonce", {"gather": False, "gather_negatives": True}),
+    (ValueError, "but gather='ring' leaves rows with", "infonce", {"gather": "ring", "gather_negatives": True}),
     (
         TypeError,
         "process_group must be None or what torch.distributed.new_group returns, got 3",

@@ -273,3 +273,10 @@ def test_a_loss_made_before_the_group_does_not_take_part() -> None:
     with pytest.raises(RuntimeError, match="are sharded over 2 processes, and this step has 1"):
         train(loss_fn, STEPS[0], 1, 0)
     assert loss_fn.eval()(*torch.randn(2, 4, WIDTH)).isfinite()
+
+
+def test_rows_that_one_process_saved_are_refused_by_the_others(found: list[FOUND]) -> None:
+    first, *others = [each["from one rank"] for each in found]
+    assert not first
+    for rank, heard in enumerate(others, 1):
+        assert f"log_value holds the rows of rank 0, this is rank {rank}: torch.save on one rank" in heard
