@@ -6,6 +6,7 @@ two renderings of a sample: so an encoder of 5 million multiplications an image 
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -146,6 +147,18 @@ def train(
             schedule.step()
         watch(epoch + 1, model)
     return model
+
+
+@cache
+def seconds_per_sample(batch_size: int) -> float:
+    """How long training takes for a sample in batches of some size, from three batches after one to warm up."""
+    digits, taken = load(), []
+    for batches in (1, 3):
+        some = Digits(*(part[: batches * batch_size] for part in digits))
+        started = time.perf_counter()
+        train(zoo.get_loss("dcl"), some, batch_size=batch_size, epochs=1, seed=0)
+        taken.append((time.perf_counter() - started) / len(some.images))
+    return taken[-1]
 
 
 @torch.no_grad()

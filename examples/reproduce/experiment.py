@@ -73,11 +73,9 @@ class Difference(NamedTuple):
             return "holds"
         return "the opposite shows" if self.mean + self.half < 0 else "does not show"
 
-    def within(self, margin: float) -> str:
-        """Whether the difference is no larger than a margin, either way: it holds if the whole interval is inside."""
-        if abs(self.mean) + self.half < margin:
-            return "holds"
-        return "the opposite shows" if abs(self.mean) - self.half > margin else "does not show"
+    def below(self, margin: float) -> str:
+        """Whether the difference is less than a margin: it holds if the whole interval is, the opposite shows if none is."""
+        return Difference(margin - self.mean, self.half).verdict()
 
     def __str__(self) -> str:
         return f"{self.mean:+.3g} ± {self.half:.2g}"

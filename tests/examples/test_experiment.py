@@ -79,10 +79,11 @@ def test_a_difference_holds_where_a_paired_test_says_so(experiment: ModuleType) 
     assert len(verdicts) == 3
 
 
-def test_within_a_margin(experiment: ModuleType) -> None:
-    assert experiment.Difference(0.2, 0.1).within(0.5) == "holds"
-    assert experiment.Difference(0.2, 0.4).within(0.5) == "does not show"
-    assert experiment.Difference(-2.0, 0.4).within(0.5) == "the opposite shows"
+def test_below_a_margin(experiment: ModuleType) -> None:
+    assert experiment.Difference(0.2, 0.1).below(0.5) == "holds"
+    assert experiment.Difference(-2.0, 0.4).below(0.5) == "holds"
+    assert experiment.Difference(0.2, 0.4).below(0.5) == "does not show"
+    assert experiment.Difference(2.0, 0.4).below(0.5) == "the opposite shows"
 
 
 def test_one_seed_shows_nothing(experiment: ModuleType) -> None:

@@ -1,0 +1,182 @@
+"""Do small batches harm? The global loss and the accuracy of six objectives in batches of 16, 64 and 256, for as many samples.
+
+    python examples/reproduce/small_batches.py            # half an hour on two cores
+    python examples/reproduce/small_batches.py --quick
+
+After Yuan et al., "Provable Stochastic Optimization for Global Contrastive Learning: Small Batch Does Not Harm Performance",
+ICML 2022. arXiv:2202.12387
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import digits
+import numpy as np
+from experiment import (
+    COLOURS,
+    Claim,
+    Result,
+    Run,
+    arguments,
+    carry_out,
+    difference,
+    picture,
+    spread,
+    table,
+    values,
+    write,
+)
+from matplotlib.axes import Axes
+
+import contrastive_zoo as zoo
+
+NAME = "small_batches"
+LOSSES = ("ntxent", "dcl", "sogclr", "emc2", "dhel", "kcl")
+SIZES = (16, 64, 256)
+# The weight of the new value in the moving averages of sogclr: that of the authors first, then longer memories.
+GAMMAS = (0.9, 0.5, 0.1)
+TEMPERATURE = 0.1
+# A difference of accuracy, in points, that does no harm.
+MARGIN = 2.0
+
+
+def train(run: Run) -> Result:
+    """The figures of one run at its end."""
+    data = digits.load(run["samples"])
+    # dhel and kcl have a temperature and a kernel of their own: their defaults.
+    params: dict[str, Any] = {"temperature": TEMPERATURE} if run["loss"] not in ("dhel", "kcl") else {}
+    if run["gamma"] is not None:
+        params["gamma"] = run["gamma"]
+    loss_fn = zoo.get_loss(run["loss"], num_samples=run["samples"], seed=run["seed"], **params)
+    model = digits.train(loss_fn, data, batch_size=run["batch_size"], epochs=run["epochs"], seed=run["seed"])
+    global_loss = zoo.metrics.global_contrastive_loss(*digits.projections(model, data), temperature=TEMPERATURE)
+    return {"global_loss": global_loss, **digits.accuracies(model, data)}
+
+
+def runs(settings: argparse.Namespace) -> list[Run]:
+    """Every objective with every batch size, sogclr with every gamma."""
+    kinds: list[tuple[str, float | None]] = [(loss, GAMMAS[0] if loss == "sogclr" else None) for loss in LOSSES]
+    kinds += [("sogclr", gamma) for gamma in GAMMAS[1:]]
+    return [
+        {"loss": loss, "gamma": gamma, "batch_size": size, "epochs": settings.epochs, "samples": settings.samples, "seed": seed}
+        for seed in range(settings.seeds)
+        for size in settings.sizes
+        for loss, gamma in kinds
+    ]
+
+
+def label(loss: str, gamma: float | None) -> str:
+    return f"`{loss}`" + ("" if gamma is None else f", gamma {gamma:g}")
+
+
+def kinds_of(results: Sequence[Result]) -> list[tuple[str, float | None]]:
+    """Each objective with its gamma, once."""
+    return list(dict.fromkeys((result["loss"], result["gamma"]) for result in results))
+
+
+def tables(results: Sequence[Result], sizes: Sequence[int]) -> str:
+    """The global loss, and both accuracies, of each objective by batch size."""
+    made = []
+    for figure, title, places in (
+        ("global_loss", f"global loss at temperature {TEMPERATURE}", 3),
+        ("linear_probe", "linear probe, %", 1),
+        ("knn", "k-NN, %", 1),
+    ):
+        rows = []
+        for loss, gamma in kinds_of(results):
+            found = [values(results, figure, loss=loss, gamma=gamma, batch_size=size) for size in sizes]
+            harm = difference(found[0], found[-1])
+            rows.append([label(loss, gamma), *(spread(one, places) for one in found), str(harm)])
+        columns = [title, *(f"batches of {size}" for size in sizes), f"{sizes[0]} less {sizes[-1]}"]
+        made.append(table(columns, rows))
+    return "\n".join(made)
+
+
+def claims(results: Sequence[Result], sizes: Sequence[int]) -> list[Claim]:
+    """What the paper and its successors say about small batches."""
+    small, large = sizes[0], sizes[-1]
+
+    def accuracy(loss: str, size: int, gamma: float | None = None) -> np.ndarray[Any, Any]:
+        gamma = GAMMAS[0] if loss == "sogclr" and gamma is None else gamma
+        return values(results, "linear_probe", loss=loss, gamma=gamma, batch_size=size)
+
+    harms = {loss: accuracy(loss, large) - accuracy(loss, small) for loss in ("ntxent", "sogclr")}
+    found = difference(accuracy("ntxent", large), accuracy("ntxent", small))
+    made = [Claim(f"Batches of {small} harm `ntxent`, against {large}.", found.verdict(), f"{found} points fewer")]
+    found = difference(accuracy("sogclr", large), accuracy("sogclr", small))
+    text = f"They do not harm `sogclr` by more than {MARGIN:g} points."
+    made.append(Claim(text, found.below(MARGIN), f"{found} points fewer"))
+    found = difference(harms["ntxent"], harms["sogclr"])
+    made.append(Claim("They harm `sogclr` less than `ntxent`.", found.verdict(), f"{found} points"))
+    for loss in LOSSES[1:]:
+        found = difference(accuracy(loss, small), accuracy("ntxent", small))
+        made.append(Claim(f"In batches of {small} `{loss}` is better than `ntxent`.", found.verdict(), f"{found} points"))
+    for loss in ("sogclr", "emc2"):
+        lower = difference(_loss(results, "ntxent", small), _loss(results, loss, small))
+        text = f"In batches of {small} `{loss}` reaches a lower global loss than `ntxent`."
+        made.append(Claim(text, lower.verdict(), f"{lower} lower"))
+    for gamma in GAMMAS[1:]:
+        found = difference(accuracy("sogclr", small, gamma), accuracy("sogclr", small))
+        lower = difference(_loss(results, "sogclr", small), _loss(results, "sogclr", small, gamma))
+        text = f"In batches of {small} `sogclr` is better with gamma {gamma:g} than with the authors' {GAMMAS[0]:g}"
+        made.append(Claim(f"{text}: accuracy.", found.verdict(), f"{found} points"))
+        made.append(Claim(f"{text}: global loss.", lower.verdict(), f"{lower} lower"))
+    return made
+
+
+def _loss(results: Sequence[Result], loss: str, size: int, gamma: float | None = None) -> np.ndarray[Any, Any]:
+    gamma = GAMMAS[0] if loss == "sogclr" and gamma is None else gamma
+    return values(results, "global_loss", loss=loss, gamma=gamma, batch_size=size)
+
+
+def draw(results: Sequence[Result], sizes: Sequence[int], path: Path) -> None:
+    """Global loss and accuracy by batch size; on the right for each gamma of sogclr."""
+    with picture(path, 11, 3.8) as figure:
+        left, middle, right = figure.subplots(1, 3)
+        for loss in LOSSES:
+            gamma = GAMMAS[0] if loss == "sogclr" else None
+            for axes, key in ((left, "global_loss"), (middle, "linear_probe")):
+                line(axes, [values(results, key, loss=loss, gamma=gamma, batch_size=size) for size in sizes], sizes, loss)
+        for gamma, style in zip(GAMMAS, ("-", "--", ":"), strict=True):
+            found = [values(results, "linear_probe", loss="sogclr", gamma=gamma, batch_size=size) for size in sizes]
+            line(right, found, sizes, "sogclr", style, f"gamma {gamma:g}")
+        left.set(title="Global loss of the training samples", ylabel=f"at temperature {TEMPERATURE}")
+        middle.set(title="Linear probe", ylabel="accuracy in %")
+        right.set(title="sogclr", ylabel="linear probe, accuracy in %")
+        for axes in (left, middle, right):
+            axes.set_xscale("log")
+            axes.set_xticks(sizes, [str(size) for size in sizes])
+            axes.minorticks_off()
+            axes.set_xlabel("batch size")
+        right.legend(frameon=False)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(LOSSES), frameon=False)
+
+
+def line(axes: Axes, found: Sequence[Any], sizes: Sequence[int], loss: str, style: str = "-", label: str | None = None) -> None:
+    """Means over seeds with their standard deviations."""
+    spreads = [np.std(one, ddof=1) if len(one) > 1 else 0.0 for one in found]
+    options = {"color": COLOURS[loss], "marker": "o", "markersize": 4, "capsize": 2, "linestyle": style}
+    axes.errorbar(sizes, [np.mean(one) for one in found], yerr=spreads, label=label or loss, **options)
+
+
+def main(given: Sequence[str] | None = None) -> list[Result]:
+    parser = arguments(NAME, __doc__)
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the samples, for every batch size")
+    settings = parser.parse_args(given)
+    settings.samples, settings.sizes = 4_000, SIZES
+    if settings.quick:
+        settings.samples, settings.sizes, settings.epochs, settings.seeds = 64, (8, 32), 1, 2
+
+    def seconds(run: Run) -> float:
+        return run["epochs"] * run["samples"] * digits.seconds_per_sample(run["batch_size"])
+
+    results = carry_out(runs(settings), train, seconds, settings)
+    draw(results, settings.sizes, settings.output / f"{NAME}.svg")
+    write(NAME, settings, results, tables(results, settings.sizes), claims(results, settings.sizes))
+    return results
+
+
+if __name__ == "__main__":
+    main()
