@@ -3,24 +3,16 @@
 import importlib
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 import contrastive_zoo as zoo
 
-FOLDER = Path(__file__).parents[2] / "examples" / "reproduce"
-
-
-def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module(name)
-
 
 @pytest.mark.parametrize("name", ["small_batches", "training_gradients"])
 def test_a_quick_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = script(name, monkeypatch).main(["--quick", "--output", str(tmp_path)])
+    results = importlib.import_module(name).main(["--quick", "--output", str(tmp_path)])
     printed = capsys.readouterr().out
     assert printed.startswith(f"{len(results)} runs, 0 of them done before: about ")
     record = json.loads((tmp_path / f"{name}.json").read_text())
@@ -33,12 +25,12 @@ def test_a_quick_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     picture = (tmp_path / f"{name}.svg").read_text()
     assert all(f"{loss}" in picture for loss in ("ntxent", "sogclr", "emc2"))
     # What is done is not done again.
-    script(name, monkeypatch).main(["--quick", "--output", str(tmp_path)])
+    importlib.import_module(name).main(["--quick", "--output", str(tmp_path)])
     assert capsys.readouterr().out.startswith(f"{len(results)} runs, {len(results)} of them done before: about 0.0 minutes")
 
 
-def test_the_verdict_follows_from_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_batches = script("small_batches", monkeypatch)
+def test_the_verdict_follows_from_the_figures() -> None:
+    small_batches = importlib.import_module("small_batches")
     accuracies = {("ntxent", 16): 60.0, ("ntxent", 256): 70.0, ("sogclr", 16): 69.0, ("sogclr", 256): 69.5}
     results = [
         {
@@ -64,7 +56,7 @@ def test_the_verdict_follows_from_the_figures(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_error_of_the_exact_gradient_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the whole set is a batch, dcl has the global gradient and sogclr too, if its averages are of this moment."""
-    gradients = script("training_gradients", monkeypatch)
+    gradients = importlib.import_module("training_gradients")
     monkeypatch.setattr(gradients, "BATCH_SIZE", 8)
     views = torch.randn(8, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
@@ -79,8 +71,8 @@ def test_the_error_of_the_exact_gradient_is_zero(monkeypatch: pytest.MonkeyPatch
     assert found["global_loss"] == pytest.approx(zoo.metrics.global_contrastive_loss(z1, z2, temperature=1 / gradients.BETA))
 
 
-def test_measuring_leaves_the_tables_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    gradients = script("training_gradients", monkeypatch)
+def test_measuring_leaves_the_tables_as_they_are() -> None:
+    gradients = importlib.import_module("training_gradients")
     views = torch.randn(12, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     encoder = gradients.Encoder(views.flatten(0, 1))
