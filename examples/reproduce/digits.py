@@ -142,7 +142,7 @@ def train(
     draws = torch.Generator().manual_seed(seed)
     count = len(digits.images)
     steps = epochs * (count // batch_size)
-    optimizer = torch.optim.AdamW([*model.parameters(), *loss_fn.parameters()], lr=lr * math.sqrt(batch_size / 256))
+    optimizer = torch.optim.AdamW([*model.parameters(), *loss_fn.parameters()], lr=lr * math.sqrt(batch_size / 256), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))))
     watch(0, model)
     for epoch in range(epochs):
