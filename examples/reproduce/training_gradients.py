@@ -248,11 +248,11 @@ def claims(results: Sequence[Result], beta: float) -> list[Claim]:
         for kind, title in (("bias", "the mean gradient"), ("step", "a single gradient")):
             found = difference(last(f"{kind} of {label}"), last(f"{kind} of {EMC2}"))
             text = f"beta {beta:g}: {title} of `emc2` with `encode` is nearer to the exact one than that of {label}."
-            made.append(Claim(text, found.verdict(), f"{found} of its length"))
+            made.append(Claim(text, found.verdict(), f"error of {label} less that of `emc2`: {found}"))
     for trainer in TRAINERS[:-1]:
         found = difference(last("global loss", trainer), last("global loss"))
         text = f"beta {beta:g}: training by `emc2` with `encode` ends at a lower global loss than by {trainer}."
-        made.append(Claim(text, found.verdict(), f"{found} lower"))
+        made.append(Claim(text, found.verdict(), f"{trainer} less `emc2`: {found}"))
     return made
 
 
