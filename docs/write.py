@@ -1,4 +1,4 @@
-"""Write what the documentation derives: pages and pictures of the objectives, tables of settings and times, files of code.
+"""Write what the documentation derives: pages and pictures of objectives, tables of settings, times, verdicts; files of code.
 
 python docs/write.py             # after a change of a card, a docstring, tests/costs.py, docs/hooks/objectives.yml or a script
 python docs/write.py --pictures  # after a change of a formula; needs Matplotlib
@@ -28,10 +28,15 @@ def hook(name: str) -> ModuleType:
 
 def texts() -> dict[Path, str]:
     """Every derived text by the file that holds it."""
-    made, files, costs = hook("objectives"), hook("files"), hook("costs")
+    made, files, claims, costs = (hook(name) for name in ("objectives", "files", "claims", "costs"))
     pages = {DOCS / made.FOLDER / f"{card.name}.md": made.page(card) for card in made.cards()}
     pages |= {DOCS / made.GALLERY: made.gallery()}
-    for page, mark, table in ((made.GUIDE, made.SETTINGS_MARK, made.settings()), (made.TIMES, made.TIMES_MARK, made.times())):
+    tables = (
+        (made.GUIDE, made.SETTINGS_MARK, made.settings()),
+        (made.TIMES, made.TIMES_MARK, made.times()),
+        (claims.PAGE, claims.MARK, claims.verdicts()),
+    )
+    for page, mark, table in tables:
         pages[DOCS / page] = mark.sub(rf"\g<1>\n{table}\n\n\g<3>", (DOCS / page).read_text())
     written = {path: path.read_text() for path in DOCS.rglob("*.md")} | pages
     return pages | {path: text for path, before in written.items() if (text := costs.filled(files.with_code(before))) != before}

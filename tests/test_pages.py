@@ -15,7 +15,8 @@ from test_docs import CARDS, FENCED, ROOT, hook, maths
 import contrastive_zoo as zoo
 from contrastive_zoo.registry import Card, batch_samplers, samplers
 
-objectives, figures, rendered, files, costs = (hook(name) for name in ("objectives", "figures", "rendered", "files", "costs"))
+HOOKS = ("objectives", "figures", "rendered", "files", "claims", "costs")
+objectives, figures, rendered, files, claims, costs = map(hook, HOOKS)
 DOCS = ROOT / "docs"
 PAGES = sorted({*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / "contrastive_zoo").rglob("*.md")})
 EVERYWHERE = sorted({*PAGES, *(path for name in ("benchmarks", "examples", "tests") for path in (ROOT / name).rglob("*.md"))})
@@ -46,6 +47,7 @@ def test_derived_texts_are_up_to_date() -> None:
     assert not stale
     assert objectives.settings() in (DOCS / "choosing.md").read_text()
     assert objectives.times() in (DOCS / "performance.md").read_text()
+    assert claims.verdicts() in (DOCS / claims.PAGE).read_text()
     assert {path.stem for path in (DOCS / "objectives").glob("*.md")} == {card.name for card in CARDS}
 
 

@@ -8,7 +8,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 _FILE = re.compile(r"<!-- file: (\S+) -->.*?<!-- /file -->", re.DOTALL)
-_CODE = re.compile(r"(<!-- code: (\S+) -->\n)(.*?)(<!-- /code -->)", re.DOTALL)
+_CODE = re.compile(r"(<!-- (code|results): (\S+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
 _LANGUAGES = {".py": "py", ".bib": "bibtex"}
 _GUIDANCE = (
     '<p>There is no page at this address. Search for it above, or begin at <a href="./index.html">Home</a> or at '
@@ -17,18 +17,20 @@ _GUIDANCE = (
 
 
 def with_code(markdown: str) -> str:
-    """The page with the text of each file of code between the marks that name it; `python docs/write.py` writes these pages."""
+    """The page with each file of code or results between its marks; `python docs/write.py` writes these pages."""
 
     def block(match: re.Match[str]) -> str:
-        path = ROOT / match[2]
-        return f"{match[1]}```{_LANGUAGES[path.suffix]}\n{path.read_text()}```\n{match[4]}"
+        path = ROOT / match[3]
+        text = path.read_text()
+        shown = f"\n{text}\n" if match[2] == "results" else f"```{_LANGUAGES[path.suffix]}\n{text}```\n"
+        return f"{match[1]}{shown}{match[5]}"
 
     return _CODE.sub(block, markdown)
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Put the text of each file in the place of the link to it, which serves readers of the Markdown; drop marks of code."""
-    markdown = _CODE.sub(lambda match: match[3], markdown)
+    """Put the text of each file in the place of the link to it, which serves readers of the Markdown; drop other marks."""
+    markdown = _CODE.sub(lambda match: match[4], markdown)
     return _FILE.sub(lambda match: (ROOT / match[1]).read_text(), markdown)
 
 
