@@ -75,7 +75,7 @@ def hscl(beta: float, normalisation: str) -> zoo.Loss:
 def train(run: Run) -> Result:
     """Measures every few epochs, and at the end the spectrum of the class means and the losses at every beta."""
     torch.manual_seed(run["seed"])
-    data = digits.load(run["samples"])
+    data = digits.load(run["samples"], run["samples"] // 4)
     images = digits.plain(data.images[:, 0])
     model, loss_fn = digits.Model(digits.usual_head()), hscl(run["beta"], run["normalisation"])
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)

@@ -30,7 +30,7 @@ TEMPERATURES = (0.1, 0.3, 1.0)
 HEADS = {"usual": digits.usual_head, "normalised": digits.normalised_head}
 BATCH = 128
 # Features whose batches are all visited, and features whose batches are drawn.
-FEW, MANY, WIDTH, DRAWN = 10, 512, 16, 400
+FEW, MANY, WIDTH, DRAWN = 10, 512, 16, 1_000
 FEW_SIZES, MANY_SIZES = (2, 3, 4, 6, 8), (8, 32, 128)
 BIAS_TEMPERATURE = 0.3
 FIGURES = {
@@ -38,6 +38,11 @@ FIGURES = {
     "wasserstein": ("distance to uniformity", 3),
     "linear_probe": ("linear probe, %", 1),
 }
+
+
+def few_sizes(count: int) -> list[int]:
+    """Batch sizes of which all batches are visited."""
+    return [size for size in FEW_SIZES if size < count]
 
 
 def build(loss: str, gamma: float | None, temperature: float) -> zoo.Loss:
@@ -78,12 +83,12 @@ def bias(run: Run) -> Result:
     """How far means over batches are from value and gradient of the whole: over all batches, and over random ones."""
     loss_fn = build(run["loss"], run["gamma"], BIAS_TEMPERATURE)
     exact, drawn = [], []
-    z = features(FEW, run["seed"])
-    (value, whole), *_ = gradients(loss_fn, z, iter([torch.arange(FEW)]))
-    for size in FEW_SIZES:
-        batches = map(torch.tensor, itertools.combinations(range(FEW), size))
+    z = features(run["few"], run["seed"])
+    (value, whole), *_ = gradients(loss_fn, z, iter([torch.arange(run["few"])]))
+    for size in few_sizes(run["few"]):
+        batches = map(torch.tensor, itertools.combinations(range(run["few"]), size))
         found, mean = zip(*gradients(loss_fn, z, batches), strict=True)
-        shift = log_count(run["loss"], FEW) - log_count(run["loss"], size)
+        shift = log_count(run["loss"], run["few"]) - log_count(run["loss"], size)
         error = float((sum(mean) / len(mean) - whole).norm() / whole.norm())
         exact.append({"batch_size": size, "value": float(np.mean(found)) + shift - value, "gradient": error})
     z = features(MANY, run["seed"])
@@ -98,7 +103,7 @@ def bias(run: Run) -> Result:
 
 def train(run: Run) -> Result:
     """Figures of held-out projections and of the encoder, after training."""
-    data = digits.load(run["samples"])
+    data = digits.load(run["samples"], run["samples"] // 4)
     loss_fn = build(run["loss"], run["gamma"], run["temperature"])
     model = digits.train(
         loss_fn,
@@ -127,7 +132,7 @@ def runs(settings: Namespace) -> list[Run]:
     for seed in range(settings.seeds):
         for loss, gamma in KINDS:
             kind = {"loss": loss, "gamma": gamma, "seed": seed}
-            made.append({"part": "bias", **kind, "drawn": settings.drawn})
+            made.append({"part": "bias", **kind, "few": settings.few, "drawn": settings.drawn})
             for head, temperature in itertools.product(HEADS, TEMPERATURES):
                 made.append({"part": "training", **kind, "head": head, "temperature": temperature, **sizes})
     return made
@@ -141,6 +146,10 @@ def biases(results: Sequence[Result], kind: tuple[str, float | None], part: str,
     """(seeds, batch sizes) of the runs of an objective."""
     chosen = [r for r in results if r["part"] == "bias" and (r["loss"], r["gamma"]) == kind]
     return np.array([[point[key] for point in result[part]] for result in chosen])
+
+
+def sizes_found(results: Sequence[Result]) -> list[int]:
+    return [point["batch_size"] for point in next(r for r in results if r["part"] == "bias")["exact"]]
 
 
 def by_temperature(results: Sequence[Result], kind: tuple[str, float | None], head: str, figure: str) -> np.ndarray[Any, Any]:
@@ -157,7 +166,7 @@ def tables(results: Sequence[Result]) -> str:
         for kind in KINDS:
             found = biases(results, kind, "exact", key)
             rows.append([label(*kind), *(f"{one.mean():.2g} ± {one.std(ddof=1):.1g}" for one in found.T)])
-        made.append(table([title, *(f"batches of {size}" for size in FEW_SIZES)], rows))
+        made.append(table([title, *(f"batches of {size}" for size in sizes_found(results))], rows))
     rows = []
     for kind in KINDS:
         length, error = (biases(results, kind, "drawn", key) for key in ("length", "error"))
@@ -185,9 +194,9 @@ def claims(results: Sequence[Result]) -> list[Claim]:
             text = f"The mean gradient of {label(*kind)} over batches of any size is that of the whole."
             made.append(Claim(text, "holds" if worst < 1e-10 else "the opposite shows", f"largest relative error {worst:.1g}"))
         else:
-            found = difference(errors[:, FEW_SIZES.index(4)], np.zeros(len(errors)))
+            found = difference(errors[:, sizes_found(results).index(4)], np.zeros(len(errors)))
             text = f"The mean gradient of {label(*kind)} over batches depends on their size."
-            made.append(Claim(text, found.verdict(), f"relative error {found} in batches of 4 of {FEW}"))
+            made.append(Claim(text, found.verdict(), f"relative error {found} in batches of 4"))
     for head, kind in itertools.product(HEADS, KINDS[len(RIVALS) :]):
         made += comparisons(results, kind, head)
     return made
@@ -213,6 +222,7 @@ def comparisons(results: Sequence[Result], kind: tuple[str, float | None], head:
 
 def draw(results: Sequence[Result], path: Path) -> None:
     """Bias by batch size above; rank, uniformity and accuracy by temperature below, a row for each head."""
+    sizes = sizes_found(results)
     with picture(path, 11, 9) as figure:
         top, *rows = figure.subplots(1 + len(HEADS), 3)
         for kind in KINDS:
@@ -221,8 +231,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
                 "linestyle": ":" if kind == KINDS[-1] else "-",
                 "label": label(*kind).replace("`", ""),
             }
-            bars(top[0], FEW_SIZES, biases(results, kind, "exact", "value"), style)
-            bars(top[1], FEW_SIZES, biases(results, kind, "exact", "gradient"), style)
+            bars(top[0], sizes, biases(results, kind, "exact", "value"), style)
+            bars(top[1], sizes, biases(results, kind, "exact", "gradient"), style)
             bars(top[2], MANY_SIZES, biases(results, kind, "drawn", "length"), style)
             for head, row in zip(HEADS, rows, strict=True):
                 for axes, (key, (title, _)) in zip(row, FIGURES.items(), strict=True):
@@ -233,8 +243,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
         top[0].set(title="value: mean over all batches less the whole")
         top[1].set(title="gradient: relative error of this mean")
         top[2].set(title="gradient along the whole's, random batches", xscale="log")
-        for axes, sizes in zip(top, (FEW_SIZES, FEW_SIZES, MANY_SIZES), strict=True):
-            axes.set_xticks(sizes, [str(size) for size in sizes])
+        for axes, ticks in zip(top, (sizes, sizes, MANY_SIZES), strict=True):
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
             axes.minorticks_off()
             axes.set_xlabel("batch size")
         figure.legend(*top[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS), frameon=False)
@@ -249,13 +259,14 @@ def main(given: Sequence[str] | None = None) -> list[Result]:
     parser = arguments(NAME, __doc__)
     parser.add_argument("--epochs", type=int, default=6, help="passes over the samples")
     settings = parser.parse_args(given)
-    settings.samples, settings.batch_size, settings.drawn = 4_000, BATCH, DRAWN
+    settings.samples, settings.batch_size, settings.few, settings.drawn = 4_000, BATCH, FEW, DRAWN
     if settings.quick:
-        settings.samples, settings.batch_size, settings.drawn, settings.epochs, settings.seeds = 64, 32, 5, 1, 2
+        settings.samples, settings.batch_size, settings.epochs, settings.seeds = 64, 32, 1, 2
+        settings.few, settings.drawn = 6, 3
 
     def seconds(run: Run) -> float:
         if run["part"] == "bias":
-            return 5.0
+            return 3.0
         return run["epochs"] * run["samples"] * digits.seconds_per_sample(run["batch_size"])
 
     results = carry_out(runs(settings), do, seconds, settings)
