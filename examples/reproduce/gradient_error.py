@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import rc_context
+from experiment import picture
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,9 +34,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "negative_cache, encode": ("negative_cache", {}),
 }
 COLOURS = dict(zip(METHODS, ("#8a8a8a", "#444444", "#3465a4", "#e07b39", "#b5531c", "#7fb069", "#3d7a2a"), strict=True))
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6"}
-# Text stays text, and ids do not change from run to run.
-SVG = {"svg.fonttype": "none", "svg.hashsalt": "gradient_error"}
 
 Point = tuple[float, float]
 Curves = dict[str, list[tuple[float, float, float]]]
@@ -104,8 +100,7 @@ def measure_all(settings: argparse.Namespace) -> dict[str, Curves]:
 
 def draw(results: dict[str, Curves], path: Path) -> None:
     """Cosines above, lengths below, a column for each sweep."""
-    with rc_context({**STYLE, **SVG}):
-        figure = Figure(figsize=(12, 5.4), layout="constrained")
+    with picture(path, 12, 5.4) as figure:
         grid = figure.subplots(2, len(results), sharex="col", sharey="row")
         for (title, curves), (above, below) in zip(results.items(), grid.T, strict=True):
             _column(above, below, title, curves)
@@ -113,7 +108,6 @@ def draw(results: dict[str, Curves], path: Path) -> None:
         grid[1, 0].set_ylabel("length over that of the exact one")
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 def _column(above: Axes, below: Axes, title: str, curves: Curves) -> None:

@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from experiment import picture
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,9 +29,6 @@ SAMPLERS: dict[str, dict[str, int]] = {
     "queue": {"num_negatives": 256},
 }
 COLOURS = dict(zip(["batch", *SAMPLERS], ("#8a8a8a", "#4a86cf", "#e0662b", "#3f9142", "#c9a227", "#a05fb4"), strict=True))
-STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6"}
-# Text stays text, and ids do not change from run to run.
-SVG = {"svg.fonttype": "none", "svg.hashsalt": "negative_samplers"}
 
 
 def features(size: int) -> Tensor:
@@ -99,8 +95,7 @@ def distances(shares: dict[str, list[float]]) -> dict[str, float]:
 def draw(shares: dict[str, list[float]], path: Path) -> None:
     """A curve for each sampler over the area of the exact softmax."""
     centres = (torch.arange(BINS) + 0.5) / BINS * 2 - 1
-    with rc_context({**STYLE, **SVG}):
-        figure = Figure(figsize=(8, 4.4), layout="constrained")
+    with picture(path, 8, 4.4) as figure:
         axes = figure.subplots()
         axes.fill_between(
             centres, shares["exact"], step="mid", color="#8a8a8a", alpha=0.35, linewidth=0, label="softmax over the dataset"
@@ -109,7 +104,6 @@ def draw(shares: dict[str, list[float]], path: Path) -> None:
             axes.step(centres, shares[name], where="mid", color=colour, linewidth=1.8, label=name)
         axes.set(xlabel="similarity of the negative to its anchor", ylabel="share of the weight", xlim=(-0.6, 1), ylim=0)
         axes.legend(frameon=False, loc="upper left")
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:

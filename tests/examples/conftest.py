@@ -11,7 +11,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture(autouse=True)
 def examples_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(EXAMPLES)
+    for folder in (EXAMPLES / "reproduce", EXAMPLES):
+        monkeypatch.syspath_prepend(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,12 +14,9 @@ from scipy.stats import ttest_rel
 
 import contrastive_zoo as zoo
 
-FOLDER = Path(__file__).parents[2] / "examples" / "reproduce"
-
 
 @pytest.fixture
-def experiment(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(FOLDER)
+def experiment() -> ModuleType:
     return importlib.import_module("experiment")
 
 
@@ -139,8 +135,3 @@ def test_views_keep_their_image(experiment: ModuleType) -> None:
                     )
                 )
         assert max(fits) == pytest.approx(1, abs=1e-4)
-
-
-def teardown_module() -> None:
-    for name in ("experiment", "digits"):
-        sys.modules.pop(name, None)
