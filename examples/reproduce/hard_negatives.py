@@ -26,7 +26,7 @@ import contrastive_zoo as zoo
 
 NAME = "hard_negatives"
 # beta = 0 is SCL.
-BETAS = (0, 2, 5, 30)
+BETAS = (0, 5, 30)
 NORMALISATIONS: dict[str, Any] = {"sphere": "sphere", "ball": "ball", "none": False}
 BATCH, LR, EVERY = 128, 3e-3, 5
 # Class means whose cosines miss those of a simplex by less than this, on average, count as one.
@@ -202,7 +202,7 @@ def band(axes: Any, x: Sequence[int], found: Sequence[Sequence[float]], style: d
 
 def main(given: Sequence[str] | None = None) -> list[Result]:
     parser = arguments(NAME, __doc__)
-    parser.add_argument("--epochs", type=int, default=25, help="passes over the images")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the images")
     settings = parser.parse_args(given)
     settings.samples = 4_000
     if settings.quick:

@@ -28,7 +28,7 @@ KINDS: tuple[tuple[str, float | None], ...] = (("ntxent", None), ("dcl", None), 
 RIVALS = ("ntxent", "dcl")
 TEMPERATURES = (0.1, 0.3, 1.0)
 HEADS = {"usual": digits.usual_head, "normalised": digits.normalised_head}
-BATCH = 128
+BATCH = 64
 # Features whose batches are all visited, and features whose batches are drawn.
 FEW, MANY, WIDTH, DRAWN = 10, 512, 16, 1_000
 FEW_SIZES, MANY_SIZES = (2, 3, 4, 6, 8), (8, 32, 128)
@@ -242,7 +242,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
                     axes.minorticks_off()
         top[0].set(title="value: mean over all batches less the whole")
         top[1].set(title="gradient: relative error of this mean")
-        top[2].set(title="gradient along the whole's, random batches", xscale="log")
+        top[2].set(title="random batches: length of the gradient", xscale="log")
         for axes, ticks in zip(top, (sizes, sizes, MANY_SIZES), strict=True):
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
             axes.minorticks_off()
@@ -257,7 +257,7 @@ def bars(axes: Any, x: Sequence[float], found: np.ndarray[Any, Any], style: dict
 
 def main(given: Sequence[str] | None = None) -> list[Result]:
     parser = arguments(NAME, __doc__)
-    parser.add_argument("--epochs", type=int, default=6, help="passes over the samples")
+    parser.add_argument("--epochs", type=int, default=4, help="passes over the samples")
     settings = parser.parse_args(given)
     settings.samples, settings.batch_size, settings.few, settings.drawn = 4_000, BATCH, FEW, DRAWN
     if settings.quick:

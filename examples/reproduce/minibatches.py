@@ -166,11 +166,11 @@ def claims(results: Sequence[Result]) -> list[Claim]:
             text = (
                 f"Free vectors: `fixed` batches stay above the least loss by more than {ARRIVED:.0%}, in 16 and 4 dimensions."
             )
-            made.append(Claim(text, above.verdict(), f"{100 * np.min(parts, axis=0).mean():.2g} ± {100 * above.half:.1g}%"))
+            made.append(Claim(text, above.verdict(), f"{100 * np.min(parts, axis=0).mean():.2g} ± {100 * above.half:.2g}%"))
         else:
             above = difference(np.max(parts, axis=0), np.zeros(len(parts[0])))
             text = f"Free vectors: `{name}` comes to the least loss within {ARRIVED:.0%}, in 16 and 4 dimensions."
-            made.append(Claim(text, above.below(ARRIVED), f"{100 * above.mean:.2g} ± {100 * above.half:.1g}%"))
+            made.append(Claim(text, above.below(ARRIVED), f"{100 * above.mean:.2g} ± {100 * above.half:.2g}%"))
     for name in ("ordered", "spectral", "bisection"):
         lower = difference(at_end(results, "shuffle", "loss"), at_end(results, name, "loss"))
         made.append(
@@ -187,9 +187,11 @@ def claims(results: Sequence[Result]) -> list[Claim]:
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """A row by epoch and one by second; lines are means over seeds, bands reach from the least to the largest."""
-    with picture(path, 11, 5.6) as figure:
-        grid = figure.subplots(2, len(FIGURES), sharey="col")
+    """Free vectors on the left; on the right digits, a row by epoch and one by second."""
+    with picture(path, 13, 5.6) as figure:
+        left, right = figure.subfigures(1, 2, width_ratios=(1, 3.4))
+        draw_vectors(left.subplots(), results)
+        grid = right.subplots(2, len(FIGURES), sharey="col")
         for row, (unit, name) in zip(grid, (("epoch", "epoch"), ("cpu", "seconds")), strict=True):
             for axes, (key, (title, _)) in zip(row, FIGURES.items(), strict=True):
                 for selection in SELECTIONS:
@@ -199,10 +201,25 @@ def draw(results: Sequence[Result], path: Path) -> None:
                     axes.lines[-1].set(color=COLOURS[selection], label=selection)
                     axes.collections[-1].set(color=COLOURS[selection])
                 axes.set(xlabel=name, title=title if unit == "epoch" else "")
-        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(SELECTIONS), frameon=False)
+        right.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(SELECTIONS), frameon=False)
+
+
+def draw_vectors(axes: Any, results: Sequence[Result]) -> None:
+    """How far each seed stays above the least loss, in both dimensions."""
+    names = list(vectors.SELECTIONS)[::-1]
+    for dim, marker in zip(DIMS, "os", strict=True):
+        for place, name in enumerate(names):
+            above = 100 * excess(results, name, dim) / vectors.theory(dim)[0]
+            style = {"color": COLOURS[name], "marker": marker, "linestyle": "none", "markersize": 5, "alpha": 0.7}
+            axes.plot(np.maximum(above, 1e-3), np.full(len(above), place), **style)
+        axes.plot([], [], color="#444444", marker=marker, linestyle="none", markersize=5, label=f"d = {dim}")
+    axes.axvline(100 * ARRIVED, color="#444444", linewidth=0.8)
+    axes.set(xscale="log", xlabel="% above the least loss", title="free vectors", yticks=range(len(names)), yticklabels=names)
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
 
 
 def line(axes: Any, curves: Sequence[list[dict[str, float]]], unit: str, key: str) -> None:
+    """Mean over seeds, and from the least to the largest."""
     x = np.mean([[point[unit] for point in curve] for curve in curves], axis=0)
     y = np.array([[point[key] for point in curve] for curve in curves])
     axes.plot(x[1:], y.mean(0)[1:], linewidth=1.8)
@@ -211,7 +228,7 @@ def line(axes: Any, curves: Sequence[list[dict[str, float]]], unit: str, key: st
 
 def main(given: Sequence[str] | None = None) -> list[Result]:
     parser = arguments(NAME, __doc__)
-    parser.add_argument("--epochs", type=int, default=10, help="passes over as many digits as there are")
+    parser.add_argument("--epochs", type=int, default=8, help="passes over as many digits as there are")
     settings = parser.parse_args(given)
     settings.samples, settings.batch_size, settings.updates = 2_000, BATCH, 2_001
     if settings.quick:
