@@ -196,12 +196,12 @@ def write(name: str, settings: argparse.Namespace, results: Sequence[Result], ta
         "seeds": seeds,
         "machine": machine(),
         "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}, contrastive-zoo {zoo.__version__}",
-        "core minutes": round(sum(result["seconds"] for result in results) / 60, 1),
+        "minutes of runs": round(sum(result["seconds"] for result in results) / 60, 1),
     }
     verdicts = table(["claim", "verdict", "figures"], [list(claim) for claim in claims])
     source = (
-        f"`{made['command']}`, seeds {', '.join(map(str, seeds))}; {made['core minutes']} minutes of a core in all, on a "
-        f"{made['machine']}; {made['versions']}.\n"
+        f"`{made['command']}`, seeds {', '.join(map(str, seeds))}. The runs took {made['minutes of runs']} minutes in all, "
+        f"{1 if settings.quick else settings.workers} at a time, on a {made['machine']}; {made['versions']}.\n"
     )
     text = f"{tables}\n{verdicts}\n{source}"
     record = {**made, "claims": [claim._asdict() for claim in claims], "runs": results}

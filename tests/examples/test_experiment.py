@@ -93,7 +93,7 @@ def test_what_is_written(experiment: ModuleType, tmp_path: Path) -> None:
     assert (tmp_path / "small.md").read_text() == text
     assert "| Small is beautiful. | holds | +1 ± 0.5 |" in text
     assert "examples/reproduce/small.py" in text
-    assert "seeds 0, 1, 2; 3.0 minutes" in text
+    assert "seeds 0, 1, 2. The runs took 3.0 minutes in all, 1 at a time" in text
     assert experiment.machine() in text
     assert json.loads((tmp_path / "small.json").read_text())["runs"] == results
 
