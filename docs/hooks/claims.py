@@ -13,13 +13,15 @@ MARK = re.compile(r"(<!-- verdicts -->\n)(.*?)(<!-- /verdicts -->)", re.DOTALL)
 
 
 def verdicts() -> str:
-    """A row for each claim of each page of experiments, as Markdown."""
-    lines = ["| experiment | claim | verdict | figures |", "|---|---|---|---|"]
+    """For each experiment, its claims with their verdicts and figures, as Markdown."""
+    sections = []
     for path in sorted(RESULTS.glob("*.json")):
         title = (ROOT / "docs" / "reproduce" / f"{path.stem}.md").read_text().splitlines()[0].removeprefix("# ")
-        for claim in json.loads(path.read_text())["claims"]:
-            lines.append(f"| [{title}]({path.stem}.md) | {claim['text']} | **{claim['verdict']}** | {claim['evidence']} |")
-    return "\n".join(lines)
+        claims = json.loads(path.read_text())["claims"]
+        rows = [f"| {claim['text']} | **{claim['verdict']}** | {claim['evidence']} |" for claim in claims]
+        lines = [f"## [{title}]({path.stem}.md)", "", "| claim | verdict | figures |", "|---|---|---|", *rows]
+        sections.append("\n".join(lines))
+    return "\n\n".join(sections)
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:

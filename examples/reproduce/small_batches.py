@@ -114,25 +114,33 @@ def claims(results: Sequence[Result], sizes: Sequence[int]) -> list[Claim]:
 
     pairs = {loss: paired(accuracy(loss, large), accuracy(loss, small)) for loss in ("ntxent", "sogclr")}
     found = difference(*pairs["ntxent"])
-    made = [Claim(f"Batches of {small} harm `ntxent`, against {large}.", found.verdict(), f"{found} points fewer")]
+    made = [
+        Claim(f"Batches of {small} harm `ntxent`, against {large}.", found.verdict(), f"{large} less {small}: {found} points")
+    ]
     found = difference(*pairs["sogclr"])
     text = f"They do not harm `sogclr` by more than {MARGIN:g} points."
-    made.append(Claim(text, found.below(MARGIN), f"{found} points fewer"))
+    made.append(Claim(text, found.below(MARGIN), f"{large} less {small}: {found} points"))
     found = difference(np.subtract(*pairs["ntxent"]), np.subtract(*pairs["sogclr"]))
-    made.append(Claim("They harm `sogclr` less than `ntxent`.", found.verdict(), f"{found} points"))
+    made.append(
+        Claim(
+            "They harm `sogclr` less than `ntxent`.", found.verdict(), f"harm of `ntxent` less that of `sogclr`: {found} points"
+        )
+    )
     for loss in LOSSES[1:]:
         found = difference(accuracy(loss, small), accuracy("ntxent", small))
-        made.append(Claim(f"In batches of {small} `{loss}` is better than `ntxent`.", found.verdict(), f"{found} points"))
+        made.append(
+            Claim(f"In batches of {small} `{loss}` is better than `ntxent`.", found.verdict(), f"accuracy: {found} points")
+        )
     for loss in ("sogclr", "emc2"):
         lower = difference(_loss(results, "ntxent", small), _loss(results, loss, small))
         text = f"In batches of {small} `{loss}` reaches a lower global loss than `ntxent`."
-        made.append(Claim(text, lower.verdict(), f"{lower} lower"))
+        made.append(Claim(text, lower.verdict(), f"`ntxent` less `{loss}`: {lower}"))
     for gamma in GAMMAS[1:]:
         found = difference(accuracy("sogclr", small, gamma), accuracy("sogclr", small))
         lower = difference(_loss(results, "sogclr", small), _loss(results, "sogclr", small, gamma))
         text = f"In batches of {small} `sogclr` is better with gamma {gamma:g} than with the authors' {GAMMAS[0]:g}"
-        made.append(Claim(f"{text}: accuracy.", found.verdict(), f"{found} points"))
-        made.append(Claim(f"{text}: global loss.", lower.verdict(), f"{lower} lower"))
+        made.append(Claim(f"{text}: accuracy.", found.verdict(), f"accuracy: {found} points"))
+        made.append(Claim(f"{text}: global loss.", lower.verdict(), f"{GAMMAS[0]:g} less {gamma:g}: {lower}"))
     return made
 
 
