@@ -157,6 +157,10 @@ def claims(results: Sequence[Result]) -> list[Claim]:
         )
         made.append(Claim(text, angles.below(MARGIN), f"{angles.mean:.3f} ± {angles.half:.2g}"))
     for beta in BETAS[1:]:
+        nearer = [of("equal_inner_product", name, 0) - of("equal_inner_product", name, beta) for name in ("sphere", "ball")]
+        gain = difference(np.min(nearer, axis=0), np.zeros(len(nearer[0])))
+        text = f"{label(beta)}: on the sphere and in the ball, class means come nearer to a simplex than by `scl`."
+        made.append(Claim(text, gain.verdict(), f"{gain} nearer"))
         gains = [of("dimensions", name, beta) - of("dimensions", name, 0) for name in ("sphere", "ball")]
         gain = difference(np.min(gains, axis=0), np.zeros(len(gains[0])))
         text = f"{label(beta)}: on the sphere and in the ball, class means use more dimensions than by `scl`."
