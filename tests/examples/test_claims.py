@@ -58,9 +58,9 @@ def test_the_verdict_follows_from_the_figures() -> None:
     verdicts = {claim.text: claim.verdict for claim in small_batches.claims(results, (16, 256))}
     assert verdicts["Batches of 16 harm `ntxent`, against 256."] == "holds"
     assert verdicts["They do not harm `sogclr` by more than 2 points."] == "holds"
-    assert verdicts["In batches of 16 `sogclr` is better than `ntxent`."] == "holds"
-    assert verdicts["In batches of 16 `kcl` is better than `ntxent`."] == "the opposite shows"
-    assert verdicts["In batches of 16 `sogclr` reaches a lower global loss than `ntxent`."] == "does not show"
+    assert verdicts["In batches of 16 `sogclr` is better than `ntxent`: accuracy."] == "holds"
+    assert verdicts["In batches of 16 `kcl` is better than `ntxent`: accuracy."] == "the opposite shows"
+    assert verdicts["In batches of 16 `sogclr` is better than `ntxent`: global loss."] == "does not show"
 
 
 def test_the_error_of_the_exact_gradient_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
