@@ -1,6 +1,6 @@
 """Do hard negatives and normalisation lead to neural collapse? SCL and HSCL on labelled digits, measured along training.
 
-    python examples/reproduce/hard_negatives.py            # a quarter of an hour on two cores
+    python examples/reproduce/hard_negatives.py            # five minutes on two cores
     python examples/reproduce/hard_negatives.py --quick
 
 After Jiang et al., "Hard-Negative Sampling for Contrastive Learning: Optimal Representation Geometry and Neural- vs

@@ -1,6 +1,6 @@
 """DHEL and KCL: does the expected loss depend on the batch size, and do projections use more of the sphere?
 
-    python examples/reproduce/kernel_losses.py            # a quarter of an hour on two cores
+    python examples/reproduce/kernel_losses.py            # five minutes on two cores
     python examples/reproduce/kernel_losses.py --quick
 
 After Koromilas et al., "Bridging Mini-Batch and Asymptotic Analysis in Contrastive Learning: From InfoNCE to Kernel-Based
