@@ -156,10 +156,8 @@ def measure(
     found: Result = {"global loss": loss, "length": length}
     orders = [torch.randperm(len(views), generator=draws) for _ in range(2 * repeat)]
     for label, watcher in watchers.items():
-        means = []
-        for half in (orders[:repeat], orders[repeat:]):
-            every = list(watcher.gradients(features, half))
-            means.append(in_parameters(torch.stack(every).mean(0)))
+        every = torch.stack(list(watcher.gradients(features, orders)))
+        means = [in_parameters(half.mean(0)) for half in every.chunk(2)]
         # Of the last epoch, single gradients too.
         steps = [in_parameters(gradient) - exact for gradient in every[-(len(views) // BATCH_SIZE) :]]
         # The noise of one half is not that of the other: their product has none on average.
@@ -265,11 +263,10 @@ def draw(results: Sequence[Result], epochs: Sequence[int], path: Path) -> None:
                     figure_name = "global loss" if kind == "loss" else f"{kind} of {label}"
                     found = values(results, figure_name, trainer=label if kind == "loss" else EMC2, beta=beta)
                     curve(axes, epochs, found, label)
-                # Biases can be 0 within their noise.
-                if kind != "loss":
-                    axes.set_yscale("symlog", linthresh=0.1)
-                    axes.set_ylim(bottom=0)
                 axes.set_xlabel("epoch")
+            row[0].set_yscale("symlog", linthresh=0.1)  # a bias can be 0 within its noise
+            row[0].set_ylim(bottom=0)
+            row[1].set_yscale("log")
             row[0].set(title=f"beta {beta:g}: error of the mean gradient", ylabel="relative to the exact gradient")
             row[1].set(title="Error of a single gradient")
             row[2].set(title="Global loss, by the objective that trains")
