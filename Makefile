@@ -14,7 +14,7 @@ help:
 	@echo "make demo    pretrain a small backbone on real data in 82 s of one core's time; save plots (ARGS='--loss emc2' ...)"
 	@echo "make test    lint, formatting, types, tests, documentation"
 	@echo "make test-integrations    the same losses and samplers inside Lightning, Accelerate, Transformers and others"
-	@echo "make test-gpu    the tests of losses, sums over pairs, state and the authors' numbers on a CUDA GPU"
+	@echo "make test-gpu    the tests of losses, sums over pairs, state, processes and the authors' numbers on CUDA GPUs"
 	@echo "make docs    serve the documentation on this machine and rebuild it on every change"
 	@echo "make bench   time and memory of the objectives beside their peers"
 	@echo "make tune       shapes of the fused kernels' tiles, measured on the GPU that is here (ARGS='--widths 128' ...)"
@@ -32,9 +32,9 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --ignore tests/integrations
 	$(BIN)/mkdocs build --strict
 
-# On one GPU, so in one process.
+# On one GPU, but for the tests of several processes: these need a GPU for each, and say so where there are fewer.
 test-gpu: $(VENV)/.dev
-	$(BIN)/pytest --device cuda tests/contract tests/pairwise tests/objectives
+	$(BIN)/pytest -rs --device cuda tests/contract tests/pairwise tests/objectives tests/processes
 
 test-integrations: $(VENV)/.dev $(VENV)/.integrations $(VENV)/.peers
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile tests/integrations

@@ -20,6 +20,14 @@ def logaddexp(first: Tensor, second: Tensor) -> Tensor:
     return masked_logsumexp(torch.stack([first, second], -1))
 
 
+def in_vectors(x: Tensor) -> Tensor:
+    """The tensor in float64 if it is on a CPU, where PyTorch takes a fifth of the time for log1p and softplus of float64.
+
+    It computes these two of float32 one number after another.
+    """
+    return x.double() if x.is_cpu else x
+
+
 def log1p_exp(x: Tensor) -> Tensor:
     """The softplus, log(1 + e^x), also exact for large x."""
     return torch.nn.functional.softplus(x, threshold=80)  # exp(80) fits in float32 and 1 + exp(80) == exp(80)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
-from contrastive_zoo.devices import batched, transforming
+from contrastive_zoo.devices import transforming
 
 ONE_DERIVATIVE = (
     "this gradient is written by hand: it has no derivative (create_graph=True, gradient penalties, Hessians), and transforms "
@@ -23,6 +23,8 @@ DENSE = "Use backend='dense', which is plain autograd."
 T = TypeVar("T")
 
 _NOTHING = nullcontext()
+# Whether a backward pass with is_grads_batched=True hides the values of a tensor.
+_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
@@ -53,15 +55,10 @@ class Operator:
         self.opaque: Any = torch.library.custom_op(name, function, mutates_args=(), schema=schema)
         self.register_fake = self.opaque.register_fake
         self._eager = function
-        self._refusal = ""
 
     def __call__(self, *inputs: Any) -> Any:
         """Call through the dispatcher while compiling, else directly."""
-        if torch.compiler.is_compiling():
-            return self.opaque(*inputs)
-        if self._refusal and transforming():
-            raise RuntimeError(self._refusal)
-        return self._eager(*inputs)
+        return self.opaque(*inputs) if torch.compiler.is_compiling() else self._eager(*inputs)
 
     def differentiate(
         self, backward: "Operator", setup: Callable[..., None], gradient: Callable[..., Any], *, advice: str = DENSE
@@ -75,10 +72,10 @@ class Operator:
             gradient: ``gradient(ctx, compute, *grads)`` returns the gradients of all inputs; ``compute`` is ``backward``.
             advice: What to do where one derivative is not enough; the last sentence of the error.
         """
-        self._refusal = ONE_DERIVATIVE + advice
+        refusal = ONE_DERIVATIVE + advice
         self.opaque.register_autograd(lambda ctx, *grads: gradient(ctx, backward.opaque, *grads), setup_context=setup)
-        backward.opaque.register_autograd(lambda ctx, *grads: _refuse(self._refusal))
-        self._eager = _eager_function(self.plain, backward.plain, setup, gradient, self._refusal).apply
+        backward.opaque.register_autograd(lambda ctx, *grads: _refuse(refusal))
+        self._eager = eager_function(self.plain, setup, lambda ctx, *grads: gradient(ctx, backward.plain, *grads), refusal)
 
 
 def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Operator]:
@@ -105,13 +102,18 @@ class _LastDerivative(torch.autograd.Function):
         _refuse(ctx.refusal)
 
 
-def _eager_function(
-    forward: Callable[..., Any],
-    backward: Callable[..., Any],
-    setup: Callable[..., None],
-    gradient: Callable[..., Any],
-    refusal: str,
-) -> Any:
+def eager_function(
+    forward: Callable[..., Any], setup: Callable[..., None], gradient: Callable[..., Any], refusal: str = ONE_DERIVATIVE + DENSE
+) -> Callable[..., Any]:
+    """A function with a gradient, in eager mode.
+
+    Args:
+        forward: Computes a tuple of tensors.
+        setup: ``setup(ctx, inputs, output)``, as for `Operator.differentiate`.
+        gradient: ``gradient(ctx, *grads)`` returns the gradients of all inputs.
+        refusal: The error where one derivative is not enough.
+    """
+
     class Eager(torch.autograd.Function):
         # No separate setup_context: with one, apply would inspect the signature at every call.
         @staticmethod
@@ -123,15 +125,17 @@ def _eager_function(
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             given = [grad for grad in grads if grad is not None]
-            if transforming() or any(map(batched, given)):
+            if transforming() or any(map(_legacy_batched, given)):
                 _refuse(refusal)
+            device_type = given[0].device.type if given else "cpu"
+            ordinary = not torch.is_grad_enabled()
+            if ordinary and not torch.is_autocast_enabled(device_type):
+                return gradient(ctx, *grads)
             # Under autocast, the backward pass must compute in the same precision as the forward pass.
-            plain = without_autocast(given[0]) if given else _NOTHING
-            if not torch.is_grad_enabled():
-                with plain:
-                    return gradient(ctx, backward, *grads)
-            with torch.no_grad(), plain:
-                gradients = gradient(ctx, backward, *grads)
+            with torch.no_grad(), torch.autocast(device_type, enabled=False):
+                gradients = gradient(ctx, *grads)
+            if ordinary:
+                return gradients
             sources = [source for source in (*ctx.saved_tensors, *grads) if isinstance(source, Tensor)]
             last = _LastDerivative.apply
             return tuple(g if g is None else last(g, refusal, *sources) for g in gradients)  # type: ignore[no-untyped-call]
@@ -141,4 +145,11 @@ def _eager_function(
             """Forward-mode differentiation."""
             _refuse(refusal)
 
-    return Eager
+    apply = Eager.apply
+
+    def call(*inputs: Any) -> Any:
+        if transforming():
+            _refuse(refusal)
+        return apply(*inputs)  # type: ignore[no-untyped-call]
+
+    return call

@@ -11,8 +11,7 @@ from torch import Tensor
 from contrastive_zoo.checks import as_scalar, check_bool, check_magnitude, check_name, check_number, check_parameters
 
 REQUIRED = inspect.Parameter.empty
-# Constructor parameters that are not parameters of the card.
-STATE_PARAMETERS = ("num_samples", "embedding_dim", "seed")
+STATE_PARAMETERS = ("num_samples", "embedding_dim", "seed")  # of constructors, not of cards
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -57,6 +56,7 @@ class Card:
         stateful: Whether the method keeps state between steps.
         draws: Whether the method uses randomness.
         per_sample: Whether the method has a value per sample, so reductions other than "mean" are meaningful.
+        ring: Whether log-sum-exps, sums of softplus and of classes are all that is needed of the rows of other processes.
         parameters: Names and defaults; a parameter without a default must be given.
         ranges: Intervals of numeric parameters.
         check: Called with all parameters before the method is built; raises if the parameters are inconsistent.
@@ -76,6 +76,7 @@ class Card:
     stateful: bool = False
     draws: bool = False
     per_sample: bool = True
+    ring: bool = False
     parameters: dict[str, Any] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
     check: Callable[..., None] | None = None
@@ -90,10 +91,9 @@ class Card:
         rows += [f"  uses        {', '.join(sorted(self.uses)) or 'nothing else'}"]
         rows += [f"  state       {'kept between steps' if self.stateful else 'none'}"]
         rows += [f"  randomness  {'draws, seeded' if self.draws else 'none'}"]
-        defaults = ", ".join(
-            f"{name} (required)" if value is REQUIRED else f"{name}={value!r}" for name, value in self.parameters.items()
-        )
-        rows += [f"  parameters  {defaults or 'none'}"]
+        shown = [f"{name} (required)" if value is REQUIRED else f"{name}={value!r}" for name, value in self.parameters.items()]
+        rows += [f"  processes   {'gathered, or in a ring' if self.ring else 'gathered'}"]
+        rows += [f"  parameters  {', '.join(shown) or 'none'}"]
         rows += [f"  scale       {self.scale}"] if self.scale else []
         rows += [f"  difference  {difference}" for difference in self.differences]
         return "\n".join(rows)
@@ -127,8 +127,7 @@ class Card:
         number = check_number(
             name, value, low=limits.low, high=limits.high, open_low=limits.open_low, open_high=limits.open_high
         )
-        # A parameter that must not be 0 is a divisor.
-        check_magnitude(name, number, divisor=limits.open_low and limits.low == 0)
+        check_magnitude(name, number, divisor=limits.open_low and limits.low == 0)  # what must not be 0 is a divisor
         scalar = as_scalar(name, value)
         return scalar if isinstance(scalar, int) else number
 
@@ -149,8 +148,7 @@ class Registry:
         self.group = group
         self.absent: dict[str, str] = {}
         self._cards: dict[str, Card] = {}
-        # Registered name of each name and alias in lower case.
-        self._aliases: dict[str, str] = {}
+        self._aliases: dict[str, str] = {}  # registered name of each name and alias in lower case
 
     def add(self, card: Card) -> None:
         """Add a card.
@@ -228,6 +226,7 @@ class Registry:
         stateful: bool = False,
         draws: bool = False,
         per_sample: bool = True,
+        ring: bool = False,
         ranges: dict[str, Range] | None = None,
         check: Callable[..., None] | None = None,
         scale: str = "",
@@ -255,6 +254,7 @@ class Registry:
                     stateful=stateful,
                     draws=draws,
                     per_sample=per_sample,
+                    ring=ring,
                     parameters=parameters,
                     ranges={"temperature": POSITIVE} | (ranges or {}) if "temperature" in parameters else ranges or {},
                     check=check,

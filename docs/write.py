@@ -1,6 +1,6 @@
 """Write what the documentation derives: pages and pictures of objectives, tables of settings, times, verdicts; files of code.
 
-python docs/write.py             # after a change of a card, a docstring, docs/hooks/objectives.yml or a script on a page
+python docs/write.py             # after a change of a card, a docstring, tests/costs.py, docs/hooks/objectives.yml or a script
 python docs/write.py --pictures  # after a change of a formula; needs Matplotlib
 """
 
@@ -28,7 +28,7 @@ def hook(name: str) -> ModuleType:
 
 def texts() -> dict[Path, str]:
     """Every derived text by the file that holds it."""
-    made, files, claims = hook("objectives"), hook("files"), hook("claims")
+    made, files, claims, costs = (hook(name) for name in ("objectives", "files", "claims", "costs"))
     pages = {DOCS / made.FOLDER / f"{card.name}.md": made.page(card) for card in made.cards()}
     pages |= {DOCS / made.GALLERY: made.gallery()}
     tables = (
@@ -39,7 +39,7 @@ def texts() -> dict[Path, str]:
     for page, mark, table in tables:
         pages[DOCS / page] = mark.sub(rf"\g<1>\n{table}\n\n\g<3>", (DOCS / page).read_text())
     written = {path: path.read_text() for path in DOCS.rglob("*.md")} | pages
-    return pages | {path: text for path, before in written.items() if (text := files.with_code(before)) != before}
+    return pages | {path: text for path, before in written.items() if (text := costs.filled(files.with_code(before))) != before}
 
 
 def draw(card: Card, path: Path) -> None:

@@ -162,9 +162,9 @@ def weights(*shape: int, seed: int = 7, dtype: torch.dtype = torch.float64) -> T
     return drawn(*shape, seed=seed).to(dtype)
 
 
-def snapshot(loss_fn: Loss) -> dict[str, Tensor]:
-    """A copy of all state."""
-    return {name: tensor.clone() for name, tensor in loss_fn.state_dict().items()}
+def snapshot(loss_fn: nn.Module) -> dict[str, Tensor]:
+    """A copy of all state; sharded tables are put together, by all processes."""
+    return {name: getattr(tensor, "full_tensor", tensor.clone)() for name, tensor in loss_fn.state_dict().items()}
 
 
 def same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

@@ -9,9 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import torch.distributed as dist
-from cases import CONFIGURATIONS, NUM_SAMPLES, Configuration, Views, snapshot, views
+import torch.multiprocessing as mp
+from cases import CONFIGURATIONS, NUM_SAMPLES, Configuration, Views, drawn, snapshot, views
+from tolerances import assert_close
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -76,9 +79,8 @@ def local_batch(step: int, sizes: tuple[int, ...], rank: int) -> Views:
 
 def global_negatives(step: int, sizes: tuple[int, ...], shared: bool) -> Negatives:
     """Keys of each sample, (B, M, D); if ``shared``, those of samples on one process are the same. Some are of the batch."""
-    draws = torch.Generator().manual_seed(step)
-    rows = torch.randn(sum(sizes), KEYS, WIDTH, generator=draws, dtype=torch.float64)
-    index = torch.randint(NUM_SAMPLES, (sum(sizes), KEYS), generator=draws)
+    rows = drawn(sum(sizes), KEYS, WIDTH, seed=step)
+    index = (drawn(sum(sizes), KEYS, seed=100 + step).abs() * NUM_SAMPLES).long() % NUM_SAMPLES
     index[:, 0], index[:, 1] = global_batch(step, sizes).index, global_batch(step, sizes).index[0]
     if shared:
         for rank in range(len(sizes)):
@@ -95,7 +97,7 @@ def local_negatives(step: int, sizes: tuple[int, ...], rank: int, shared: bool) 
 
 def global_weights(step: int, sizes: tuple[int, ...]) -> Tensor:
     """A weight for each value of the whole batch."""
-    return torch.randn(sum(sizes), generator=torch.Generator().manual_seed(50 + step), dtype=torch.float64)
+    return drawn(sum(sizes), seed=50 + step)
 
 
 def detached(batch: Views) -> Views:
@@ -136,30 +138,41 @@ def run(
     return {"losses": losses, "gradients": found, "state": snapshot(loss_fn)}
 
 
+def assert_same(actual: FOUND, expected: FOUND, magnitude: float = 10.0) -> None:
+    """Losses, gradients and state that `run` found; ``magnitude`` is that of the terms of a gradient."""
+    for step, (loss, wanted) in enumerate(zip(actual["losses"], expected["losses"], strict=True)):
+        assert_close(loss, wanted, f"loss of step {step}", magnitude=1.0)
+    for step, (some, others) in enumerate(zip(actual["gradients"], expected["gradients"], strict=True)):
+        for number, (gradient, wanted) in enumerate(zip(some, others, strict=True)):
+            assert_close(gradient, wanted, f"gradient {number} of step {step}", magnitude=magnitude)
+    assert actual["state"].keys() == expected["state"].keys()
+    for name, tensor in expected["state"].items():
+        assert_close(actual["state"][name], tensor, name)
+
+
 class Model(nn.Module):
     """Encoder and loss as one module."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **params: Any) -> None:
         super().__init__()
         self.encoder = encoder()
         temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
         name, _, encodes = name.partition(", ")
-        params = {**ENCODED[name], "encode": self.encode_sample} if encodes else {}
+        params |= {**ENCODED[name], "encode": self.encode_sample} if encodes else {}
         self.loss_fn = zoo.get_loss(name, num_samples=NUM_SAMPLES, temperature=temperature, **params).double()
 
     def encode_sample(self, index: Tensor, view: Tensor) -> Tensor:
         """Features of samples that are not in the batch."""
-        draws = torch.Generator().manual_seed(11)
-        samples = torch.randn(2, NUM_SAMPLES, WIDTH, generator=draws, dtype=torch.float64)
+        samples = drawn(2, NUM_SAMPLES, WIDTH, seed=11)
         return self.encoder(samples[view, index])
 
     def forward(self, batch: Views) -> Tensor:
         return self.loss_fn(self.encoder(batch.z1), self.encoder(batch.z2), index=batch.index)
 
 
-def run_inside(name: str, batches: list[Views], wrap: Any = lambda model: model) -> FOUND:
+def run_inside(name: str, batches: list[Views], wrap: Any = lambda model: model, **params: Any) -> FOUND:
     """The same as `run`, where the loss is inside of what is wrapped, its buffers and temperature included."""
-    model = Model(name)
+    model = Model(name, **params)
     wrapped = wrap(model)
     losses, found = [], []
     for batch in batches:
@@ -168,7 +181,7 @@ def run_inside(name: str, batches: list[Views], wrap: Any = lambda model: model)
         loss.backward()
         losses.append(loss.detach())
         found.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()])
-    return {"losses": losses, "gradients": found, "state": {name: t.clone() for name, t in model.state_dict().items()}}
+    return {"losses": losses, "gradients": found, "state": snapshot(model)}
 
 
 class Learning(nn.Module):
@@ -202,16 +215,22 @@ def train_learning(model: nn.Module, batches: list[Views]) -> list[float]:
     return losses
 
 
-def run_sharded(name: str, batches: list[Views], *, ignored: bool) -> FOUND:
-    """Losses and state where FSDP2 shards the module: all of it, or all but what the loss learns."""
-    model = Learning(name, () if ignored else (1,))
-    if ignored:
-        fully_shard(model, mesh=init_device_mesh("cpu", (2,)), ignored_params=set(model.loss_fn.parameters()))
+# What FSDP2 shards: encoder and loss, with what the loss learns as a parameter of one entry or left out; or the encoder.
+FSDP = ["whole", "whole but what the loss learns", "encoder"]
+
+
+def run_sharded(name: str, batches: list[Views], what: str) -> FOUND:
+    """Losses and state where FSDP2 shards a module."""
+    model, mesh = Learning(name, (1,) if what == "whole" else ()), init_device_mesh(torch.get_default_device().type, (2,))
+    if what == "encoder":
+        fully_shard(model.encoder, mesh=mesh)
+    elif what == "whole":
+        fully_shard(model, mesh=mesh)
     else:
-        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        fully_shard(model, mesh=mesh, ignored_params=set(model.loss_fn.parameters()))
     losses = train_learning(model, batches)
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    fresh = Learning(name, (1,) if ignored else ())
+    fresh = Learning(name, () if what == "whole" else (1,))
     if dist.get_rank() == 0:  # the whole state is there only
         fresh.load_state_dict(state, strict=True)
     return {"losses": losses, "state": dict(fresh.state_dict())}
@@ -225,13 +244,38 @@ def mixed_rows(batch: zoo.Batch, *, temperature: Tensor) -> Tensor:
     return sums.view(2, -1).T
 
 
-def work(rank: int, world: int, folder: Path) -> None:
-    """What each process does."""
+def begin(rank: int, world: int, folder: Path, device: str, seconds: float = 60) -> None:
+    """Join the group: processes send through Gloo, and through NCCL what is on GPUs, one for each process.
+
+    Processes that wait for one another in vain fail after some seconds.
+    """
     torch.set_num_threads(1)
+    backend = "gloo"
+    if device != "cpu":
+        backend = f"cpu:gloo,{device}:nccl"
+        torch.cuda.set_device(rank)
+        torch.set_default_device(f"{device}:{rank}")
+    place = {"init_method": f"file://{folder}/group", "timeout": timedelta(seconds=seconds)}
+    dist.init_process_group(backend, rank=rank, world_size=world, **place)
+
+
+def started(work: Callable[..., None], world: int, folder: Path, *given: Any, device: str) -> list[FOUND]:
+    """What each of some processes wrote that run ``work(rank, folder, *given, device)``, in the order of ranks.
+
+    On "cuda" each process has a GPU of its own.
+    """
+    if device not in ("cpu", "cuda"):
+        pytest.skip(f"processes send through Gloo and NCCL, not between devices of the kind {device!r}")
+    if device == "cuda" and torch.cuda.device_count() < world:
+        pytest.skip(f"{world} processes need a GPU each, and there are {torch.cuda.device_count()}")
+    mp.spawn(work, args=(folder, *given, device), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True, map_location=device) for rank in range(world)]
+
+
+def work(rank: int, folder: Path, world: int, device: str) -> None:
+    """What each process does."""
+    begin(rank, world, folder, device)
     sweep.GRAIN = 1  # so that batches of a few rows are shared too
-    # Processes that wait for one another in vain fail soon.
-    place = {"init_method": f"file://{folder}/group", "timeout": timedelta(seconds=60)}
-    dist.init_process_group("gloo", rank=rank, world_size=world, **place)
     batches = [local_batch(step, sizes, rank) for step, sizes in enumerate(SIZES[world])]
     ntxent = Configuration("ntxent", {})
     found: FOUND = {str(c): run(c, batches, DistributedDataParallel) for c in CONFIGURATIONS}
@@ -268,8 +312,8 @@ def work(rank: int, world: int, folder: Path) -> None:
     found["draws"] = draws_made(rank, world)
     found["sharded"] = {}
     for name in SHARDED if world == 2 and fully_shard is not None else []:
-        for ignored in (True, False):
-            found["sharded"][f"{name} with {ignored=}"] = run_sharded(name, batches[:1] * 3, ignored=ignored)
+        for what in FSDP:
+            found["sharded"][f"{name}, {what}"] = run_sharded(name, batches[:1] * 3, what)
     found["compiled"] = {}
     for name in COMPILED if world == 2 else []:
         given = keys if name == "ntxent" else None
@@ -293,7 +337,8 @@ def one_sample_everywhere(batch: Views, **params: Any) -> FOUND:
 def errors(batch: Views, rank: int, world: int) -> dict[str, str]:
     """What a process hears when the last one makes a mistake, and whether a table has changed after all mistakes."""
     last = rank == world - 1
-    loss_fn, in_batch = zoo.get_loss("sogclr", num_samples=NUM_SAMPLES), zoo.get_loss("ntxent")
+    # On accelerators values are looked at only if this is asked for.
+    loss_fn, in_batch = (zoo.get_loss(name, num_samples=NUM_SAMPLES, validate=True) for name in ("sogclr", "ntxent"))
     before = snapshot(loss_fn)
     z1, z2, index, _ = batch
     broken = torch.full_like(z1, torch.nan) if last else z1
@@ -329,6 +374,7 @@ def settings(last: bool) -> dict[str, tuple[str, dict[str, Any]]]:
         "normalize": ("dcl", {"normalize": "ball" if last else "sphere"}),
         "reduction": ("dcl", {"reduction": "sum" if last else "mean"}),
         "on_empty": ("dcl", {"on_empty": "error" if last else "warn"}),
+        "gather": ("dcl", {"gather": "ring" if last else "auto"}),
         "num_samples": ("sogclr", {"num_samples": NUM_SAMPLES + last}),
         "seed": ("emc2", {"seed": int(last)}),
         "beta": ("hcl", {"beta": 2.0 if last else 1.0}),
@@ -437,7 +483,7 @@ def warnings_of_same_samples(batch: Views, rank: int) -> list[str]:
     loss_fn = zoo.get_loss("dcl")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        index = torch.arange(len(batch.index))
+        index = torch.arange(len(batch.index), device="cpu")  # the handshake reads no index on an accelerator
         loss_fn(batch.z1, batch.z2, index=index + 1000 * rank)
         loss_fn(batch.z1, batch.z2)
         for shifted in (index, index.flip(0), index):
@@ -471,21 +517,19 @@ def counted_entries() -> Iterator[list[int]]:
 
 def entries_visited(rank: int, world: int) -> dict[str, int]:
     """Entries of the matrix of pairs that a process computes in a step of each loss that sums over pairs."""
-    draws = torch.Generator().manual_seed(rank)
-    z1, z2 = (torch.randn(ROWS_PER_PROCESS, 8, generator=draws, requires_grad=True) for _ in range(2))
+    z1, z2 = (drawn(ROWS_PER_PROCESS, 8, seed=2 * rank + view).float().requires_grad_() for view in range(2))
     entries = {}
     for name in ("ntxent", "infonce", "dhel", "kcl", "hcl", "siglip", "isogclr"):
         with counted_entries() as sizes:
             index = torch.arange(ROWS_PER_PROCESS) + rank * ROWS_PER_PROCESS
-            zoo.get_loss(name, num_samples=world * ROWS_PER_PROCESS)(z1, z2, index=index).backward()
+            zoo.get_loss(name, num_samples=world * ROWS_PER_PROCESS, backend="tiled")(z1, z2, index=index).backward()
         entries[name] = sum(sizes)
     return entries
 
 
 def draws_made(rank: int, world: int) -> dict[str, int]:
     """Draws that a process asks for in a step of each loss that draws for its anchors."""
-    draws = torch.Generator().manual_seed(rank)
-    z1, z2 = (torch.randn(ROWS_PER_PROCESS, 8, generator=draws, requires_grad=True) for _ in range(2))
+    z1, z2 = (drawn(ROWS_PER_PROCESS, 8, seed=2 * rank + view).float().requires_grad_() for view in range(2))
     index, made, uniform = torch.arange(ROWS_PER_PROCESS) + rank * ROWS_PER_PROCESS, {}, DrawTable.uniform
     for name, params in DRAWING.items():
         sizes: list[int] = []
@@ -494,7 +538,7 @@ def draws_made(rank: int, world: int) -> dict[str, int]:
             sizes.append((rows.stop - rows.start) * (columns.stop - columns.start))
             return uniform(self, rows, columns, dtype)
 
-        loss_fn = zoo.get_loss(name, num_samples=world * ROWS_PER_PROCESS, **params)
+        loss_fn = zoo.get_loss(name, num_samples=world * ROWS_PER_PROCESS, backend="tiled", **params)
         DrawTable.uniform = counting  # type: ignore[method-assign]
         try:
             loss_fn(z1, z2, index=index, labels=index % 3).backward()

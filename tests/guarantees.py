@@ -243,6 +243,18 @@ GUARANTEES: dict[str, Guarantee] = {
     "processes": Guarantee(
         TRAINING,
         "many processes",
-        "2 and 3 processes, with equal and unequal batches, have the value, gradients and tables of one with all samples.",
+        "2, 3 and 4 processes, with equal and unequal batches, have the value, gradients and tables of one with all samples.",
+    ),
+    "ring": Guarantee(
+        TRAINING,
+        "a ring of processes",
+        '2, 3 and 4 processes do so with `gather="ring"` too, where none holds more rows than its own and a visiting block.',
+        exceptions=(
+            Except(
+                lambda card, params: not card.ring,
+                "It needs more of the rows of other processes than log-sum-exps and sums of softplus, and refuses.",
+            ),
+            Except(draws, "Draws from the rows of all processes are refused. Leave `num_negatives` out."),
+        ),
     ),
 }

@@ -228,7 +228,7 @@ OPERATIONS = {
     "square_sum": Operation(
         lambda t, ids, _, **options: pairwise.square_sum(t.x, t.other, ids=ids, **options),
         lambda t, ids, _: oracle.square_sum(t.x, t.other, ids),
-        None,
+        lambda parts: parts.sum(0),
         reads=("x", "other"),
         cancels=True,
     ),

@@ -15,7 +15,8 @@ from test_docs import CARDS, FENCED, ROOT, hook, maths
 import contrastive_zoo as zoo
 from contrastive_zoo.registry import Card, batch_samplers, samplers
 
-objectives, figures, rendered, files, claims = map(hook, ("objectives", "figures", "rendered", "files", "claims"))
+HOOKS = ("objectives", "figures", "rendered", "files", "claims", "costs")
+objectives, figures, rendered, files, claims, costs = map(hook, HOOKS)
 DOCS = ROOT / "docs"
 PAGES = sorted({*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / "contrastive_zoo").rglob("*.md")})
 EVERYWHERE = sorted({*PAGES, *(path for name in ("benchmarks", "examples", "tests") for path in (ROOT / name).rglob("*.md"))})
@@ -41,12 +42,20 @@ def test_derived_texts_are_up_to_date() -> None:
     made = {DOCS / "gallery.md": objectives.gallery()}
     made |= {DOCS / "objectives" / f"{card.name}.md": objectives.page(card) for card in CARDS}
     stale = [relative(path) for path, text in made.items() if not path.exists() or path.read_text() != text]
-    stale += [relative(path) for path in DOCS.rglob("*.md") if files.with_code(path.read_text()) != path.read_text()]
+    pages = {path: path.read_text() for path in DOCS.rglob("*.md")}
+    stale += [relative(path) for path, text in pages.items() if costs.filled(files.with_code(text)) != text]
     assert not stale
     assert objectives.settings() in (DOCS / "choosing.md").read_text()
     assert objectives.times() in (DOCS / "performance.md").read_text()
     assert claims.verdicts() in (DOCS / claims.PAGE).read_text()
     assert {path.stem for path in (DOCS / "objectives").glob("*.md")} == {card.name for card in CARDS}
+
+
+def test_tests_that_a_page_names_exist() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(?:[\w/.]+::)?(test_\w+)(?:\[[^`]*\])?`", (DOCS / "processes.md").read_text()))
+    assert len(named) > 15
+    assert not [name for name in named if f"def {name}(" not in tests]
 
 
 def squeezed(latex: str) -> str:

@@ -56,7 +56,8 @@ SHORT = {
 CHOICES = {
     "normalize": 'Literal["sphere", "ball", "none"] | bool',
     "reduction": 'Literal["mean", "sum", "none"]',
-    "gather": 'Literal["auto", False]',
+    "gather": 'Literal["auto", "ring"] | bool',
+    "tables": 'Literal["replicated", "sharded"]',
     "on_empty": 'Literal["warn", "error"]',
 }
 

@@ -27,7 +27,9 @@ class Batch:
     """Features of B samples in V views, ready to be contrasted.
 
     Attributes:
-        x: (B * V, D) rows, normalised according to ``normalize``, the views of a sample next to each other.
+        x: (B * V, D) rows, normalised according to ``normalize``, the views of a sample next to each other. With
+            ``gather="ring"`` rows of this process's samples only, while ids, sums over pairs and all other numbers are of the
+            samples of all processes; `of_all` puts numbers of samples together.
         ids: (B * V,) id of the sample of each row. Rows with equal ids are never negatives of each other.
         sample_ids: (B,) id of each sample: the batch position of its first occurrence. ``ids`` and ``sample_ids`` are cached
             between batches; do not write to them.
@@ -37,9 +39,11 @@ class Batch:
         index: (B,) positions in the dataset, if given.
         labels: (B,) labels, if given.
         negatives: (M, D) or (B, M, D) extra negatives, normalised like x, if given. With several processes, the extra negatives
-            of this process, which belong to this process's samples only; `extra_logsumexp` takes that into account.
+            of this process, which belong to this process's samples only, unless ``shared_negatives``; `extra_logsumexp` takes
+            that into account.
         negatives_ids: (M,) or (B, M) ids of the extra negatives, on their device; `OUTSIDE` for samples outside the
             batch, which are negatives of every row.
+        shared_negatives: Whether the extra negatives are those of all processes, for the samples of all.
         training: Whether the loss is in training mode.
         encode: Computes rows of samples outside the batch with a user's encoder.
         uniform: Whether all anchors will get the same weight (they do, unless the reduction is "none").
@@ -58,6 +62,7 @@ class Batch:
     labels: Tensor | None = None
     negatives: Tensor | None = None
     negatives_ids: Tensor | None = None
+    shared_negatives: bool = False
     training: bool = True
     encode: Encoding | None = None
     uniform: bool = True
@@ -68,12 +73,17 @@ class Batch:
     @property
     def size(self) -> int:
         """Number of samples, B."""
-        return self.x.shape[0] // self.views
+        return len(self.sample_ids)
 
     @property
     def alone(self) -> bool:
         """Whether no other process has rows of the batch, so that nothing need be compared on the host."""
         return not self.pairs.share.sizes
+
+    @property
+    def scattered(self) -> bool:
+        """Whether ``x`` holds the rows of this process's samples only."""
+        return self.pairs.share.ring
 
     def class_ids(self) -> Tensor:
         """(B,) class of each sample, below B: equal for equal labels. Rows of one sample take the label of its first row."""
@@ -97,6 +107,14 @@ class Batch:
             return torch.arange(len(integers), device=self.x.device) // (len(integers) // self.size)
         return beside(integers, self.x)
 
+    def of_all(self, values: Tensor) -> Tensor:
+        """Numbers of all samples, (B, ...), from those of the samples that ``x`` holds rows of."""
+        return self.pairs.share.of_all(values)
+
+    def squared_lengths(self, x: Tensor) -> Tensor:
+        """(B * V,) squared lengths of rows like ``x``, of all samples."""
+        return self.of_all(self.per_view(x.square().sum(1))).flatten()
+
     def view(self, number: int) -> Tensor:
         """(B, D) rows of one view."""
         return self.by_view()[number]
@@ -118,7 +136,7 @@ class Batch:
         if self.views == 2:
             return [self.pair_similarity]
         rows = rearrange(self.x, "(b v) d -> b v d", v=self.views)
-        return [torch.linalg.vecdot(rows, rows.roll(-shift, 1)) for shift in range(1, self.views)]
+        return [self.of_all(torch.linalg.vecdot(rows, rows.roll(-shift, 1))) for shift in range(1, self.views)]
 
     def positive_similarity(self) -> Tensor:
         """Mean inner product of each row with its other views, (B, V); (B, 1) for two views."""
@@ -146,7 +164,14 @@ class Batch:
             sums = self._against_extra_keys(pairs, anchors, rearrange(ids, "(b v) -> b v", v=self.views)[:, :views], scale)
             return sums.movedim(-2, 0)
 
-        return self.pairs.on_own_samples(of_samples, self.x, self.placed(self.ids), scale).movedim(0, -2)
+        return self._with_extra_keys(of_samples, scale).movedim(0, -2)
+
+    def _with_extra_keys(self, function: Callable[[Pairs, Tensor, Tensor, Scales], Tensor], scale: Scales) -> Tensor:
+        """``function(pairs, x, ids, scale)``, one row per sample, for the samples that the extra negatives belong to."""
+        ids = self.placed(self.ids)
+        if self.shared_negatives:
+            return function(self.pairs, self.x, ids, scale)
+        return self.pairs.on_own_samples(function, self.x, ids, scale)
 
     def _against_extra_keys(self, pairs: Pairs, anchors: Tensor, ids: Tensor, scale: Scales) -> Tensor:
         assert self.negatives is not None
@@ -171,7 +196,7 @@ class Batch:
             same = torch.zeros_like(ids).index_add_(0, ids, torch.ones_like(ids))[ids]
             count = (self.size - same) * (views or self.views)
         if self.negatives_ids is not None:
-            count = count + self.pairs.on_own_samples(self._extra_count, self.x, self.placed(self.ids), 1.0).long()
+            count = count + self._with_extra_keys(self._extra_count, 1.0).long()
         return count[:, None]
 
     def _extra_count(self, pairs: Pairs, x: Tensor, ids: Tensor, scale: Scales) -> Tensor:

@@ -48,8 +48,7 @@ def stack_views(
         ValueError: A value is NaN or infinite (checked on CPUs; elsewhere only with ``validate``; never inside of
             `torch.func.vmap`, which hides values).
     """
-    hidden = batched(z1) or (z2 is not None and batched(z2))
-    check = (validate or z1.device.type == "cpu") and not hidden
+    check = (validate or z1.is_cpu) and not (batched(z1) or (z2 is not None and batched(z2)))
     if second_order:
         return Stacked(*_composite(z1, z2, normalize, operand, name, check), None)
     rows, positive, _, rounded = normalized_rows(z1, z2, normalize, operand, name, check)
@@ -59,7 +58,7 @@ def stack_views(
 def _stacked(z1: Tensor, z2: Tensor | None) -> Tensor:
     """(B, V, D), in float32 at least."""
     views = (z1, z2) if z2 is not None else z1.unbind() if z1.dim() == 3 else (z1,)
-    return torch.stack([_computed(z) for z in views], 1)
+    return torch.stack(views if z1.dtype not in HALF and z1.dtype == views[-1].dtype else [_computed(z) for z in views], 1)
 
 
 def _computed(z: Tensor) -> Tensor:
@@ -157,13 +156,13 @@ def normalized_rows(
     else:
         divisor = lengths if ordinary and normalize == "sphere" else _divisor(lengths, normalize)
         rows.div_(divisor)
-    half = rows.to(operand) if operand in HALF else rows.new_empty(0)
+    width = rows.shape[2]
+    half = rows.to(operand).view(-1, width) if operand in HALF else rows.new_empty(0)
     if operand in HALF:
-        rows = half.to(torch.float32)
-        half = half.flatten(0, 1)
+        rows = half.to(torch.float32).view(rows.shape)
     similarity = _pair_similarity(rows)
     # An operator must not return a view of another output.
-    return rows.flatten(0, 1), similarity if similarity.shape[1] else similarity.clone(), divisor, half
+    return rows.view(-1, width), similarity if similarity.shape[1] else similarity.clone(), divisor, half
 
 
 def has_kernels(z: Tensor) -> bool:

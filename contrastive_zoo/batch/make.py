@@ -14,9 +14,10 @@ from contrastive_zoo.batch.features import HALF
 from contrastive_zoo.batch.options import Options
 from contrastive_zoo.batch.pairs import Pairs
 from contrastive_zoo.batch.samples import OUTSIDE, all_differ, checksum, regular_ids, sample_ids
+from contrastive_zoo.checks import shape
 from contrastive_zoo.devices import batched, beside, readable
 from contrastive_zoo.operators import without_autocast
-from contrastive_zoo.processes.gather import Handshake, gather_features, gather_integers
+from contrastive_zoo.processes.gather import Handshake, exchange, gather_features, gather_integers
 from contrastive_zoo.processes.shares import ALONE, Share
 
 
@@ -38,6 +39,20 @@ class _Rows(NamedTuple):
     positions: Tensor | None
     labels: Tensor | None
     share: Share
+
+
+class _Keys(NamedTuple):
+    """Extra negatives of one process, or, if ``shared``, of all processes.
+
+    Attributes:
+        rows: (M, D) or (B, M, D) normalised extra negatives.
+        positions: (M,) or (B, M) positions in the dataset.
+        shared: Whether they are negatives of the samples of all processes.
+    """
+
+    rows: Tensor
+    positions: Tensor | None
+    shared: bool
 
 
 class BatchMaker:
@@ -75,25 +90,31 @@ class BatchMaker:
         group = None if handshake is None else handshake.group
         encoder = UserEncoder(device_type, autocast, operand, self.options, group)
         with without_autocast(call.z1):
-            rows, negatives = self._own_rows(call, encoder)
+            rows, extra = self._own_rows(call, encoder)
             if handshake is not None:
-                rows = self._gathered(rows, call, handshake, agreement())
-            return self._batch(rows, call, negatives, encoder, training)
+                rows = self._gathered(rows, extra, call, handshake, agreement())
+                if extra is not None and self.options.gather_negatives:
+                    extra = _gathered_keys(extra, handshake.group)
+            return self._batch(rows, call, extra, encoder, training)
 
-    @staticmethod
-    def _own_rows(call: Call, encoder: UserEncoder) -> tuple[_Rows, Tensor | None]:
+    def _own_rows(self, call: Call, encoder: UserEncoder) -> tuple[_Rows, _Keys | None]:
         """The rows and the extra negatives of this process."""
+        if self.options.gather_negatives and call.negatives is not None and call.negatives.dim() == 3:
+            raise ValueError(
+                f"gather_negatives=True shares negatives of shape (M, D), got {shape(call.negatives)}: extra negatives of each "
+                "sample stay with the sample. Flatten them to share them with all samples, or leave gather_negatives out."
+            )
         stacked = encoder.normalized(call.z1, call.z2, call.names)
         rows = _Rows(*stacked, call.index, call.labels, ALONE)
         if call.negatives is None:
             return rows, None
         keys = encoder.normalized(call.negatives.flatten(0, -2), None, "negatives").rows
-        return rows, keys.to(stacked.rows.dtype).view(call.negatives.shape)
+        return rows, _Keys(keys.to(stacked.rows.dtype).view(call.negatives.shape), call.negatives_index, shared=False)
 
-    def _batch(self, rows: _Rows, call: Call, negatives: Tensor | None, encoder: UserEncoder, training: bool) -> Batch:
+    def _batch(self, rows: _Rows, call: Call, extra: _Keys | None, encoder: UserEncoder, training: bool) -> Batch:
         index = None if rows.positions is None else rows.positions.to(torch.int64)
         views = call.views
-        size = rows.x.shape[0] // views
+        size = rows.similarity.shape[0]
         distinct = self._all_differ(index)
         ids, row_ids = self._ids(index, size, views, distinct)
         operand = encoder.operand if encoder.operand in HALF else None
@@ -109,8 +130,9 @@ class BatchMaker:
             pairs=self.pairs.of_batch(rows.share, operand, rounded, known),
             index=index,
             labels=rows.labels,
-            negatives=negatives,
-            negatives_ids=None if negatives is None else _negatives_ids(negatives, call.negatives_index, index, ids),
+            negatives=None if extra is None else extra.rows,
+            negatives_ids=None if extra is None else _negatives_ids(extra.rows, extra.positions, index, ids),
+            shared_negatives=extra is not None and extra.shared,
             training=training,
             encode=encoder,
             uniform=self.options.reduction != "none",
@@ -146,8 +168,10 @@ class BatchMaker:
             ids = sample_ids(index, self.positions, (index.is_cpu or self.options.validate) and not batched(index))
         return ids, ids.repeat_interleave(views)
 
-    def _gathered(self, rows: _Rows, call: Call, handshake: Handshake, agreement: dict[str, object]) -> _Rows:
-        """The rows of all processes; extra negatives are not gathered."""
+    def _gathered(
+        self, rows: _Rows, extra: _Keys | None, call: Call, handshake: Handshake, agreement: dict[str, object]
+    ) -> _Rows:
+        """The rows of all processes."""
         group, x = handshake.group, rows.x
         alike = agreement | {
             "the number of views": call.views,
@@ -158,14 +182,41 @@ class BatchMaker:
             "whether labels are given": rows.labels is not None,
             "the device of index": _kind_of_device(rows.positions),
             "the device of labels": _kind_of_device(rows.labels),
-            "whether negatives are given": call.negatives is not None,
+            "whether negatives are given": extra is not None,
         }
+        if extra is not None and self.options.gather_negatives:
+            alike |= {
+                "whether negatives want a gradient": torch.is_grad_enabled() and extra.rows.requires_grad,
+                "whether negatives_index is given": extra.positions is not None,
+                "the device of negatives_index": _kind_of_device(extra.positions),
+            }
         sizes = handshake.sizes(x.shape[0] // call.views, alike, checksum(rows.positions))
-        share = Share(tuple(sizes), dist.get_rank(group), group.group_name, x, divided=self.options.divided)
-        x, similarity = gather_features([x, rows.similarity], sizes, group)
+        ring = self.options.gather == "ring"
+        divided = self.options.divided or ring
+        share = Share(tuple(sizes), dist.get_rank(group), group.group_name, x, divided=divided, ring=ring)
+        if ring:
+            similarity = _gathered_numbers(rows.similarity, sizes, group)
+        else:
+            x, similarity = gather_features([x, rows.similarity], sizes, group)
         index, labels = gather_integers([rows.positions, rows.labels], sizes, x.device, group)
         rounded = None if rows.rounded is None else x.detach().to(rows.rounded.dtype)
         return _Rows(x, similarity, rounded, index, labels, share)
+
+
+def _gathered_numbers(values: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
+    """Numbers of the samples of all processes, (B, K), from those of this process's samples."""
+    if values.shape[1] == 0:
+        return values.new_empty(sum(sizes), 0)
+    (gathered,) = gather_features([values], sizes, group)
+    return gathered
+
+
+def _gathered_keys(extra: _Keys, group: dist.ProcessGroup) -> _Keys:
+    """The extra negatives of all processes, whose numbers may differ."""
+    (sizes,) = exchange([len(extra.rows)], group)
+    (rows,) = gather_features([extra.rows], sizes, group)
+    (positions,) = gather_integers([extra.positions], sizes, rows.device, group)
+    return _Keys(rows, positions, shared=True)
 
 
 def _kind_of_device(values: Tensor | None) -> str | None:

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from contrastive_zoo import pairwise
 from contrastive_zoo.pairwise.backends import named
+from contrastive_zoo.pairwise.sums import uses_gram_matrix
 from contrastive_zoo.pairwise.sweep import Bound, Ids
 from contrastive_zoo.pairwise.terms import Scales
+from contrastive_zoo.pairwise.tiled import gram
 from contrastive_zoo.processes.shares import ALONE, Share
+from contrastive_zoo.ring.classes import class_sums
+from contrastive_zoo.ring.sums import RingSums
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Pairs:
     ) -> "Pairs":
         """A copy of this object for the rows of one batch."""
         return Pairs(self.backend, self.unit_rows, self.norm_bound, share, operand, rounded, known)
+
+    @property
+    def engine(self) -> Any:
+        """What has the functions: `contrastive_zoo.pairwise`, or `RingSums` where rows stay with their process."""
+        return RingSums(self.share.sizes, self.share.group) if self.share.ring else pairwise
 
     @property
     def plain(self) -> bool:
@@ -102,7 +111,7 @@ class Pairs:
         """See `contrastive_zoo.pairwise.logsumexp`."""
         known = self._known(x, keys, ids, key_ids)
         x, keys, scale, _ = self.share.enter(x, keys, scale)
-        sums = pairwise.logsumexp(x, keys, scale=scale, **known)
+        sums = self.engine.logsumexp(x, keys, scale=scale, **known)
         return self.share.leave(sums, log=True)[0]
 
     def logsumexp_both(
@@ -117,7 +126,7 @@ class Pairs:
         """See `contrastive_zoo.pairwise.logsumexp_both`."""
         known = self._known(x, keys, ids, key_ids)
         x, keys, scale, _ = self.share.enter(x, keys, scale)
-        sums = pairwise.logsumexp_both(x, keys, scale=scale, **known)
+        sums = self.engine.logsumexp_both(x, keys, scale=scale, **known)
         rows, columns = self.share.leave(*sums, log=True)
         return rows, columns
 
@@ -133,7 +142,7 @@ class Pairs:
         """See `contrastive_zoo.pairwise.logsumexp_with_mean`."""
         known = self._known(x, keys, ids, key_ids)
         x, keys, scale, _ = self.share.enter(x, keys, scale)
-        sums, means = pairwise.logsumexp_with_mean(x, keys, scale=scale, **known)
+        sums, means = self.engine.logsumexp_with_mean(x, keys, scale=scale, **known)
         (whole,) = self.share.leave(sums, log=True)
         return whole, self.share.mean(means, sums, whole)
 
@@ -141,7 +150,7 @@ class Pairs:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
         bound = self._bound(x, None)
         x, *_ = self.share.enter(x, None, None)
-        sums = pairwise.kernel_sum(
+        sums = self.engine.kernel_sum(
             x,
             kernel=kernel,
             parameter=parameter,
@@ -167,26 +176,51 @@ class Pairs:
         """See `contrastive_zoo.pairwise.softplus_sum`."""
         known = self._known(x, keys, ids, key_ids)
         x, keys, scale, bias = self.share.enter(x, keys, scale, bias)
-        sums = pairwise.softplus_sum(x, keys, scale=scale, bias=bias, uniform=uniform, **known)
+        sums = self.engine.softplus_sum(x, keys, scale=scale, bias=bias, uniform=uniform, **known)
         return self.share.leave(sums, log=False)[0]
 
     def softplus_sum_within(self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:
         """See `contrastive_zoo.pairwise.softplus_sum_within`."""
         known = {**self._known(x, None, None), "ids": ids}
         x, _, scale, bias = self.share.enter(x, None, scale, bias)
-        sums = pairwise.softplus_sum_within(x, scale=scale, bias=bias, **known)
+        sums = self.engine.softplus_sum_within(x, scale=scale, bias=bias, **known)
         return self.share.leave(sums, log=False)[0]
 
     def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
-        """See `contrastive_zoo.pairwise.square_sum`; each process computes the entire sum."""
-        return pairwise.square_sum(x, keys, ids=self._ids(ids), backend=self.backend)
+        """See `contrastive_zoo.pairwise.square_sum`."""
+        if self.share.ring:
+            return self.engine.square_sum(x, keys, ids=self._ids(ids), backend=self.backend)
+        by_gram = self.share.divided and uses_gram_matrix(x, keys, ids=self._ids(ids), backend=self.backend)
+        x, keys, *_ = self.share.enter(x, keys, None)
+        if by_gram:
+            return self._squares_by_gram(x, keys)
+        sums = pairwise.square_sum(x, keys, ids=self._ids(ids), backend=self.backend, part=self.share.part)
+        return self.share.leave(sums, log=False)[0]
 
-    def on_rows(self, function: Callable[[Tensor, slice], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+    def _squares_by_gram(self, x: Tensor, keys: Tensor) -> Tensor:
+        """Each process computes its rows' part of the Gram matrix, and then the sums of its rows."""
+        own = self.share.rows(len(x))
+        of_keys = self.share.leave(keys[own].mT @ keys[own], log=False)
+        gram_matrix, *_ = self.share.enter(of_keys[0], None, None)
+        return self.share.of_all_parts(gram.squares(x[own], keys[own], gram_matrix), own.start, len(x))
+
+    def class_sums(self, rows: Tensor, classes: Tensor) -> Tensor:
+        """The sum of the rows of its class for each row, (B, D); classes, (B,), are numbers below B.
+
+        Of this process's rows if rows stay with their process, with the classes of the rows of all.
+        """
+        if self.share.ring:
+            summed: Tensor = class_sums(rows, classes, self.share.group, list(self.share.sizes))
+            return summed
+        return rows.new_zeros(len(classes), rows.shape[1]).index_add(0, classes, rows)[classes]
+
+    def on_rows(self, function: Callable[..., tuple[Tensor, ...]], x: Tensor, keys: Tensor | None = None) -> tuple[Tensor, ...]:
         """``function(x, rows)``, which returns tensors with an entry for each of ``rows``, applied to all rows of x.
 
-        Each process computes a part of the rows and receives the results for all rows.
+        Each process computes a part of the rows and receives the results for all rows. With ``keys`` the call is
+        ``function(x, rows, keys)``; keys that the function takes from elsewhere must be constants.
         """
-        return self.share.on_rows(function, x)
+        return self.share.on_rows(function, x, keys)
 
     def on_own_samples(
         self, function: "Callable[[Pairs, Tensor, Tensor, Scales], Tensor]", x: Tensor, ids: Tensor, scale: Scales

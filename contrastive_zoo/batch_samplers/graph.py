@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 
 from contrastive_zoo.batch.features import HALF, stack_views
 from contrastive_zoo.checks import check_count, check_number, check_pair
+from contrastive_zoo.logspace import in_vectors
 from contrastive_zoo.pairwise.kernels import LOG2_E
 
 # Rows per chunk.
@@ -86,9 +87,9 @@ def _bounded_rows(anchors: Tensor, v: Tensor, own: Tensor, positive: Tensor) -> 
     e = ((LOG2_E * anchors) @ v.T).exp2_()
     x = e * (-own).exp()
     y = e.mul_((-positive).exp())
-    return torch.addcmul(x, x, y).add_(y).log1p_()
+    return in_vectors(torch.addcmul(x, x, y).add_(y)).log1p()
 
 
 def _log1p_exp(x: Tensor) -> Tensor:
     """The softplus, exact in float64: the default threshold of 20 is too low, since 1 + e^-20 != 1."""
-    return softplus(x, threshold=40)
+    return softplus(in_vectors(x), threshold=40)

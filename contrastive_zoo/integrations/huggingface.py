@@ -24,6 +24,9 @@ class LossCallback(StateCallback):
     Args:
         loss_fn: A loss of the zoo.
         checkpoint: The folder to resume from; by default the folder of the step in ``args.output_dir``.
+
+    Raises:
+        ValueError: The tables of the loss are sharded, and one process would save its rows only.
     """
 
     file = "loss.pt"
@@ -31,6 +34,11 @@ class LossCallback(StateCallback):
     def __init__(self, loss_fn: Loss, checkpoint: str | Path | None = None) -> None:
         super().__init__(checkpoint)
         self.loss_fn = check_loss(loss_fn)
+        if self.loss_fn.objective.divided_shapes():
+            raise ValueError(
+                "the tables of loss_fn are sharded, and one process would save its rows only. Save loss_fn.state_dict() with "
+                "torch.distributed.checkpoint, or make the loss with tables='replicated'."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the loss; `torch.distributed.checkpoint` calls this too."""

@@ -10,28 +10,30 @@ from contrastive_zoo.batch.pairs import Pairs
 
 
 def constants(batch: Batch) -> dict[str, Any]:
-    """The tensors of a batch that `figures` needs, detached."""
+    """The tensors of a batch that `figures` needs, detached; those of rows are of the samples that this process holds."""
     for name, figure in batch.diagnostics.items():
         batch.diagnostics[name] = figure.detach()
     return {
         "x": batch.x.detach(),
-        "pair_similarity": batch.pair_similarity.detach(),
+        "pair_similarity": batch.pair_similarity[batch.pairs.share.own].detach(),
         "ids": batch.ids,
         "sample_ids": batch.sample_ids,
         "views": batch.views,
         "labels": batch.labels,
         "diagnostics": batch.diagnostics,
+        "own": batch.pairs.share.own,
     }
 
 
 def figures(seen: dict[str, Any], pairs: Pairs, *, by_class: bool) -> dict[str, Tensor]:
     """Mean similarities of positives and of negatives, by sample or by class, and the objective's diagnostics; all detached."""
-    batch = Batch(**seen, pairs=pairs)
-    x = batch.x
-    groups = (batch.class_ids().repeat_interleave(batch.views) if by_class else batch.ids).to(x.device)
+    batch = Batch(**{name: value for name, value in seen.items() if name != "own"}, pairs=pairs)
+    x, samples = batch.x, (batch.class_ids() if by_class else batch.sample_ids)[seen["own"]].to(batch.x.device)
+    # Numbers below that of the rows, which may be those of one process only.
+    groups = torch.searchsorted(samples.sort().values, samples).repeat_interleave(batch.views)
     # The sum of x_i . x_j over all pairs equals the squared norm of the sum of the rows.
-    within = x.new_zeros(batch.size, x.shape[1]).index_add_(0, groups, x).square().sum()
-    same = x.new_zeros(batch.size).index_add_(0, groups, torch.ones_like(x[:, 0])).square().sum()
+    within = x.new_zeros(x.shape).index_add_(0, groups, x).square().sum()
+    same = x.new_zeros(len(x)).index_add_(0, groups, torch.ones_like(x[:, 0])).square().sum()
     found = {"negative_similarity": (x.sum(0).square().sum() - within) / (len(x) ** 2 - same).clamp_min(1)}
     if by_class:
         found["positive_similarity"] = (within - x.square().sum()) / (same - len(x)).clamp_min(1)

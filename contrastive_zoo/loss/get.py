@@ -5,7 +5,9 @@ from typing import Any
 from contrastive_zoo.batch.options import OPTIONS, Options
 from contrastive_zoo.loss.module import Loss
 from contrastive_zoo.objectives.base import FunctionObjective, Objective
+from contrastive_zoo.processes.gather import group_size
 from contrastive_zoo.registry import Card, keyword_parameters, losses
+from contrastive_zoo.state.layout import Layout, dividing
 
 NO_NEGATIVES = "This method contrasts no negatives, and the zoo holds contrastive objectives only."
 losses.absent = {
@@ -27,8 +29,13 @@ def get_loss(name: str, **params: Any) -> Loss:
             normalize ("sphere" = True, "ball", or "none" = False),
             reduction ("mean", "sum" or "none"),
             backend ("auto", "tiled", "dense", or "fused" on NVIDIA GPUs),
-            gather ("auto" = True: contrast with the batches of all processes; False: only with this process's batch),
+            gather ("auto" = True: contrast with the batches of all processes; "ring": the same, but each process holds its own
+            features and one visiting block; False: only with this process's batch),
+            gather_negatives (True: the samples of all processes meet the extra ``negatives`` (M, D) of all; False: each
+            process's samples meet its own),
             process_group (None: the default group),
+            tables ("replicated": each process holds all tables; "sharded": each holds a share of the rows, which needs an
+            initialised process group and PyTorch 2.6; ignored by losses without state),
             embedding_dim (features per embedding, for losses that keep embeddings; by default taken from the first batch or
             checkpoint, which is too late for distributed checkpoints and model averaging),
             seed (for losses that use randomness),
@@ -65,10 +72,24 @@ def _build(card: Card, given: dict[str, Any], options: Options) -> Objective:
         raise ValueError(f"{card.name!r} keeps state per sample: pass num_samples=len(dataset).")
     keeps_embeddings = "embedding_dim" in keyword_parameters(card.build)
     wanted = {"num_samples": card.stateful, "seed": card.draws, "embedding_dim": keeps_embeddings}
-    objective = card.build(**given, **{name: getattr(options, name) for name, takes in wanted.items() if takes})
+    layout = _layout(options) if card.stateful else Layout(0)
+    with dividing(layout):
+        objective = card.build(**given, **{name: getattr(options, name) for name, takes in wanted.items() if takes})
     if not isinstance(objective, Objective):
         raise TypeError(f"{card.name!r} is registered with {card.build!r}, which is no contrastive_zoo.Objective.")
+    if layout.divided:
+        objective.divide(layout)  # what was made before, such as a sampler
+        if not objective.divided_shapes():
+            raise ValueError(f"{card.name!r} keeps nothing per sample here, so it has no tables='sharded'. Use 'replicated'.")
     return objective
+
+
+def _layout(options: Options) -> Layout:
+    """The rows of tables per sample that this process holds."""
+    assert options.num_samples is not None
+    if options.tables == "sharded" and group_size(options.gather, options.process_group) > 1:
+        return Layout.over(options.num_samples, options.process_group)
+    return Layout(options.num_samples)
 
 
 def list_losses() -> list[str]:

@@ -7,12 +7,30 @@ import torch
 from torch import nn
 
 from contrastive_zoo.batch.features import HALF
+from contrastive_zoo.batch.options import Options
 from contrastive_zoo.checks import comparable
 from contrastive_zoo.devices import readable, transforming
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.registry import Card
-from contrastive_zoo.state.modules import Seed, StepCounter
+from contrastive_zoo.state.counters import Seed, StepCounter
 from contrastive_zoo.state.temperature import Temperature
+
+
+def refuse_options(card: Card, options: Options) -> None:
+    """Raise if an option that all losses share has no meaning for an objective.
+
+    Raises:
+        ValueError: The reduction is of values per sample that do not exist, or the objective needs all rows at once.
+    """
+    if options.reduction != "mean" and not card.per_sample:
+        raise ValueError(
+            f"reduction={options.reduction!r} has no meaning for {card.name!r}, which has no value per sample. Use 'mean'."
+        )
+    if options.gather == "ring" and not card.ring:
+        raise ValueError(
+            f"gather='ring' has log-sum-exps and sums of softplus over the rows of other processes, and {card.name!r} needs "
+            "more of these rows. Use gather='auto'."
+        )
 
 
 def refuse_broken_state(card: Card, parts: Sequence[nn.Module], tables: Iterable[tuple[nn.Module, str]]) -> None:
@@ -90,6 +108,7 @@ def state_of(objective: Objective) -> dict[str, object]:
         "temperature": held[0] if held else None,
         "what is learned": [name for name, parameter in objective.named_parameters() if parameter.requires_grad],
         **{f"the shape of {name}": list(buffer.shape) for name, buffer in objective.named_buffers()},
+        **{f"the shape of {name}": list(shape) for name, shape in objective.divided_shapes().items()},
         "seed": [part.value for part in parts if isinstance(part, Seed)],
         "the number of steps so far": [
             part.value.item() for part in parts if isinstance(part, StepCounter) and part.value.is_cpu

@@ -15,8 +15,9 @@ from contrastive_zoo.batch.options import OPTIONS, Options
 from contrastive_zoo.checks import check_count, comparable
 from contrastive_zoo.devices import transforming
 from contrastive_zoo.loss.diagnostics import constants, figures
-from contrastive_zoo.loss.guards import refuse_broken_state, refuse_recomputation, refuse_transforms, state_of
+from contrastive_zoo.loss.guards import refuse_broken_state, refuse_options, refuse_recomputation, refuse_transforms, state_of
 from contrastive_zoo.loss.reduction import all_anchors_have_losses, nothing_to_contrast, reduced
+from contrastive_zoo.loss.tables import load_table, read_table, refuse_other_layout
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.operators import uncompiled, without_autocast
 from contrastive_zoo.processes.gather import Handshake, group_size, shake_hands
@@ -26,6 +27,8 @@ from contrastive_zoo.state.temperature import Temperature
 
 # Attributes of the objective that are read and set through the loss.
 OF_OBJECTIVE = ("seed", "logit_scale", "logit_bias")
+# Options that must be equal on all processes.
+COMPARED = ("num_samples", "normalize", "reduction", "backend", "gather", "gather_negatives", "tables", "on_empty")
 
 
 class Loss(AllOrNothing):
@@ -40,7 +43,7 @@ class Loss(AllOrNothing):
             embedding_dim.
 
     Raises:
-        ValueError: The reduction has no meaning for the objective.
+        ValueError: The reduction has no meaning for the objective, or the objective cannot be computed in a ring.
     """
 
     def __init__(self, card: Card, objective: Objective, settings: dict[str, Any], options: Options) -> None:
@@ -56,11 +59,7 @@ class Loss(AllOrNothing):
         self._temperatures = [part for part in self._parts if isinstance(part, Temperature)]
 
     def _set_options(self, options: Options) -> None:
-        if options.reduction != "mean" and not self.card.per_sample:
-            raise ValueError(
-                f"reduction={options.reduction!r} has no meaning for {self.card.name!r}, which has no value per sample. "
-                "Use 'mean'."
-            )
+        refuse_options(self.card, options)
         self.options = options
         self._maker = BatchMaker(options, "index" in self.card.needs)
 
@@ -113,7 +112,7 @@ class Loss(AllOrNothing):
             setattr(self.objective, name, value)
         elif name == "num_samples":
             raise AttributeError(f"num_samples changes with the tables: loss_fn.resize({value!r}) keeps what they hold.")
-        elif name == "embedding_dim":
+        elif name in ("embedding_dim", "tables"):
             raise AttributeError(f"{name} is fixed once a loss is made: make a new one, get_loss(..., {name}={value!r}).")
         elif name in OPTIONS:
             self._set_options(replace(self.options, **{name: value}))
@@ -216,6 +215,7 @@ class Loss(AllOrNothing):
             refuse_recomputation(self.card)
         if self.training:
             refuse_transforms(self.card, self._parts, handshake is not None)
+            refuse_other_layout(self.card, self.objective, self.options, handshake)
         call.check(self.card, self.training)
         batch = self._maker.make(call, self.training, handshake, self._agreement)
         if handshake is not None and handshake.same and not self._warned_of_same_samples:
@@ -230,7 +230,7 @@ class Loss(AllOrNothing):
 
     def _agreement(self) -> dict[str, object]:
         """Values that must be equal on all processes, as far as the host knows them; an error here is raised on all of them."""
-        common = {name: getattr(self, name) for name in ("num_samples", "normalize", "reduction", "backend", "on_empty")}
+        common = {name: getattr(self, name) for name in COMPARED}
         given = {name: comparable(value) for name, value in self.settings.items() if name != "temperature"}
         return {"the name of the loss": self.card.name, **given, **common, **state_of(self.objective)}
 
@@ -240,7 +240,7 @@ class Loss(AllOrNothing):
             raise ValueError(message.replace("The loss is 0 and no", "No") + " Drop such batches, e.g. drop_last=True.")
         if not torch.compiler.is_compiling():
             warnings.warn(message, stacklevel=5)  # blame the caller's line, not forward or torch's own calls
-        zero = batch.x.view(batch.size, -1).sum(1) * 0
+        zero = batch.of_all(batch.x.unflatten(0, (-1, batch.views)).sum((1, 2)) * 0)
         for leaf in (*self.objective.parameters(), *([] if batch.negatives is None else [batch.negatives])):
             zero = zero + 0 * leaf.sum().to(zero)  # DDP needs a gradient for every parameter in every step
         return batch.pairs.share.own_values(zero) if self.options.reduction == "none" else zero.sum()
@@ -252,33 +252,33 @@ class Loss(AllOrNothing):
         "positive_similarity" is the mean similarity over pairs of views of one sample, "negative_similarity" the mean
         similarity over pairs of rows of different samples. Objectives that need labels use classes in place of samples: pairs
         of different rows of one class, and pairs of rows of different classes. Either mean is 0 if there is no such pair.
-        "dropped_anchors" is the fraction of anchors that the loss leaves out.
+        "dropped_anchors" is the fraction of anchors that the loss leaves out. With ``gather="ring"`` similarities are those of
+        this process's rows.
         """
         return figures(self._seen, self._maker.pairs, by_class="labels" in self.needs) if self._seen else {}
 
-    def table(self) -> dict[str, Tensor]:
+    def table(self, index: Tensor | None = None) -> dict[str, Tensor]:
         """State per sample as CPU tensors in natural units; the objective's documentation explains each tensor.
+
+        Args:
+            index: (n,) positions of samples to read; by default all. With ``tables="sharded"`` an index is required, and all
+                processes must call this, each with the positions that it wants.
 
         Raises:
             TypeError: The objective keeps no state per sample.
+            ValueError: All rows are wanted of sharded tables; the message says how large they are.
+            IndexError: A position is outside the dataset.
         """
-        table = getattr(self.objective, "table", None)
-        if table is None:
-            raise TypeError(f"{self.card.name!r} keeps no state per sample, so it has no table.")
-        tables: dict[str, Tensor] = table()
-        return tables
+        return read_table(self.card, self.objective, self.options, index)
 
     def load_table(self, **tables: Tensor) -> None:
-        """Load state in the form that `table` returns.
+        """Load state in the form that `table` returns; of sharded tables each process keeps its rows.
 
         Raises:
             TypeError: The objective keeps no state per sample, or a name is not one of its tables.
             ValueError: A table has another size.
         """
-        load = getattr(self.objective, "load_table", None)
-        if load is None:
-            raise TypeError(f"{self.card.name!r} keeps no state per sample, so there is no table to load.")
-        load(**tables)
+        load_table(self.card, self.objective, tables)
 
     def extra_repr(self) -> str:
         """Name and common arguments, for `print`."""

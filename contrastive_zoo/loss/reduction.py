@@ -38,11 +38,13 @@ def reduced(values: Tensor, batch: Batch, reduction: str, *, whole: bool) -> Ten
     """
     if values.dim() == 0:
         return values
+    if whole and reduction == "mean":
+        return values.mean()
     if values.dim() == 1:
         values = values[:, None]
-    known, mean = readable(values), values.mean()
-    if whole or (known and float(mean.detach()) > -torch.inf):
-        return mean if reduction == "mean" else _total(values.mean(1), batch, reduction)
+    known = readable(values)
+    if whole or (known and float(values.detach().mean()) > -torch.inf):
+        return values.mean() if reduction == "mean" else _total(values.mean(1), batch, reduction)
     kept = values != -torch.inf
     count = kept.sum()
     batch.diagnostics["dropped_anchors"] = 1 - count / kept.numel()

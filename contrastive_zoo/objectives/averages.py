@@ -8,7 +8,7 @@ from torch import Tensor
 from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.checks import as_tensor, check_number
 from contrastive_zoo.schedules import scheduled_weight
-from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.counters import StepCounter
 from contrastive_zoo.state.tables import LogAverage
 
 Schedule = Callable[[Tensor], "Tensor | float"]
@@ -81,7 +81,8 @@ def _across_modalities(batch: Batch, scale: Tensor) -> Tensor:
 def moved(averages: LogAverage, batch: Batch, log_new: Tensor, weight: float | Tensor) -> Tensor:
     """Blend new values into the averages and store them; log of each anchor's average, (B, V), -inf without one."""
     assert batch.index is not None
-    return averages.move(batch.placed(batch.index), log_new.detach(), weight, batch.placed(batch.sample_ids))
+    index = batch.placed(batch.index)
+    return averages.move(index, averages.read(index), log_new.detach(), weight, batch.placed(batch.sample_ids))
 
 
 def estimator(log_new: Tensor, log_u: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ def _check(*, init_scale: float, max_scale: float) -> None:
     r"\log\Big(e^{s_{ap}/\tau} + \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}\Big), "
     r"\quad \tau = e^{-\theta}",
     uses={"index", "negatives"},
+    ring=True,
     ranges={"init_scale": Range(1), "max_scale": Range(1)},
     check=_check,
     scale="Equal to open_clip's ClipLoss.",

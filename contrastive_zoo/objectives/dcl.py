@@ -18,6 +18,7 @@ from contrastive_zoo.registry import POSITIVE, losses
     paper="Yeh et al., ECCV 2022, eq. 6. arXiv:2110.06848",
     equation=r"\ell_a = -\frac{s_{ap}}{\tau} + \log \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}",
     uses={"index", "negatives", "views"},
+    ring=True,
     scale="Equal to lightly's DCLLoss; the authors' code uses anchors of one view only.",
     differences=("Both views are anchors; the authors' code computes the loss of each view in a separate call.",),
 )
@@ -51,6 +52,7 @@ def dcl(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
     equation=r"\ell_a = -w_a \frac{s_{ap}}{\tau} + \log \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}, "
     r"\quad w_a = 2 - B\,\mathrm{softmax}_a(s_{ap}/\sigma)",
     uses={"index", "negatives"},
+    ring=True,
     ranges={"sigma": POSITIVE},
     scale="Equal to lightly's DCLWLoss; the authors' code uses anchors of one view only.",
     differences=("The weights are detached, as in lightly; in the authors' code gradients flow through the weights.",),

@@ -20,6 +20,7 @@ from contrastive_zoo.registry import losses
     paper="Koromilas et al., ICML 2024. arXiv:2405.18045",
     equation=r"\ell_a = -\frac{s_{ap}}{\tau} + \log \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}"
     r" + \log \sum_{n \in \mathcal{N}_p} e^{s_{pn}/\tau}",
+    ring=True,
     scale="Equal to the authors' code: the sum of both energies, and the alignment once.",
 )
 def dhel(batch: Batch, *, temperature: Tensor | float = 0.3, both_views: bool = True) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from contrastive_zoo.objectives.sampled import GlobalObjective
 from contrastive_zoo.registry import Range, losses
-from contrastive_zoo.samplers.base import Encode
-from contrastive_zoo.samplers.mcmc import ChainSampler, check_out_of_batch
+from contrastive_zoo.samplers.base import Encode, check_out_of_batch
+from contrastive_zoo.samplers.mcmc import ChainSampler
 
 
 @losses.register(

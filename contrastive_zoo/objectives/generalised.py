@@ -21,7 +21,7 @@ from contrastive_zoo.logspace import log1p_exp, logaddexp
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.samplers.batch_draws import drawn_log_mean
 from contrastive_zoo.samplers.randomness import step_seed
-from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.counters import StepCounter
 
 PAPER = "Jiang et al., 2023. arXiv:2311.05139"
 EASY = (
@@ -65,18 +65,21 @@ class Generalised(Objective):
         """See `Objective.forward`; -inf where an anchor has no positive or no negative."""
         x, positives, order = batch.x, batch.ids, None
         if self.by_label:
-            # Sorted by class, so the rows of a class are excluded in blocks.
-            positives, order = batch.class_ids().repeat_interleave(batch.views).sort(stable=True)
-            x = x[batch.placed(order)]
+            positives = batch.class_ids().repeat_interleave(batch.views)
+            if not batch.scattered:  # sorted by class, so the rows of a class are excluded in blocks
+                positives, order = positives.sort(stable=True)
+                x = x[batch.placed(order)]
         excluded = positives if self.by_label or not self.self_positive else None
         same = batch.placed(_count(positives)) if self.by_label else _count(batch.placed(positives))
         counts = same if self.self_positive else same - 1
-        negatives = len(x) - same if excluded is not None else torch.full_like(same, len(x))
+        negatives = len(same) - same if excluded is not None else torch.full_like(same, len(same))
         log_mean = self._log_mean(batch, x, excluded, negatives)
         values = batch.pairs.softplus_sum_within(x, ids=positives, scale=-1.0, bias=log_mean)
+        if self.training and self.num_negatives is not None:
+            self.step.advance()  # after the last sum, so that a step that fails is not counted
         if self.self_positive:
-            values = values + log1p_exp(log_mean - x.square().sum(1))
-        kept = (counts > 0) & (same < len(x))
+            values = values + log1p_exp(log_mean - batch.squared_lengths(x))
+        kept = (counts > 0) & (same < len(same))
         # Turn the mean over anchors into a mean over pairs.
         share = kept.sum().to(x.dtype) / (kept * counts).sum().clamp_min(1)
         values = torch.where(kept, values * share, -torch.inf)
@@ -91,7 +94,6 @@ class Generalised(Objective):
         seed = step_seed(self.seed, self.step.value)
         drawn = partial(drawn_log_mean, excluded=excluded, beta=self.beta, num_negatives=self.num_negatives, seed=seed)
         (log_mean,) = batch.pairs.on_rows(lambda x, anchors: (drawn(x, anchors),), x)
-        self.step.advance()
         return log_mean
 
 
@@ -112,4 +114,4 @@ def _log_expectation(batch: Batch, x: Tensor, excluded: Tensor | None, negatives
 def _lse(batch: Batch, x: Tensor, excluded: Tensor | None, scale: float) -> Tensor:
     """(N,) log-sum-exp over the rows with a different id; without ids, over all rows, the anchor included."""
     others = batch.pairs.logsumexp(x, scale=scale, ids=excluded)
-    return others if excluded is not None else logaddexp(others, scale * x.square().sum(1))
+    return others if excluded is not None else logaddexp(others, scale * batch.squared_lengths(x))

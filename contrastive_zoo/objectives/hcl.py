@@ -36,6 +36,7 @@ FLOOR = (
     r"\quad R_a = \frac{\sum_{n \in \mathcal{N}_a} e^{(1+\beta) s_{an}/\tau}}"
     r"{\sum_{n \in \mathcal{N}_a} e^{\beta s_{an}/\tau}}",
     uses={"index", "negatives"},
+    ring=True,
     ranges={"tau_plus": TAU_PLUS, "beta": Range(0)},
     scale="Equal to the authors' code.",
     differences=(FLOOR,),
@@ -81,6 +82,7 @@ def hcl(batch: Batch, *, temperature: Tensor | float = 0.5, tau_plus: float = 0.
     r"\quad G_a = \max\Big(N\, \frac{R_a - \tau^{+} e^{s_{ap}/\tau}}{1 - \tau^{+}},\ N e^{-1/\tau}\Big), "
     r"\quad R_a = \frac{1}{N} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}",
     uses={"index", "negatives"},
+    ring=True,
     ranges={"tau_plus": TAU_PLUS},
     scale="Equal to the code of arXiv:2010.04592 at beta = 0.",
     differences=(FLOOR,),

@@ -19,6 +19,7 @@ from contrastive_zoo.registry import Range, losses
     needs={"labels"},
     uses={"index", "one_view"},
     draws=True,
+    ring=True,
     ranges={"beta": Range(0)},
     check=check_draws,
     scale=SCALE,

@@ -17,6 +17,7 @@ from contrastive_zoo.registry import Range, losses
     paper=PAPER,
     equation=HARD,
     draws=True,
+    ring=True,
     ranges={"beta": Range(0)},
     check=check_draws,
     scale=SCALE,

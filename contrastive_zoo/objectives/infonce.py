@@ -27,6 +27,7 @@ def _check(*, temperature: object, symmetric: bool, in_batch: bool) -> None:
     equation=r"\ell_a = -\frac{s_{ap}}{\tau} + "
     r"\log\Big(e^{s_{ap}/\tau} + \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}\Big)",
     uses={"index", "negatives"},
+    ring=True,
     check=_check,
     scale="Equal to info-nce-pytorch with symmetric=False, and to open_clip's ClipLoss at temperature 1 / logit_scale.",
 )

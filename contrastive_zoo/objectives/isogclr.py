@@ -22,13 +22,12 @@ from contrastive_zoo.objectives.averages import (
     estimator,
     log_count,
     log_mean,
-    moved,
     table_names,
 )
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.registry import POSITIVE, Range, losses
-from contrastive_zoo.state.modules import StepCounter
-from contrastive_zoo.state.tables import LogAverage, Temperatures, check_natural
+from contrastive_zoo.state.counters import StepCounter
+from contrastive_zoo.state.tables import Averages, LogAverage, Temperatures, check_natural
 
 
 def _check(*, temperature_min: float, temperature_max: float, **_: object) -> None:
@@ -45,6 +44,7 @@ def _check(*, temperature_min: float, temperature_max: float, **_: object) -> No
     r"\quad u_a = (1-\gamma)\,u_i + \frac{\gamma}{|\mathcal{N}_a|} \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau_i}",
     needs={"index"},
     stateful=True,
+    ring=True,
     ranges={
         "gamma": Range(0, 1, open_low=True, schedule=True),
         "rho": Range(0),
@@ -141,15 +141,20 @@ class ISogCLR(Objective):
         """Loss at the temperatures of the samples; updates the averages and the temperatures."""
         assert batch.index is not None
         index = batch.placed(batch.index)
-        temperature = self.temperatures.of(index, self.averages.visited, self.temperature, batch.x.dtype)
+        first, averages, own = batch.placed(batch.sample_ids), self.averages, self.temperatures
+        # One read of all tables: if several processes hold them, it is one message.
+        *old, value, slope = averages.layout.read(index, averages.log_value, averages.visited, own.value, own.gradient)
+        held = Averages(*old)
+        temperature = own.current(value, held.visited, self.temperature, batch.x.dtype)
         log_new, similarity = self._softmax(batch, 1 / temperature)
-        log_u = moved(self.averages, batch, log_new, self._weight.take(self.gamma, self.step, log_new))
+        weight = self._weight.take(self.gamma, self.step, log_new)
+        log_u = averages.move(index, held, log_new.detach(), weight, first)
         self.step.advance()
         ratio = estimator(log_new, log_u)
         gradient = log_u + self.rho - ratio.detach() * similarity / temperature.detach()
         if self.intra_view:
             gradient = gradient.mean(1, keepdim=True)
-        self.temperatures.descend(index, temperature, gradient, batch.placed(batch.sample_ids))
+        own.descend(index, temperature, slope, gradient, first)
         batch.diagnostics["temperature"] = temperature.detach().mean()
         found = torch.isfinite(log_u)
         # ratio - ratio.detach() is 0 and adds only the gradient of the ratio.
@@ -174,12 +179,13 @@ class ISogCLR(Objective):
         """See `Objective.agreement`."""
         return self._weight.agreement(self.gamma, self.step)
 
-    def table(self) -> dict[str, Tensor]:
+    def table(self, index: Tensor | None = None) -> dict[str, Tensor]:
         """As `SogCLR.table`, plus ``temperature`` and ``temperature_gradient``; with two modalities with suffixes 1 and 2."""
-        visited, start = self.averages.visited, float(self.temperature.detach())
-        tables = dict(zip(table_names("u", self.intra_view), self.averages.natural(), strict=True))
-        tables["visited"] = visited.cpu().clone()
-        for name, sides in zip(("temperature", "temperature_gradient"), self.temperatures.natural(visited, start), strict=True):
+        held, start = self.averages.held(index), float(self.temperature.detach())
+        tables = dict(zip(table_names("u", self.intra_view), self.averages.natural(held), strict=True))
+        tables["visited"] = held.visited.cpu().clone()
+        natural = self.temperatures.natural(index, held.visited, start)
+        for name, sides in zip(("temperature", "temperature_gradient"), natural, strict=True):
             tables |= dict(zip(table_names(name, self.intra_view), sides, strict=True))
         return tables
 
@@ -192,6 +198,6 @@ class ISogCLR(Objective):
         """
         names = ("u", "temperature", "temperature_gradient")
         averages, temperatures, gradients = chosen_tables(tables, names, self.intra_view)
-        check_natural(visited, averages, len(self.averages.visited), positive=True)  # before anything is written
+        check_natural(visited, averages, self.averages.layout.size, positive=True)  # before anything is written
         self.temperatures.load_natural(visited, temperatures, gradients)
         self.averages.load_natural(visited, **averages)

@@ -22,6 +22,7 @@ from contrastive_zoo.registry import losses
     equation=r"\ell_a = -\frac{s_{ap}}{\tau} + "
     r"\log\Big(e^{s_{ap}/\tau} + \sum_{n \in \mathcal{N}_a} e^{s_{an}/\tau}\Big)",
     uses={"index", "negatives", "views"},
+    ring=True,
     scale="Equal to lightly's and pytorch-metric-learning's NTXentLoss.",
 )
 def ntxent(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:

@@ -56,9 +56,10 @@ class GlobalObjective(Objective):
     def seed(self, value: int) -> None:
         self.sampler.seed = value
 
-    def table(self) -> dict[str, Tensor]:
+    def table(self, index: Tensor | None = None) -> dict[str, Tensor]:
         """The sampler's table."""
-        tables: dict[str, Tensor] = self._of_sampler("table")()
+        read = self._of_sampler("table")
+        tables: dict[str, Tensor] = read() if index is None else read(index)
         return tables
 
     def load_table(self, **tables: Tensor) -> None:

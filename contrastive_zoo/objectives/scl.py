@@ -19,6 +19,7 @@ from contrastive_zoo.registry import losses
     needs={"labels"},
     uses={"index", "one_view"},
     draws=True,
+    ring=True,
     check=check_draws,
     scale=SCALE,
     differences=(DRAWS, OTHERS, ONE_LABEL),

@@ -31,6 +31,7 @@ def _check(*, init_scale: float, init_bias: float, max_scale: float) -> None:
     equation=r"\ell_a = \log\big(1 + e^{-c\,s_{ap} - b}\big) + "
     r"\sum_{n \in \mathcal{N}_a} \log\big(1 + e^{c\,s_{an} + b}\big), "
     r"\quad c = e^{\theta}",
+    ring=True,
     ranges={"init_scale": POSITIVE, "init_bias": Range(), "max_scale": POSITIVE},
     check=_check,
     scale="Equal to open_clip's SigLipLoss: the sum over all B x B pairs, divided by B.",

@@ -15,7 +15,7 @@ from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.objectives.averages import Schedule, Weight, chosen_tables, estimator, log_mean, moved, table_names
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.registry import Range, losses
-from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.counters import StepCounter
 from contrastive_zoo.state.tables import LogAverage
 
 
@@ -29,6 +29,7 @@ from contrastive_zoo.state.tables import LogAverage
     needs={"index"},
     uses={"views"},
     stateful=True,
+    ring=True,
     ranges={"gamma": Range(0, 1, open_low=True, schedule=True)},
     scale="Authors' gradient (LibAUC) = 2 tau times ours; with two modalities (B - 1) tau times ours.",
     differences=(
@@ -109,10 +110,11 @@ class SogCLR(Objective):
         """See `Objective.agreement`."""
         return self._weight.agreement(self.gamma, self.step)
 
-    def table(self) -> dict[str, Tensor]:
+    def table(self, index: Tensor | None = None) -> dict[str, Tensor]:
         """``u`` (num_samples,) in natural (not log) scale and ``visited``; with two modalities ``u1``, ``u2``, ``visited``."""
-        averages = zip(table_names("u", self.intra_view), self.averages.natural(), strict=True)
-        return dict(averages) | {"visited": self.averages.visited.cpu().clone()}
+        held = self.averages.held(index)
+        averages = zip(table_names("u", self.intra_view), self.averages.natural(held), strict=True)
+        return dict(averages) | {"visited": held.visited.cpu().clone()}
 
     def load_table(self, *, visited: Tensor, **tables: Tensor) -> None:
         """Load the result of `table`.

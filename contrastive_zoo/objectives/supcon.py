@@ -8,6 +8,7 @@ Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, eq. 2. arXiv:200
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
@@ -23,6 +24,7 @@ from contrastive_zoo.registry import losses
     r"\log \sum_{b \ne a} e^{s_{ab}/\tau}",
     needs={"labels"},
     uses={"index", "views", "one_view"},
+    ring=True,
     scale="Equal to pytorch-metric-learning's SupConLoss; the authors' code multiplies by temperature / 0.07.",
     differences=(
         "Rows with the same index are positives of each other regardless of their labels: the first row's label is used.",
@@ -68,8 +70,8 @@ def supcon(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
 
 def _positives(batch: Batch) -> tuple[Tensor, Tensor]:
     """Sum of the similarities to the positives of each row, (B, views), and their number, (B, 1)."""
-    rows = batch.x.view(batch.size, batch.views, -1)
+    rows = rearrange(batch.x, "(b v) d -> b v d", v=batch.views)
     classes = batch.placed(batch.class_ids())
-    sums = rows.new_zeros(batch.size, rows.shape[2]).index_add(0, classes, rows.sum(1))[classes]
+    sums = batch.pairs.class_sums(rows.sum(1), classes)
     sizes = torch.zeros_like(classes).index_add_(0, classes, torch.ones_like(classes))[classes]
-    return torch.linalg.vecdot(rows, sums[:, None] - rows), (sizes * batch.views - 1)[:, None]
+    return batch.of_all(torch.linalg.vecdot(rows, sums[:, None] - rows)), (sizes * batch.views - 1)[:, None]

@@ -17,6 +17,7 @@ from contrastive_zoo.registry import losses
     paper=PAPER,
     equation=EASY,
     draws=True,
+    ring=True,
     check=check_draws,
     scale=SCALE,
     differences=(DRAWS, OTHER_SAMPLES),

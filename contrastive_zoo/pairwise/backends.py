@@ -11,7 +11,7 @@ from contrastive_zoo.pairwise import dense
 from contrastive_zoo.pairwise.fused import passes, refusals
 from contrastive_zoo.pairwise.sweep import Sweep, unrounded
 from contrastive_zoo.pairwise.terms import Gradients, Needs, Sums, Term
-from contrastive_zoo.pairwise.tiled import gram, loop
+from contrastive_zoo.pairwise.tiled import gram, loop, small
 
 Forward = Callable[[Sweep, Term, Needs], tuple[Sums, Tensor]]
 Backward = Callable[[Sweep, Term, Sums, tuple[Tensor, Tensor], Tensor, Needs], Gradients]
@@ -27,6 +27,7 @@ class Backend:
         orders: Whether rows with equal ids should be next to each other, for sums over pairs with equal ids.
         prepare: Maps a sweep to the sweep that the passes get, with ids where they need them.
         parts: Whether the backend can compute a part of a sweep; only then do processes share the work.
+        recomputes: Whether the backward pass can do without the entries that the forward pass keeps.
         plain: Computes sums by plain autograd, differentiable any number of times. If None, the remaining fields are set.
         residual: Number of entries that the forward pass keeps for the backward pass, given which inputs need a gradient.
         forward: Maps the sweep, the term and the inputs that need a gradient to the sums and the kept entries.
@@ -39,6 +40,7 @@ class Backend:
     orders: Callable[[Sweep], bool] = lambda sweep: False
     prepare: Callable[[Sweep], Sweep] = lambda sweep: sweep
     parts: bool = True
+    recomputes: bool = True
     plain: Callable[[Sweep, Term], Sums] | None = None
     residual: Callable[[Sweep, Term, Needs], int] | None = None
     forward: Forward | None = None
@@ -48,7 +50,7 @@ class Backend:
 TILED = Backend(
     "tiled",
     prepare=unrounded,
-    orders=lambda sweep: True,
+    orders=lambda sweep: not small.fits(sweep),
     residual=loop.residual,
     forward=loop.forward,
     backward=loop.backward,
@@ -59,6 +61,7 @@ FUSED = Backend(
     refuses=refusals.refuses,
     orders=passes.orders,
     prepare=passes.prepare,
+    recomputes=False,
     residual=passes.residual,
     forward=passes.forward,
     backward=passes.backward,

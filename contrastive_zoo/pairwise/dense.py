@@ -41,7 +41,9 @@ def _excluded(sweep: Sweep) -> Tensor:
         return own if sweep.keys is None else own.new_zeros(rows, sweep.keys.shape[0])
     others = sweep.ids if sweep.key_ids is None else sweep.key_ids
     equal = sweep.ids.to(device)[:, None] == others.to(device)[None, :]
-    return equal if sweep.counts == "different" else ~equal | own
+    if sweep.counts == "different":
+        return equal
+    return ~equal | own if sweep.keys is None else ~equal
 
 
 def _logsumexp(similarity: Tensor, excluded: Tensor, term: LogSumExp, both: bool) -> Sums:

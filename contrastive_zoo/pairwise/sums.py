@@ -12,6 +12,7 @@ from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, check_parameter
 from contrastive_zoo.pairwise.operator_ import compute
 from contrastive_zoo.pairwise.sweep import HALF, Bound, Ids, Sweep, unrounded
 from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares
+from contrastive_zoo.pairwise.tiled import gram
 
 # The half precision of rows by their relative rounding error.
 _ROUNDED_TO = {torch.finfo(half).eps: half for half in HALF}
@@ -80,7 +81,14 @@ def kernel_sum(
     return compute(sweep, KernelSum(kernel, parameter, squared_norms, rounding), backend).rows.squeeze(0)
 
 
-def square_sum(x: Tensor, keys: Tensor, *, ids: Tensor | Ids | None = None, backend: str = "auto") -> Tensor:
+def square_sum(
+    x: Tensor,
+    keys: Tensor,
+    *,
+    ids: Tensor | Ids | None = None,
+    backend: str = "auto",
+    part: tuple[int, int] = (0, 1),
+) -> Tensor:
     r"""Sum of the squared similarity to the keys with a different id, for every row; row i and key i belong to one sample.
 
     $$\text{out}_i = \sum_{j : \text{id}_j \ne \text{id}_i} \langle x_i, k_j \rangle^2$$
@@ -93,12 +101,13 @@ def square_sum(x: Tensor, keys: Tensor, *, ids: Tensor | Ids | None = None, back
         ids: (N,) integers, for the rows of both views; one id per row by default.
         backend: "auto", "dense" (builds the matrix; any number of derivatives), "tiled" (uses the smaller Gram matrix), or
             "fused" (visits all pairs, on NVIDIA GPUs; "auto" takes it there unless the Gram matrix can be used and is smaller).
+        part: As for `logsumexp`; the sum of the results of all parts is the total. A part is computed pair by pair.
 
     Returns:
         (N,); 0, up to rounding, for a row without keys.
 
     Raises:
-        ValueError: Shapes or devices do not fit, or the backend is unknown.
+        ValueError: Shapes or devices do not fit, or the backend is unknown or does not support parts.
         TypeError: A dtype is wrong.
 
     Examples:
@@ -107,13 +116,24 @@ def square_sum(x: Tensor, keys: Tensor, *, ids: Tensor | Ids | None = None, back
         >>> pairwise.square_sum(torch.ones(3, 2), torch.ones(3, 2))
         tensor([8., 8., 8.])
     """
+    return compute(_of_views(x, keys, ids, part), Squares(), backend).rows.squeeze(0)
+
+
+def uses_gram_matrix(x: Tensor, keys: Tensor, *, ids: Tensor | Ids | None, backend: str) -> bool:
+    """Whether `square_sum` computes the Gram matrix of the keys instead of visiting pairs, as far as the host knows."""
+    if torch.compiler.is_compiling() and not (isinstance(ids, Ids) and ids.group == 1):
+        return False
+    sweep = _of_views(x, keys, ids, (0, 1))
+    return gram.serves(sweep, Squares()) and choose(sweep, Squares(), backend).name == "tiled"
+
+
+def _of_views(x: Tensor, keys: Tensor, ids: Tensor | Ids | None, part: tuple[int, int]) -> Sweep:
     check_features("x", x, (2,))
     check_features("keys", keys, (2,))
     check_same("x", x, "keys", keys)
     own = Ids(torch.arange(len(x), device="cpu"), 1) if ids is None else ids
     dtype = torch.promote_types(x.dtype, keys.dtype)
-    sweep = Sweep.of(x.to(dtype), keys.to(dtype), own, own)
-    return compute(sweep, Squares(), backend).rows.squeeze(0)
+    return Sweep.of(x.to(dtype), keys.to(dtype), own, own, part=part)
 
 
 def softplus_sum(
@@ -142,7 +162,7 @@ def softplus_sum(
         ids: As for `logsumexp`.
         key_ids: As for `logsumexp`.
         uniform: A promise that the upstream gradient will be the same for all rows, as for a mean over rows. Value and gradient
-            then need only one pass over the pairs; "dense" and "fused" make no use of the promise.
+            of a large matrix then need only one pass over the pairs; "dense" and "fused" make no use of the promise.
         norm_bound: As for `logsumexp`.
         backend: As for `logsumexp`.
         part: As for `logsumexp`; the sum of the results of all parts is the total.
@@ -153,8 +173,8 @@ def softplus_sum(
     Raises:
         ValueError: Shapes or devices do not fit, or the backend is unknown.
         TypeError: A dtype is wrong.
-        RuntimeError: In the backward pass, if ``uniform`` was not true and "tiled" is used (checked on CPUs; elsewhere
-            the gradient is NaN).
+        RuntimeError: In the backward pass, if ``uniform`` was not true and was made use of (checked on CPUs; elsewhere the
+            gradient is NaN).
 
     Examples:
         >>> import torch

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 T = TypeVar("T")
 
@@ -38,6 +39,11 @@ def device_of_group(group: dist.ProcessGroup) -> torch.device:
     """The device for messages of a group: the CPU if the group supports it."""
     backends = dict(pair.split(":") for pair in dist.get_backend_config(group).split(","))
     return torch.device("cpu" if "cpu" in backends else next(iter(backends)))
+
+
+def named_group(name: str) -> dist.ProcessGroup:
+    """The group of a name, which operators take in its place."""
+    return distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
 
 
 _HOST_GROUPS: "weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup]" = weakref.WeakKeyDictionary()
@@ -193,6 +199,20 @@ def gather_integers(
             for (number, value), integers in zip(chosen.items(), sent, strict=True):
                 found[number] = integers.to(value.device)
     return found
+
+
+def joined_integers(own: Tensor, purpose: str, handshake: Handshake) -> tuple[Tensor, slice]:
+    """The integers (B,) of all processes, one after another, and which of them are of this process; waits for them.
+
+    Raises:
+        ValueError: On all processes, if one of them raised an error or has another purpose.
+    """
+    group = handshake.group
+    sizes = handshake.sizes(len(own), {"what is done": purpose})
+    (together,) = gather_integers([own.cpu()], sizes, device_of_group(group), group)
+    assert together is not None
+    start = sum(sizes[: dist.get_rank(group)])
+    return together, slice(start, start + len(own))
 
 
 def own_rows(gathered: Tensor, sizes: Sequence[int], rank: int) -> Tensor:

@@ -9,16 +9,16 @@ All processes must compute the same sums in the same order.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import distributed_c10d
 
 from contrastive_zoo.checks import as_tensor
 from contrastive_zoo.operators import operator, uncompiled
-from contrastive_zoo.processes.gather import device_of_group, gather_features, own_rows, own_values
+from contrastive_zoo.processes.gather import device_of_group, gather_features, named_group, own_rows, own_values
 
 K = TypeVar("K", Tensor, Tensor | None)
 S = TypeVar("S")
@@ -35,6 +35,7 @@ class Share:
         group: Name of the group of processes.
         x: (B * V, D) rows of this process's samples.
         divided: Whether sums over pairs are shared; if not, each process computes the total sums.
+        ring: Whether rows stay with their process, so that this process holds no rows of others but a visiting block.
     """
 
     sizes: tuple[int, ...] = ()
@@ -42,15 +43,24 @@ class Share:
     group: str = ""
     x: Tensor | None = None
     divided: bool = False
+    ring: bool = False
 
     @property
     def part(self) -> tuple[int, int]:
         """The part of the tiles that this process visits."""
         return (self.rank, len(self.sizes)) if self.divided else (0, 1)
 
+    @property
+    def own(self) -> slice:
+        """Which samples of the batch this process holds rows of."""
+        start = sum(self.sizes[: self.rank])
+        return slice(start, start + self.sizes[self.rank]) if self.ring else slice(None)
+
     def enter(self, x: Tensor, keys: K, scale: S, offset: F = None) -> tuple[Tensor, K, S, F]:  # type: ignore[assignment]
-        """The inputs of a shared sum; their gradients are summed over processes."""
-        return _joined(x, keys, scale, offset, self.group, 0) if self.divided else (x, keys, scale, offset)
+        """The inputs of a shared sum; their gradients are summed over processes, in a ring by the sum itself."""
+        if self.ring or not self.divided:
+            return x, keys, scale, offset
+        return _joined(x, keys, scale, offset, self.group, 0)
 
     def leave(self, *sums: Tensor, log: bool) -> tuple[Tensor, ...]:
         """Total sums over all pairs, or log-sum-exps if ``log``, from the sums over the part of each process."""
@@ -65,19 +75,27 @@ class Share:
         weight = (sums.detach() - torch.where(whole == -torch.inf, torch.inf, whole.detach())).exp()
         return merged(means * weight, False, self.group)
 
-    def on_rows(self, function: Callable[[Tensor, slice], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+    def on_rows(self, function: Callable[..., tuple[Tensor, ...]], x: Tensor, keys: Tensor | None = None) -> tuple[Tensor, ...]:
         """``function(x, rows)``, which returns tensors with an entry for each of ``rows``, for all rows, shared by processes.
 
-        The results of any part may depend on all rows of x, and so may the gradients.
+        The results of any part may depend on all rows of x, and so may the gradients. With ``keys``, also on them: the call is
+        ``function(x, rows, keys)``.
         """
-        number, parts = self.part
-        if parts == 1:
-            return function(x, slice(0, len(x)))
-        x, *_ = self.enter(x, None, None)
-        rows = slice(len(x) * number // parts, len(x) * (number + 1) // parts)
-        return tuple(self._of_all_parts(values, rows.start, len(x)) for values in function(x, rows))
+        if self.ring:
+            raise ValueError("draws and searches need the rows of all processes, unlike gather='ring'. Use gather='auto'.")
+        if not self.divided:
+            return function(x, slice(0, len(x)), *(() if keys is None else (keys,)))
+        x, keys, *_ = self.enter(x, keys, None)
+        rows = self.rows(len(x))
+        found = function(x, rows, *(() if keys is None else (keys,)))
+        return tuple(self.of_all_parts(values, rows.start, len(x)) for values in found)
 
-    def _of_all_parts(self, values: Tensor, start: int, count: int) -> Tensor:
+    def rows(self, count: int) -> slice:
+        """The rows of ``count`` whose results this process computes, where each row's result is computed by one process."""
+        number, parts = self.part
+        return slice(count * number // parts, count * (number + 1) // parts)
+
+    def of_all_parts(self, values: Tensor, start: int, count: int) -> Tensor:
         """All ``count`` rows, from the rows of each process; the rows of this process begin at ``start``."""
         after = values.new_zeros(count - start - len(values), *values.shape[1:])
         padded = torch.cat([values.new_zeros(start, *values.shape[1:]), values, after])
@@ -90,12 +108,16 @@ class Share:
         x, _, scale, _ = _joined(self.x, None, scale, None, self.group, len(self.sizes))
         return uncompiled(self._of_all, function(x, own_rows(ids, self.sizes, self.rank), scale))
 
+    def of_all(self, values: Tensor) -> Tensor:
+        """Values of all samples, (B, ...): in a ring gathered from those of this process's samples, else as they are."""
+        return uncompiled(self._of_all, values) if self.ring else values
+
     def own_values(self, values: Tensor) -> Tensor:
         """The values of this process's samples, from (B,) values of all samples; see `contrastive_zoo.processes.gather`."""
-        return uncompiled(own_values, values, self.sizes, _group(self.group)) if self.sizes else values
+        return uncompiled(own_values, values, self.sizes, named_group(self.group)) if self.sizes else values
 
     def _of_all(self, values: Tensor) -> Tensor:
-        return gather_features([values], self.sizes, _group(self.group))[0]
+        return gather_features([values], self.sizes, named_group(self.group))[0]
 
 
 ALONE = Share()
@@ -119,13 +141,9 @@ def _wants_gradient(value: object) -> bool:
     return isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
 
 
-def _group(name: str) -> dist.ProcessGroup:
-    return distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
-
-
-def _reduced(values: Tensor, group: str, operation: Any) -> Tensor:
+def reduced(values: Tensor, group: str, operation: Any) -> Tensor:
     """Sum or maximum over processes, as a new tensor."""
-    members = _group(group)
+    members = named_group(group)
     device = device_of_group(members) if values.is_cpu else values.device
     total = values.to(device, copy=True, memory_format=torch.contiguous_format)
     dist.all_reduce(total, operation, group=members)
@@ -163,8 +181,8 @@ def _(*given: Any) -> tuple[Tensor, ...]:
 def joint_backward(*given: Any) -> tuple[Tensor, ...]:
     """Gradients of the inputs, reduced over processes; see `joint`."""
     *grads, group, own = given
-    of_rows = (_copied(g) if g is None or own else _reduced(g, group, dist.ReduceOp.SUM) for g in grads[:2])
-    of_others = (_copied(g) if g is None else _reduced(g, group, dist.ReduceOp.SUM).div_(own or 1) for g in grads[2:])
+    of_rows = (_copied(g) if g is None or own else reduced(g, group, dist.ReduceOp.SUM) for g in grads[:2])
+    of_others = (_copied(g) if g is None else reduced(g, group, dist.ReduceOp.SUM).div_(own or 1) for g in grads[2:])
     return *of_rows, *of_others
 
 
@@ -191,10 +209,10 @@ joint.differentiate(joint_backward, _joint_setup, _joint_gradient)
 def merged(part: Tensor, log: bool, group: str) -> Tensor:
     """Sum over processes, or log-sum-exp over processes if ``log``; -inf if all parts are -inf."""
     if not log:
-        return _reduced(part, group, dist.ReduceOp.SUM)
-    largest = _reduced(part, group, dist.ReduceOp.MAX)
+        return reduced(part, group, dist.ReduceOp.SUM)
+    largest = reduced(part, group, dist.ReduceOp.MAX)
     shift = torch.where(largest == -torch.inf, 0, largest)
-    return _reduced((part - shift).exp_(), group, dist.ReduceOp.SUM).log_().add_(shift)
+    return reduced((part - shift).exp_(), group, dist.ReduceOp.SUM).log_().add_(shift)
 
 
 @merged.register_fake
@@ -213,6 +231,28 @@ def merged_backward(grad: Tensor, part: Tensor, whole: Tensor, log: bool) -> Ten
 @merged_backward.register_fake
 def _(grad: Tensor, part: Tensor, whole: Tensor, log: bool) -> Tensor:
     return torch.empty_like(part)
+
+
+@operator("contrastive_zoo::swapped", "(Tensor rows, str group) -> Tensor")
+def swapped(rows: Tensor, group: str) -> Tensor:
+    """A part of the rows (N, W) of each process, (P, A, W): process p of P gets the rows from N p / P to N (p + 1) / P."""
+    members = named_group(group)
+    rank, world = dist.get_rank(members), dist.get_world_size(members)
+    bounds = [len(rows) * number // world for number in range(world + 1)]
+    sizes = [stop - start for start, stop in pairwise(bounds)]
+    device = device_of_group(members) if rows.is_cpu else rows.device
+    sent = rows.to(device).contiguous()
+    found = sent.new_empty(world * sizes[rank], rows.shape[1])
+    dist.all_to_all_single(found, sent, [sizes[rank]] * world, sizes, group=members)
+    return found.view(world, sizes[rank], rows.shape[1]).to(rows.device)
+
+
+@swapped.register_fake
+def _(rows: Tensor, group: str) -> Tensor:
+    members = named_group(group)
+    rank, world = dist.get_rank(members), dist.get_world_size(members)
+    size = rows.shape[0] * (rank + 1) // world - rows.shape[0] * rank // world
+    return rows.new_empty(world, size, rows.shape[1])
 
 
 def _merged_setup(ctx: Any, inputs: Any, output: Any) -> None:

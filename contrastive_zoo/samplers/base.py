@@ -10,7 +10,7 @@ from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.batch.call import Call
 from contrastive_zoo.batch.make import BatchMaker
 from contrastive_zoo.batch.options import Options
-from contrastive_zoo.checks import check_count, check_features, check_integers, check_same
+from contrastive_zoo.checks import check_choice, check_count, check_features, check_integers, check_same
 from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.state.modules import PreciseModule
 from contrastive_zoo.state.temperature import Temperature
@@ -103,6 +103,7 @@ class NegativeSampler(PreciseModule):
             TypeError: An argument is no tensor or has the wrong dtype.
             ValueError: Shapes or devices do not fit, features are NaN or infinite, or the temperature is not positive.
             IndexError: A position is outside the dataset.
+            RuntimeError: The sampler's table is sharded over processes.
 
         Examples:
             >>> import torch
@@ -113,6 +114,8 @@ class NegativeSampler(PreciseModule):
             >>> negatives.rows.shape, torch.allclose(negatives.weights.sum(1), torch.ones(16))
             (torch.Size([16, 4]), True)
         """
+        if self.divided_shapes():
+            raise RuntimeError("a sampler whose table is sharded over processes is called by its loss only.")
         held = Temperature(temperature)
         check_features("z1", z1, (2,))
         check_features("z2", z2, (2,))
@@ -144,6 +147,21 @@ def check_encode(encode: Encode | None) -> Encode | None:
     if encode is not None and not callable(encode):
         raise TypeError(f"encode must be a callable (index, view) -> features (n, D), got {type(encode).__name__}.")
     return encode.__call__ if isinstance(encode, nn.Module) else encode
+
+
+def check_out_of_batch(*, out_of_batch: str, encode: Encode | None, **_: object) -> None:
+    """Raise unless `out_of_batch` and `encode` are consistent.
+
+    Raises:
+        ValueError: `encode` is missing or never called, or `out_of_batch` is unknown.
+        TypeError: `encode` cannot be called.
+    """
+    check_choice("out_of_batch", out_of_batch, ("cache", "encode", "skip"))
+    check_encode(encode)
+    if out_of_batch == "encode" and encode is None:
+        raise ValueError("out_of_batch='encode' needs encode: pass encode=..., a callable (index, view) -> features (n, D).")
+    if out_of_batch != "encode" and encode is not None:
+        raise ValueError(f"out_of_batch={out_of_batch!r} never calls encode: pass out_of_batch='encode', or no encode.")
 
 
 def encode_rows(batch: Batch, encode: Encode, rows: Tensor) -> tuple[Tensor, Tensor]:

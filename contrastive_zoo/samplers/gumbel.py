@@ -5,8 +5,8 @@ from torch import Tensor
 
 from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import Encode
-from contrastive_zoo.samplers.memory import memory_largest
 from contrastive_zoo.samplers.randomness import step_seed
+from contrastive_zoo.samplers.stored import Stored
 from contrastive_zoo.samplers.table import Draws, TableSampler, log_count
 
 
@@ -59,13 +59,13 @@ class GumbelSampler(TableSampler):
             num_samples=num_samples, num_negatives=num_negatives, encode=encode, embedding_dim=embedding_dim, seed=seed
         )
 
-    def draw(self, x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, first: int) -> Draws:
+    def draw(self, x: Tensor, scale: Tensor, samples: Tensor, stored: Stored, anchors: slice) -> Draws:
         """See `TableSampler.draw`."""
         seed = step_seed(self.seed, self.step.value)
-        rows, log_scores, log_sum = memory_largest(x, scale, samples, keys, key_samples, self.num_negatives, seed, first)
-        shift = torch.where(log_sum == -torch.inf, 0, log_sum)
-        weights = des_raj_weights(log_scores - shift[:, None])
-        return Draws(rows, weights, log_sum - log_count(x, samples, key_samples))
+        found = stored.largest(x, scale, samples, self.num_negatives, seed, anchors)
+        shift = torch.where(found.log_sum == -torch.inf, 0, found.log_sum)
+        weights = des_raj_weights(found.log_scores - shift[:, None])
+        return Draws(found.rows, weights, found.log_sum - log_count(found))
 
 
 def des_raj_weights(log_probabilities: Tensor) -> Tensor:

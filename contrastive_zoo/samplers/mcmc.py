@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
-from contrastive_zoo.checks import check_choice, check_count, check_number, shape
+from contrastive_zoo.checks import check_count, check_number, shape
 from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import (
     Encode,
@@ -24,33 +24,19 @@ from contrastive_zoo.samplers.base import (
     NegativeSampler,
     WeightedNegatives,
     check_encode,
+    check_out_of_batch,
     data_rows,
     encode_rows,
 )
 from contrastive_zoo.samplers.randomness import column_order, inverse, step_seed
 from contrastive_zoo.samplers.walk import Chains, KeptStates, kept_shares, walk_batch
 from contrastive_zoo.samplers.walk_fused import walks
-from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.state.counters import StepCounter
 from contrastive_zoo.state.saved import NOBODY, check_chains, check_table
-from contrastive_zoo.state.tables import EmbeddingTable, LogAverage, check_natural, rows_of_table
+from contrastive_zoo.state.tables import Averages, EmbeddingTable, LogAverage, check_natural
 
 # Weight of the newest value in the running mean of the reported value, as in SogCLR.
 VALUE_WEIGHT = 0.9
-
-
-def check_out_of_batch(*, out_of_batch: str, encode: Encode | None, **_: object) -> None:
-    """Raise unless `out_of_batch` and `encode` are consistent.
-
-    Raises:
-        ValueError: `encode` is missing or never called, or `out_of_batch` is unknown.
-        TypeError: `encode` cannot be called.
-    """
-    check_choice("out_of_batch", out_of_batch, ("cache", "encode", "skip"))
-    check_encode(encode)
-    if out_of_batch == "encode" and encode is None:
-        raise ValueError("out_of_batch='encode' needs encode: pass encode=..., a callable (index, view) -> features (n, D).")
-    if out_of_batch != "encode" and encode is not None:
-        raise ValueError(f"out_of_batch={out_of_batch!r} never calls encode: pass out_of_batch='encode', or no encode.")
 
 
 @samplers.register(
@@ -100,6 +86,8 @@ class ChainSampler(NegativeSampler):
 
     law = "softmax(s / temperature) over all rows of other samples"
 
+    divisible = True
+
     chain: Tensor
     log_score: Tensor
 
@@ -134,25 +122,34 @@ class ChainSampler(NegativeSampler):
         if batch.alone:
             self.step.place(batch.x)
         index = batch.placed(batch.index)
-        state = self.chain[index].flatten()
-        similarity, score = self._carried(batch, state, scale.detach())
+        chain, averages, scores = self._read(index)
+        state = chain.flatten()
+        similarity, score = self._carried(batch, state, scores, scale.detach())
         carried = torch.where(state >= 0, score, -torch.inf)
         proposed = self._proposed(batch, scale.detach(), carried, fused)
         kept = self._walk(batch, *proposed)
         surrogate = (kept.similarity + kept.carried_share * similarity) * scale
         listing = self._listing(batch, *proposed, state)
-        log_u = self._remember(batch, index, kept)
+        log_u = self._remember(batch, index, state, averages, kept)
         diagnostics = {"acceptance_rate": kept.acceptance.mean(), "carried_share": kept.carried_share.mean()}
         return Negatives(surrogate, log_u.flatten(), listing, diagnostics)
 
-    def _carried(self, batch: Batch, state: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, index: Tensor) -> tuple[Tensor, Averages, list[Tensor]]:
+        """Chains and averages of samples, and with "skip" the log scores of the chains: one read of all tables."""
+        scores = [self.log_score] if self.out_of_batch == "skip" else []
+        held = self.layout.read(index, self.chain, self.averages.log_value, self.averages.visited, *scores)
+        return held[0], Averages(*held[1:3]), list(held[3:])
+
+    def _carried(self, batch: Batch, state: Tensor, scores: list[Tensor], scale: Tensor) -> tuple[Tensor, Tensor]:
         """(2B,) similarity of each anchor to its carried state, 0 if the state gives no gradient, and the state's log score."""
         x = batch.x
         if self.out_of_batch == "skip":
-            return torch.zeros_like(x[:, 0]), self.log_score.flatten()[data_rows(batch)].to(x.dtype)
+            return torch.zeros_like(x[:, 0]), scores[0].flatten().to(x.dtype)
         if self.out_of_batch == "cache":
             self.embeddings.fit(x.shape[1])
-            found = rows_of_table(self.embeddings.rows.flatten(0, 1), state.clamp_min(0)).to(x.dtype)
+            embeddings = self.embeddings.rows.flatten(0, 1)
+            (found,) = self.layout.read(state.clamp_min(0), embeddings, views=2)
+            found = found.to(x.dtype)
         else:
             assert self.encode is not None
             features, place = encode_rows(batch, self.encode, state)
@@ -203,33 +200,34 @@ class ChainSampler(NegativeSampler):
         return listing
 
     @torch.no_grad()
-    def _remember(self, batch: Batch, index: Tensor, kept: KeptStates) -> Tensor:
+    def _remember(self, batch: Batch, index: Tensor, state: Tensor, averages: Averages, kept: KeptStates) -> Tensor:
         """Update chains, their scores or embeddings, running means and the step; return log u, (B, 2)."""
         first = batch.placed(batch.sample_ids)
-        state = torch.where(kept.state >= 0, data_rows(batch)[kept.state.clamp_min(0)], self.chain[index].flatten())
-        self.chain[index] = state.view(-1, 2)[first]
+        moved = batch.per_view(kept.state >= 0)[first]
+        self.layout.write(self.chain, index, batch.per_view(data_rows(batch)[kept.state.clamp_min(0)])[first], moved)
         sound = torch.isfinite(batch.per_view(kept.log_mean))[first]
         if self.out_of_batch == "cache":
-            rows, new = self.embeddings.rows, batch.x.detach().view(batch.size, 2, -1)[first].to(self.embeddings.rows)
-            rows[index] = torch.where(sound[:, :, None], new, rows[index])
+            new = batch.x.detach().view(batch.size, 2, -1)[first].to(self.embeddings.rows)
+            self.layout.write(self.embeddings.rows, index, new, sound[:, :, None])
         elif self.out_of_batch == "skip":
             score = batch.per_view(kept.log_score)[first].to(self.log_score)
-            self.log_score[index] = torch.where(sound, score, self.log_score[index])
-        log_u = self.averages.blend(index, batch.per_view(kept.log_mean), VALUE_WEIGHT)
-        self.averages.write(index, log_u.logsumexp(1, keepdim=True) - math.log(2), batch.placed(batch.sample_ids))
+            self.layout.write(self.log_score, index, score, sound)
+        log_u = self.averages.blend(averages, batch.per_view(kept.log_mean), VALUE_WEIGHT)
+        self.averages.write(index, log_u.logsumexp(1, keepdim=True) - math.log(2), first)
         self.step.advance()
         return log_u
 
-    def table(self) -> dict[str, Tensor]:
+    def table(self, index: Tensor | None = None) -> dict[str, Tensor]:
         """State of the chains and of the running means, as CPU tensors.
 
         ``chain`` (num_samples, 2) holds the state of each chain as 2 * sample + view, or -1; ``u`` and ``visited`` are
         (num_samples,). With "cache" the table also has ``embeddings`` (num_samples, 2, D), with "skip" ``log_score``
         (num_samples, 2).
         """
-        (u,) = self.averages.natural()
+        (u,) = self.averages.natural(self.averages.held(index))
         tables = {"chain": self.chain, "visited": self.averages.visited} | self._scores()
-        return {name: tensor.cpu().clone() for name, tensor in tables.items()} | {"u": u}
+        held = self.layout.held(index, *tables.values())
+        return {name: tensor.cpu().clone() for name, tensor in zip(tables, held, strict=True)} | {"u": u}
 
     def load_table(
         self,
@@ -247,17 +245,18 @@ class ChainSampler(NegativeSampler):
             ValueError: A size does not fit; a state is no row of the dataset or, with "cache", belongs to a sample that was not
                 visited; an average is not positive; or an embedding or a score is not finite.
         """
-        if check_table("chain", chain, self.chain).shape != self.chain.shape:
-            raise ValueError(f"chain must be {shape(self.chain)}, got {shape(chain)}.")
-        check_natural(visited, {"u": u}, len(self.chain), positive=True)
+        size = self.layout.size
+        if check_table("chain", chain, self.chain).shape != (size, 2):
+            raise ValueError(f"chain must be ({size}, 2), got {shape(chain)}.")
+        check_natural(visited, {"u": u}, size, positive=True)
         given = {"embeddings": embeddings, "log_score": log_score}
         self._check_scores(chain, visited, {name: table for name, table in given.items() if table is not None})
         self.averages.load_natural(visited, u=u)
-        self.chain.copy_(chain)
+        self.chain.copy_(self.layout.own(chain))
         if embeddings is not None:
             self.embeddings.load(embeddings)
         if log_score is not None:
-            self.log_score.copy_(log_score)
+            self.log_score.copy_(self.layout.own(log_score))
 
     def _scores(self) -> dict[str, Tensor]:
         """The tables that hold the scores or embeddings of carried states."""
@@ -275,14 +274,16 @@ class ChainSampler(NegativeSampler):
             )
         for name, table in scores.items():
             check_table(name, table, wanted[name])
-            if table.dim() != wanted[name].dim() or table.shape[:2] != self.chain.shape:
-                raise ValueError(f"{name} must have a shape that begins with {shape(self.chain)}, got {shape(table)}.")
-        check_chains(chain, visited if self.out_of_batch == "cache" else None)
+            if table.dim() != wanted[name].dim() or table.shape[:2] != chain.shape:
+                raise ValueError(f"{name} must have a shape that begins with {shape(chain)}, got {shape(table)}.")
+        check_chains(chain, self.layout.size, visited if self.out_of_batch == "cache" else None)
 
     def check_saved(self, saved: dict[str, Tensor]) -> None:
         """See `PreciseModule.check_saved`."""
         super().check_saved(saved)
         chain, visited = saved.get("chain"), saved.get("averages.visited")
         if chain is not None:
-            fits = self.out_of_batch == "cache" and visited is not None and visited.shape == (len(self.chain),)
-            check_chains(chain, visited if fits else None)
+            # Where processes divide the tables, the embeddings of states may be elsewhere.
+            whole = self.out_of_batch == "cache" and not self.layout.divided
+            fits = whole and visited is not None and visited.shape == (len(self.chain),)
+            check_chains(chain, self.layout.size, visited if fits else None)

@@ -25,15 +25,18 @@ GATHER_NUMEL = 2**20
 
 
 def _tiles(
-    x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor
+    x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, offset: int = 0
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Anchors, embeddings, and the log scores (A, W) of each tile, -inf for excluded pairs."""
+    """Anchors, embeddings, and the log scores (A, W) of each tile, -inf for excluded pairs.
+
+    Tiles begin at multiples of their width in the numbers of embeddings, which begin with ``offset``.
+    """
     width = TILE if x.is_cpu else TILE_ACCELERATOR
     for start in range(0, len(x), TILE):
         anchors = slice(start, min(start + TILE, len(x)))
         queries = x[anchors] * scale.to(x)
-        for column in range(0, len(keys), width):
-            columns = slice(column, min(column + width, len(keys)))
+        for column in range(-(offset % width), len(keys), width):
+            columns = slice(max(column, 0), min(column + width, len(keys)))
             scores = queries @ keys[columns].to(x).T
             excluded = (key_samples[columns] == samples[anchors, None]) | (key_samples[columns] < 0)
             yield anchors, columns, scores.masked_fill_(excluded, -torch.inf)
@@ -71,8 +74,8 @@ def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 @operator(
     "contrastive_zoo::memory_largest",
     "(Tensor x, Tensor scale, Tensor samples, Tensor keys, Tensor key_samples, int k, Tensor? seed,"
-    " SymInt first)"
-    " -> (Tensor, Tensor, Tensor)",
+    " SymInt first, SymInt offset)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def memory_largest(
     x: Tensor,
@@ -83,7 +86,8 @@ def memory_largest(
     k: int,
     seed: Tensor | None,
     first: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    offset: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The k embeddings of the largest scores, or of the largest scores plus Gumbel noise, largest first.
 
     Args:
@@ -95,24 +99,26 @@ def memory_largest(
         k: Number of embeddings per anchor.
         seed: Result of `step_seed`, to add noise. The embeddings are then k draws without replacement from softmax(scale * s).
         first: Position of the first anchor among the anchors of all processes.
+        offset: Number of the first embedding among the embeddings of all processes.
 
     Returns:
-        (N, k) numbers of embeddings, -1 if fewer are included; (N, k) log scores of these embeddings, then -inf; and (N,) the
-        log-sum-exp over all included embeddings.
+        (N, k) numbers of embeddings, -1 if fewer are included; (N, k) log scores of these embeddings, then -inf; (N,) the
+        log-sum-exp over all included embeddings; and (N, k) log scores plus noise, by which embeddings are ordered.
     """
     noise = None if seed is None else DrawTable(seed, x.device, width=NOISE_WIDTH)
     log_sum = x.new_full((len(x),), -torch.inf)
     best, scored = (x.new_full((len(x), k), -torch.inf) for _ in range(2))
     numbers = samples.new_full((len(x), k), -1)
-    for anchors, columns, scores in _tiles(x, scale, samples, keys, key_samples):
+    for anchors, columns, scores in _tiles(x, scale, samples, keys, key_samples, offset):
         log_sum[anchors] = torch.logaddexp(log_sum[anchors], scores.logsumexp(1))
-        ranked = scores if noise is None else scores + _gumbel(noise, anchors, columns, first, x.dtype)
+        drawn = slice(columns.start + offset, columns.stop + offset)
+        ranked = scores if noise is None else scores + _gumbel(noise, anchors, drawn, first, x.dtype)
         top = ranked.topk(min(k, scores.shape[1]))
         ranking = torch.cat([best[anchors], top.values], 1)
         best[anchors], chosen = ranking.topk(k)
         scored[anchors] = torch.cat([scored[anchors], scores.gather(1, top.indices)], 1).gather(1, chosen)
-        numbers[anchors] = torch.cat([numbers[anchors], top.indices + columns.start], 1).gather(1, chosen)
-    return numbers.masked_fill_(scored == -torch.inf, -1), scored, log_sum
+        numbers[anchors] = torch.cat([numbers[anchors], top.indices + drawn.start], 1).gather(1, chosen)
+    return numbers.masked_fill_(scored == -torch.inf, -1), scored, log_sum, best
 
 
 def _gumbel(draws: DrawTable, anchors: slice, columns: slice, first: int, dtype: torch.dtype) -> Tensor:
@@ -123,7 +129,18 @@ def _gumbel(draws: DrawTable, anchors: slice, columns: slice, first: int, dtype:
 
 @memory_largest.register_fake
 def _(x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, k: int, *_: Any) -> tuple[Tensor, ...]:
-    return samples.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k), x.new_empty(x.shape[0])
+    scores = x.new_empty(x.shape[0], k)
+    return samples.new_empty(x.shape[0], k), scores, x.new_empty(x.shape[0]), torch.empty_like(scores)
+
+
+def scores_at(x: Tensor, scale: Tensor, keys: Tensor, places: Tensor) -> Tensor:
+    """(N, k) log scores of k embeddings for each anchor, at ``places`` (N, k) among the keys."""
+    scores = x.new_empty(places.shape)
+    height = max(1, GATHER_NUMEL // (places.shape[1] * x.shape[1]))
+    for start in range(0, len(x), height):
+        anchors = slice(start, start + height)
+        scores[anchors] = torch.einsum("ad,akd->ak", x[anchors] * scale.to(x), keys[places[anchors]].to(x))
+    return scores
 
 
 @operator(
@@ -156,11 +173,7 @@ def memory_uniform(
     # Ranks number the included embeddings; the ranks of the anchor's own sample are skipped.
     rank += torch.where(rank >= (counts[2 * samples + 1] - mine)[:, None], mine[:, None], 0)
     numbers = torch.searchsorted(counts, rank + 1).clamp_max(len(keys) - 1)
-    scores = x.new_empty(len(x), k)
-    height = max(1, GATHER_NUMEL // (k * x.shape[1]))
-    for start in range(0, len(x), height):
-        anchors = slice(start, start + height)
-        scores[anchors] = torch.einsum("ad,akd->ak", x[anchors] * scale.to(x), keys[numbers[anchors]].to(x))
+    scores = scores_at(x, scale, keys, numbers)
     return numbers.masked_fill_(others == 0, -1), scores.masked_fill_(others == 0, -torch.inf)
 
 

@@ -116,7 +116,11 @@ class FeatureQueue(PreciseModule):
     needs={"index"},
     stateful=True,
     ranges={"num_negatives": Range(1)},
-    differences=("The batch itself is included, so the first step has negatives.", "No momentum encoder is included."),
+    differences=(
+        "The batch itself is included, so the first step has negatives.",
+        "No momentum encoder is included.",
+        "All processes hold the whole queue, whose length does not grow with the dataset; tables='sharded' raises.",
+    ),
 )
 class QueueSampler(NegativeSampler):
     r"""All rows of other samples in the batch and in a queue of past batches, weighted by the softmax of their scores.

@@ -68,9 +68,9 @@ class DrawTable:
 
     def exponential(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
         """A block of draws from the exponential distribution, accurate near 0."""
-        # Uniform draws in float32 are multiples of 2^-24, too coarse for the smallest of a million exponentials.
-        uniform = self.uniform(rows, columns, self._precise).to(dtype)
-        return uniform.clamp_(max=1 - torch.finfo(dtype).eps).neg_().log1p_().neg_()
+        # Uniform draws in float32 are multiples of 2^-24, too coarse for the smallest of a million exponentials. One minus a
+        # draw is exact, and PyTorch takes a tenth of the time for log as for log1p.
+        return self.uniform(rows, columns, self._precise).neg_().add_(1).log_().neg_().to(dtype)
 
     def integers(self, rows: slice, columns: slice, below: Tensor) -> Tensor:
         """A block of int64 draws from 0 to ``below - 1``, (R, 1) for each row; 0 where ``below`` is 0."""

@@ -1,6 +1,7 @@
 """Base of the samplers over a table of the last embeddings of all samples."""
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from contrastive_zoo.samplers.base import (
     encode_rows,
     has_negatives,
 )
-from contrastive_zoo.state.modules import StepCounter
+from contrastive_zoo.samplers.stored import Found, Stored
+from contrastive_zoo.state.counters import StepCounter
 from contrastive_zoo.state.saved import NOBODY, check_table
 from contrastive_zoo.state.tables import EmbeddingTable, check_visited
 
@@ -53,10 +55,17 @@ class TableSampler(NegativeSampler):
         embedding_dim: Features per embedding; by default taken from the first batch, or from a checkpoint.
         seed: Random seed.
 
+    Attributes:
+        by_parts: Whether each process that holds a part of the table finds the negatives of a part of the anchors; if not,
+            each process finds those of all anchors.
+
     Raises:
         ValueError: A number is below 1.
         TypeError: A number is not whole.
     """
+
+    divisible = True
+    by_parts: ClassVar[bool] = True
 
     visited: Tensor
 
@@ -76,80 +85,79 @@ class TableSampler(NegativeSampler):
         self.embeddings = EmbeddingTable(num_samples, 2, width=embedding_dim)
         self.register_table("visited", num_samples, fill=False, per_sample=True)
 
-    def draw(self, x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, first: int) -> Draws:
-        """Rows for each anchor; subclasses implement it.
+    def draw(self, x: Tensor, scale: Tensor, samples: Tensor, stored: Stored, anchors: slice) -> Draws:
+        """Rows for some anchors; subclasses implement it.
 
         Args:
-            x: (N, D) anchors, detached.
+            x: (N, D) all anchors, detached.
             scale: 0-dim, 1 / temperature.
             samples: (N,) sample of each anchor.
-            keys: (2 num_samples, D) the table.
-            key_samples: (2 num_samples,) sample of each row, -1 for a sample that no batch has contained yet.
-            first: Position of the first anchor in the batch of all processes.
+            stored: The table; its methods search it on all processes that hold a part, which must call them alike.
+            anchors: Anchors to draw for.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement draw(x, scale, samples, keys, key_samples, first).")
+        raise NotImplementedError(f"{type(self).__name__} must implement draw(x, scale, samples, stored, anchors).")
 
     def sample(self, batch: Batch, scale: Tensor) -> Negatives:
         """See `NegativeSampler.sample`."""
         if batch.alone:
             self.step.place(batch.x)
         before = self._write(batch)
-        drawn = self._drawn(batch, scale.detach())
-        position, in_batch = _places(batch, drawn.rows)
-        weights = torch.where(in_batch, drawn.weights, 0)
-        mean = _weighted_sum(batch, position, batch.x, weights)
         try:
-            mean = mean + self._remembered(batch, drawn.rows, drawn.weights - weights)
-        except BaseException:  # whatever the encoder raises, a failed call must not change the state
-            self._put(batch, *before)
+            drawn = self._drawn(batch, scale.detach())
+            position, in_batch = _places(batch, drawn.rows)
+            weights = torch.where(in_batch, drawn.weights, 0)
+            remembered = self._remembered(batch, drawn.rows, drawn.weights - weights)
+            surrogate = _similarity(batch, _Weighted(position, batch.x, weights), remembered) * scale
+        except BaseException:  # an encoder that raises, or a process that is lost, must not change the state
+            self._put(batch, *before, torch.ones_like(before[1]))
             raise
         self.step.advance()
-        surrogate = torch.linalg.vecdot(batch.x, mean) * scale
         log_mean = torch.where(has_negatives(batch), drawn.log_mean, -torch.inf)
         diagnostics = {"in_batch_share": weights.sum(1).mean()}
         return Negatives(surrogate, log_mean, lambda: WeightedNegatives(drawn.rows, drawn.weights, in_batch), diagnostics)
 
     def _drawn(self, batch: Batch, scale: Tensor) -> Draws:
         """Rows for all anchors; each process draws for a part of the anchors."""
-        samples, keys, key_samples = data_rows(batch) // 2, self.embeddings.rows.flatten(0, 1), self._samples()
+        samples, stored = data_rows(batch) // 2, Stored(self.embeddings.rows.flatten(0, 1), self.visited, self.layout)
 
         def draw(x: Tensor, anchors: slice) -> Draws:
-            return self.draw(x[anchors], scale, samples[anchors], keys, key_samples, anchors.start)
+            return self.draw(x, scale, samples, stored, anchors)
 
-        return Draws(*batch.pairs.on_rows(draw, batch.x.detach()))
+        # Processes that hold parts of the table divide the anchors or not, whatever the backend does.
+        share = replace(batch.pairs.share, divided=self.by_parts) if self.layout.divided else batch.pairs.share
+        return Draws(*share.on_rows(draw, batch.x.detach()))
 
-    def _remembered(self, batch: Batch, rows: Tensor, weights: Tensor) -> Tensor:
-        """(N, D) weighted sum of the negatives outside the batch; negatives in the batch have weight 0."""
+    def _remembered(self, batch: Batch, rows: Tensor, weights: Tensor) -> "_Weighted | Tensor":
+        """The negatives outside the batch, or their weighted sums (N, D) if processes hold parts of the table."""
         features, place = self.embeddings.rows.flatten(0, 1), rows.clamp_min(0)
         if self.encode is not None:
             features, place = encode_rows(batch, self.encode, torch.where(weights > 0, rows, NOBODY))
-        return _weighted_sum(batch, place, features, weights.to(features)).to(batch.x)
-
-    def _samples(self) -> Tensor:
-        samples = torch.arange(len(self.visited), device=self.visited.device)
-        return torch.where(self.visited, samples, NOBODY).repeat_interleave(2)
+        elif self.layout.divided:
+            return self.layout.weighted_sum(features, place, weights.to(features), views=2).to(batch.x)
+        return _Weighted(place, features, weights.to(features))
 
     @torch.no_grad()
     def _write(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Write the rows of a batch to the table, except rows that are not finite or have no negatives; return the old rows."""
         assert batch.index is not None
         self.embeddings.fit(batch.x.shape[1])
-        index = batch.placed(batch.index)
-        rows, visited = self.embeddings.rows[index], self.visited[index]
+        rows, visited = self.layout.near(batch.placed(batch.index), self.embeddings.rows, self.visited)
         new = batch.x.detach().view(batch.size, 2, -1)[batch.placed(batch.sample_ids)]
         sound = torch.isfinite(new).flatten(1).all(1) & batch.per_view(has_negatives(batch))[:, 0]
-        self._put(batch, torch.where(sound[:, None, None], new.to(rows), rows), visited | sound)
+        self._put(batch, new.to(rows), visited | sound, sound)
         return rows, visited
 
     @torch.no_grad()
-    def _put(self, batch: Batch, rows: Tensor, visited: Tensor) -> None:
+    def _put(self, batch: Batch, rows: Tensor, visited: Tensor, where: Tensor) -> None:
         assert batch.index is not None
         index = batch.placed(batch.index)
-        self.embeddings.rows[index], self.visited[index] = rows, visited
+        self.layout.write(self.embeddings.rows, index, rows, where[:, None, None])
+        self.layout.write(self.visited, index, visited, where)
 
-    def table(self) -> dict[str, Tensor]:
+    def table(self, index: Tensor | None = None) -> dict[str, Tensor]:
         """``embeddings`` (num_samples, 2, D), the last of each sample and view, and ``visited`` (num_samples,)."""
-        return {"embeddings": self.embeddings.rows.cpu().clone(), "visited": self.visited.cpu().clone()}
+        embeddings, visited = self.layout.held(index, self.embeddings.rows, self.visited)
+        return {"embeddings": embeddings.cpu().clone(), "visited": visited.cpu().clone()}
 
     @torch.no_grad()
     def load_table(self, *, embeddings: Tensor, visited: Tensor) -> None:
@@ -159,21 +167,52 @@ class TableSampler(NegativeSampler):
             TypeError: A table is no tensor, or of another kind.
             ValueError: A size does not fit, or an embedding of a visited sample is not finite.
         """
-        check_visited(visited, len(self.visited))
+        size = self.layout.size
+        check_visited(visited, size)
         if not isinstance(embeddings, Tensor):
             raise TypeError(f"embeddings must be a tensor, got {type(embeddings).__name__}. Pass what table() returned.")
-        if embeddings.dim() != 3 or embeddings.shape[:2] != self.embeddings.rows.shape[:2]:
-            raise ValueError(f"embeddings must have shape ({len(self.visited)}, 2, D), got {shape(embeddings)}.")
+        if embeddings.dim() != 3 or embeddings.shape[:2] != (size, 2):
+            raise ValueError(f"embeddings must have shape ({size}, 2, D), got {shape(embeddings)}.")
         check_table("embeddings", embeddings[visited.to(embeddings.device)], self.embeddings.rows)
         self.embeddings.load(embeddings)
-        self.visited.copy_(visited)
+        self.visited.copy_(self.layout.own(visited))
 
 
-def _weighted_sum(batch: Batch, place: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """(N, D) weighted sum of K ``rows`` for each anchor, at ``place`` (N, K); the weights are constants."""
-    if batch.pairs.plain and rows.requires_grad:  # embedding_bag has one derivative only
-        return torch.einsum("nk,nkd->nd", weights, rows[place])
-    return embedding_bag(place, rows, per_sample_weights=weights, mode="sum")
+class _Weighted(NamedTuple):
+    """K weighted negatives for each of N anchors.
+
+    Attributes:
+        place: (N, K) rows of ``rows``.
+        rows: (M, D) rows, which may get a gradient.
+        weights: (N, K) weights, constants.
+    """
+
+    place: Tensor
+    rows: Tensor
+    weights: Tensor
+
+    def sum(self, rows: Tensor, anchors: slice, plain: bool) -> Tensor:
+        """(A, D) weighted sums for some anchors, of ``rows`` in place of its own."""
+        place, weights = self.place[anchors], self.weights[anchors]
+        if plain and rows.requires_grad:  # embedding_bag has one derivative only
+            return torch.einsum("nk,nkd->nd", weights, rows[place])
+        return embedding_bag(place, rows, per_sample_weights=weights, mode="sum")
+
+
+def _similarity(batch: Batch, inside: _Weighted, outside: _Weighted | Tensor) -> Tensor:
+    """(N,) weighted mean similarity of each anchor to its negatives; each process computes a part of the anchors."""
+    plain = batch.pairs.plain
+    if isinstance(outside, Tensor):
+        (found,) = batch.pairs.on_rows(lambda x, own: (torch.linalg.vecdot(x[own], inside.sum(x, own, plain)),), batch.x)
+        return found + torch.linalg.vecdot(batch.x, outside)
+
+    def similarity(x: Tensor, anchors: slice, rows: Tensor) -> tuple[Tensor]:
+        mean = inside.sum(x, anchors, plain)
+        mean = mean + outside.sum(rows, anchors, plain).to(mean)
+        return (torch.linalg.vecdot(x[anchors], mean),)
+
+    (found,) = batch.pairs.on_rows(similarity, batch.x, outside.rows)
+    return found
 
 
 def _places(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,10 +224,9 @@ def _places(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
     return 2 * order[place] + rows % 2, ordered[place] == sample
 
 
-def log_count(x: Tensor, samples: Tensor, key_samples: Tensor) -> Tensor:
+def log_count(found: Found) -> Tensor:
     """(N,) logarithm of the number of included rows of each anchor; 0 if there are none."""
-    counted = (key_samples >= 0).view(-1, 2).sum(1)
-    return (counted.sum() - counted[samples]).clamp_min(1).to(x).log()
+    return found.others.clamp_min(1).to(found.log_sum).log()
 
 
 def softmax(log_scores: Tensor) -> Tensor:

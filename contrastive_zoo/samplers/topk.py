@@ -4,7 +4,7 @@ from torch import Tensor
 
 from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import Encode
-from contrastive_zoo.samplers.memory import memory_largest
+from contrastive_zoo.samplers.stored import Stored
 from contrastive_zoo.samplers.table import Draws, TableSampler, log_count, softmax
 
 
@@ -52,8 +52,8 @@ class TopKSampler(TableSampler):
     ) -> None:
         super().__init__(num_samples=num_samples, num_negatives=num_negatives, encode=encode, embedding_dim=embedding_dim)
 
-    def draw(self, x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, first: int) -> Draws:
+    def draw(self, x: Tensor, scale: Tensor, samples: Tensor, stored: Stored, anchors: slice) -> Draws:
         """See `TableSampler.draw`."""
-        rows, log_scores, _ = memory_largest(x, scale, samples, keys, key_samples, self.num_negatives, None, first)
-        log_mean = log_scores.logsumexp(1) - log_count(x, samples, key_samples)
-        return Draws(rows, softmax(log_scores), log_mean)
+        found = stored.largest(x, scale, samples, self.num_negatives, None, anchors)
+        log_mean = found.log_scores.logsumexp(1) - log_count(found)
+        return Draws(found.rows, softmax(found.log_scores), log_mean)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from contrastive_zoo.registry import Range, samplers
 from contrastive_zoo.samplers.base import Encode
-from contrastive_zoo.samplers.memory import memory_uniform
 from contrastive_zoo.samplers.randomness import step_seed
+from contrastive_zoo.samplers.stored import Stored
 from contrastive_zoo.samplers.table import Draws, TableSampler, softmax
 
 
@@ -45,6 +45,8 @@ class UniformSampler(TableSampler):
 
     law = "uniform over all rows of other samples, weighed towards softmax(s / temperature)"
 
+    by_parts = False  # who holds an embedding scores it, and tells all processes
+
     def __init__(
         self,
         *,
@@ -58,8 +60,8 @@ class UniformSampler(TableSampler):
             num_samples=num_samples, num_negatives=num_negatives, encode=encode, embedding_dim=embedding_dim, seed=seed
         )
 
-    def draw(self, x: Tensor, scale: Tensor, samples: Tensor, keys: Tensor, key_samples: Tensor, first: int) -> Draws:
+    def draw(self, x: Tensor, scale: Tensor, samples: Tensor, stored: Stored, anchors: slice) -> Draws:
         """See `TableSampler.draw`."""
         seed = step_seed(self.seed, self.step.value)
-        rows, log_scores = memory_uniform(x, scale, samples, keys, key_samples, self.num_negatives, seed, first)
-        return Draws(rows, softmax(log_scores), log_scores.logsumexp(1) - math.log(self.num_negatives))
+        found = stored.uniform(x, scale, samples, self.num_negatives, seed, anchors)
+        return Draws(found.rows, softmax(found.log_scores), found.log_sum - math.log(self.num_negatives))

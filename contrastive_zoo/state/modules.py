@@ -1,15 +1,18 @@
-"""Modules with state: checked and precise buffers, a step counter and a seed."""
+"""Modules with state: checked and precise buffers, and tables per sample that processes may divide."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy, deepcopy
-from typing import Any
+from dataclasses import replace
+from math import prod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from contrastive_zoo.checks import check_count
-from contrastive_zoo.devices import beside
+from contrastive_zoo.state.counters import Seed
+from contrastive_zoo.state.layout import Layout, is_dtensor, layout_of, whole
 from contrastive_zoo.state.saved import check_table
 
 HALF = (torch.float16, torch.bfloat16)
@@ -51,12 +54,23 @@ class PreciseModule(AllOrNothing):
     """A module whose floating-point buffers stay in float32 or better, and whose loaded tables are checked.
 
     ``.half()``, ``.bfloat16()``, the default dtype and the dtype of a checkpoint do not change the dtype of buffers.
+
+    Tables that processes divide are buffers only for the methods of this module. Wrappers such as DistributedDataParallel find
+    none, and so do not overwrite the rows of one process with those of another.
+
+    Attributes:
+        divisible: Whether the module reads and writes tables per sample through `layout` only, so that processes can divide
+            them.
+        layout: The rows of the tables per sample that this process holds.
     """
+
+    divisible: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
+        self.layout = Layout(0)
         self._fills: dict[str, float] = {}
-        self._per_sample: set[str] = set()
+        self._per_sample: list[str] = []  # in one order on all processes
         self._seed: Seed | None = None
 
     def register_table(self, name: str, *shape: int, fill: float, per_sample: bool = False) -> None:
@@ -69,23 +83,94 @@ class PreciseModule(AllOrNothing):
                 dtype, float32 at least.
             per_sample: Whether the first dimension counts the samples of the dataset, so that `resize` changes it.
         """
+        layout = layout_of(shape[0]) if per_sample and self.divisible else Layout(shape[0] if shape else 0)
+        if layout.divided:
+            shape = (layout.count, *shape[1:])
         integral = torch.bool if isinstance(fill, bool) else torch.int64
         dtype = at_least_float32(torch.get_default_dtype()) if isinstance(fill, float) else integral
         with torch.inference_mode(False):  # inference tensors are read-only outside that mode
             self.register_buffer(name, torch.full(shape, fill, dtype=dtype))
         self._fills[name] = fill
         if per_sample:
-            self._per_sample.add(name)
+            self._per_sample.append(name)
+            self.layout = layout
+            self._hide()
+
+    def _hide(self) -> None:
+        """Make divided tables plain attributes."""
+        for name in self._per_sample if self.layout.divided else ():
+            if name in self._buffers:
+                self.__dict__[name] = self._buffers.pop(name)
+
+    @contextmanager
+    def _all_buffers(self) -> Iterator[None]:
+        """Make divided tables buffers for a while."""
+        for name in self._per_sample:
+            if name in self.__dict__:
+                self._buffers[name] = self.__dict__.pop(name)
+        try:
+            yield
+        finally:
+            self._hide()
+
+    @torch.no_grad()
+    def divide(self, layout: Layout) -> None:
+        """Keep a share of the rows of all tables per sample, also of submodules.
+
+        Raises:
+            ValueError: A module with tables per sample is not divisible, or has another layout already.
+        """
+        for part in self.precise_parts():
+            if part._per_sample and not part.divisible:
+                raise ValueError(f"{type(part).__name__} has tables that processes cannot divide. Use tables='replicated'.")
+            if part.layout.divided and part.layout != layout:
+                raise ValueError(f"the tables of {type(part).__name__} are sharded already, for another loss. Make a new one.")
+            for name in part._per_sample if not part.layout.divided else ():
+                part._buffers[name] = layout.own(part.get_buffer(name)).clone()
+            if part._per_sample:
+                part.layout = layout
+                part._hide()
+
+    def divided_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the whole tables that processes divide, also of submodules, by name."""
+        found = {}
+        for prefix, part in self.named_modules():
+            if isinstance(part, PreciseModule) and part.layout.divided:
+                for name in part._per_sample:
+                    shape = part.layout.size, *getattr(part, name).shape[1:]
+                    found[f"{prefix}.{name}".lstrip(".")] = shape
+        return found
+
+    def divided_bytes(self) -> int:
+        """Size of the whole tables that processes divide."""
+        sizes = [
+            part.layout.size * prod(getattr(part, name).shape[1:]) * getattr(part, name).element_size()
+            for part in self.precise_parts()
+            if part.layout.divided
+            for name in part._per_sample
+        ]
+        return sum(sizes)
+
+    def per_sample_tables(self) -> list[Tensor]:
+        """The rows of this module's own tables per sample that this process holds."""
+        return [getattr(self, name) for name in self._per_sample]
+
+    def precise_parts(self) -> "list[PreciseModule]":
+        """This module and its submodules, but those that have no such tables."""
+        return [part for part in self.modules() if isinstance(part, PreciseModule)]
 
     @torch.no_grad()
     def resize(self, num_samples: int) -> None:
         """Add entries for new samples to the tables per sample, also of submodules."""
+        layout = replace(self.layout, size=num_samples)
         for name in self._per_sample:
-            old = self.get_buffer(name)
+            old = getattr(self, name)
             with torch.inference_mode(False):
-                new = old.new_full((num_samples, *old.shape[1:]), self._fills[name])
-            new[: len(old)] = old
+                new = old.new_full((layout.count, *old.shape[1:]), self._fills[name])
+            self.layout.move(old, new, layout)
             setattr(self, name, new)
+        if self._per_sample:
+            self.layout = layout
         for part in self.children():
             if isinstance(part, PreciseModule):
                 part.resize(num_samples)
@@ -108,29 +193,55 @@ class PreciseModule(AllOrNothing):
     def reset_parameters(self) -> None:
         """Restore the initial values of this module's own buffers, for example after ``to_empty``."""
         for name, fill in self._fills.items():
-            self.get_buffer(name).fill_(fill)
+            getattr(self, name).fill_(fill)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "PreciseModule":
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in self._buffers.items():
-            kept = before[name]
-            if buffer is not None and kept is not None and buffer.dtype in HALF:
-                self._buffers[name] = kept.to(buffer.device)
+        with self._all_buffers():
+            before = dict(self._buffers)
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            for name, buffer in self._buffers.items():
+                kept = before[name]
+                if buffer is not None and kept is not None and buffer.dtype in HALF:
+                    self._buffers[name] = kept.to(buffer.device)
         return self
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        with self._all_buffers():
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._per_sample if self.layout.divided else ():
+            destination[prefix + name] = self.layout.as_dtensor(destination[prefix + name])
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in self._buffers:
-            saved = state_dict.get(prefix + name)
-            if isinstance(saved, Tensor) and saved.dtype in HALF:
-                state_dict[prefix + name] = saved.float()
+        with self._all_buffers():
+            self._load_buffers(state_dict, prefix, *args)
+
+    def _load_buffers(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        try:
+            for name in self._buffers:
+                saved = state_dict.get(prefix + name)
+                if isinstance(saved, Tensor):
+                    state_dict[prefix + name] = saved = self._own_of_saved(name, saved)
+                    self.make_room(name, saved)
+        except ValueError as error:
+            args[-1].append(f"{prefix}{error}")
+            return
         given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         try:
-            self.check_saved({name: value for name, value in given.items() if isinstance(value, Tensor) and not value.is_meta})
+            held = {name: value for name, value in given.items() if isinstance(value, Tensor) and not is_dtensor(value)}
+            self.check_saved({name: value for name, value in held.items() if not value.is_meta})
         except (TypeError, ValueError) as error:
             args[-1].append(f"{prefix}{error}")
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _own_of_saved(self, name: str, saved: Tensor) -> Tensor:
+        """A table as this module holds it: in single precision at least, and the rows of this process."""
+        divided = self.layout.divided and name in self._per_sample
+        saved = self.layout.own_of_saved(name, saved) if divided else whole(saved)
+        return saved.float() if saved.dtype in HALF else saved
+
+    def make_room(self, name: str, saved: Tensor) -> None:
+        """Prepare a table for what is about to be loaded, the rows of this process; subclasses may allocate."""
 
     def check_saved(self, saved: dict[str, Tensor]) -> None:
         """Check what is about to be loaded; subclasses add what they know of their tables.
@@ -146,83 +257,3 @@ class PreciseModule(AllOrNothing):
             own = self._buffers.get(name, self._parameters.get(name))
             if name in saved and own is not None:
                 check_table(name, saved[name], own)
-
-
-class _Counted(nn.Module):
-    """A number in the state dict, checked when it is loaded."""
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        try:
-            super()._load_from_state_dict(state_dict, prefix, *args)
-        except (TypeError, ValueError) as error:
-            args[-1].append(f"{prefix}_extra_state: {error}")
-
-
-class StepCounter(_Counted):
-    """Counts training steps, on the host unless `place` moves the counter, and is saved with the state.
-
-    The counter is no buffer, so wrappers neither broadcast nor average it, and on the host reading it needs no synchronisation.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.inference_mode(False):  # inference tensors are read-only outside that mode
-            self.value = torch.zeros((), dtype=torch.int64, device="cpu")
-
-    def place(self, like: Tensor) -> None:
-        """Count on the device of a tensor from now on."""
-        if self.value.device != like.device:
-            self.value = beside(self.value, like)
-
-    def advance(self) -> None:
-        """Count one step."""
-        self.value.add_(1)
-
-    def reset_parameters(self) -> None:
-        """Count from 0 again."""
-        self.value.zero_()
-
-    def get_extra_state(self) -> Tensor:
-        """The count, for `state_dict`."""
-        return self.value.clone()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Load a saved count."""
-        self.value.fill_(check_count("the saved count of steps", state, low=0))
-
-
-class Seed(_Counted):
-    """The seed of random draws, saved with the state.
-
-    Args:
-        value: A whole number from 0 to 2^63 - 1.
-
-    Raises:
-        TypeError: ``value`` is not whole.
-        ValueError: ``value`` is out of range.
-    """
-
-    def __init__(self, value: int) -> None:
-        super().__init__()
-        self.set(value)
-        self._first = self.value
-
-    def set(self, value: int) -> None:
-        """Replace the seed."""
-        self.value = check_count("seed", value, low=0, high=2**63 - 1)
-
-    def reset_parameters(self) -> None:
-        """Restore the first seed."""
-        self.value = self._first
-
-    def get_extra_state(self) -> Tensor:
-        """The seed, for `state_dict`."""
-        return torch.tensor(self.value, dtype=torch.int64, device="cpu")
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Load a saved seed."""
-        self.set(check_count("the saved seed", state, low=0))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.setdefault(f"{prefix}_extra_state", self.value)  # checkpoints of version 0.1 have no seed
-        super()._load_from_state_dict(state_dict, prefix, *args)

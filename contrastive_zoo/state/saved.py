@@ -34,9 +34,9 @@ def check_entries(name: str, table: Tensor, low: int, high: float) -> None:
         )
 
 
-def check_chains(chain: Tensor, visited: Tensor | None) -> None:
-    """Raise unless chains (num_samples, 2) are in rows of the dataset; ``visited`` says which samples have an embedding."""
-    check_entries("chain", chain, NOBODY, chain.numel() - 1)
+def check_chains(chain: Tensor, num_samples: int, visited: Tensor | None) -> None:
+    """Raise unless chains (n, 2) are in rows of the dataset; ``visited`` says which samples have an embedding."""
+    check_entries("chain", chain, NOBODY, 2 * num_samples - 1)
     states = chain.cpu()[chain.cpu() >= 0] // 2
     if visited is not None and not bool(visited.cpu()[states].all()):
         raise ValueError("chain holds states of samples that visited marks as not visited, which have no embedding.")

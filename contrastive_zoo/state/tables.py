@@ -1,26 +1,22 @@
 """State per sample: logarithms of moving averages, and embeddings."""
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import as_tensor, check_count, check_shape
-from contrastive_zoo.operators import operator
+from contrastive_zoo.state.layout import Layout
 from contrastive_zoo.state.modules import PreciseModule
 from contrastive_zoo.state.saved import check_table
 
 
-@operator("contrastive_zoo::rows_of_table", "(Tensor table, Tensor index) -> Tensor")
-def rows_of_table(table: Tensor, index: Tensor) -> Tensor:
-    """``table[index]`` as an opaque operator: else a compiled backward pass could read the table again, after its update."""
-    return table[index]
+class Averages(NamedTuple):
+    """Rows of `LogAverage`: logarithms of averages, (B, sides), and whether each sample was visited, (B,)."""
 
-
-@rows_of_table.register_fake
-def _(table: Tensor, index: Tensor) -> Tensor:
-    return table.new_empty(index.shape[0], *table.shape[1:])
+    log_value: Tensor
+    visited: Tensor
 
 
 class LogAverage(PreciseModule):
@@ -33,6 +29,8 @@ class LogAverage(PreciseModule):
         sides: Averages per sample.
     """
 
+    divisible = True
+
     log_value: Tensor
     visited: Tensor
 
@@ -41,18 +39,22 @@ class LogAverage(PreciseModule):
         self.register_table("log_value", num_samples, sides, fill=0.0, per_sample=True)
         self.register_table("visited", num_samples, fill=False, per_sample=True)
 
-    def blend(self, index: Tensor, log_new: Tensor, weight: float | Tensor) -> Tensor:
+    def read(self, index: Tensor) -> Averages:
+        """The averages of the samples ``index``."""
+        return Averages(*self.layout.read(index, self.log_value, self.visited))
+
+    @staticmethod
+    def blend(old: Averages, log_new: Tensor, weight: float | Tensor) -> Tensor:
         """Logarithm of (1 - weight) old + weight new, (B, anchors); -inf if the logarithm of new is -inf.
 
         Args:
-            index: (B,) samples.
+            old: Averages of B samples.
             log_new: (B, anchors) logarithms of new values; all anchors share one average, or each has its own.
             weight: Weight of the new value, in (0, 1].
         """
         weight = as_tensor(weight).double()
-        old, visited = rows_of_table(self.log_value, index), rows_of_table(self.visited, index)
-        blended = torch.logaddexp(old + torch.log1p(-weight), log_new + torch.log(weight))
-        return torch.where(visited[:, None] & torch.isfinite(log_new), blended.to(log_new.dtype), log_new)
+        blended = torch.logaddexp(old.log_value + torch.log1p(-weight), log_new + torch.log(weight))
+        return torch.where(old.visited[:, None] & torch.isfinite(log_new), blended.to(log_new.dtype), log_new)
 
     @torch.no_grad()
     def write(self, index: Tensor, log_value: Tensor, first: Tensor) -> None:
@@ -65,14 +67,15 @@ class LogAverage(PreciseModule):
         """
         log_value = log_value.to(self.log_value)[first]
         sound = torch.isfinite(log_value).all(1)
-        self.log_value[index] = torch.where(sound[:, None], log_value, self.log_value[index])
-        self.visited[index] = self.visited[index] | sound
+        self.layout.write(self.log_value, index, log_value, sound[:, None])
+        self.layout.write(self.visited, index, sound, sound)
 
-    def move(self, index: Tensor, log_new: Tensor, weight: float | Tensor, first: Tensor) -> Tensor:
+    def move(self, index: Tensor, old: Averages, log_new: Tensor, weight: float | Tensor, first: Tensor) -> Tensor:
         """Blend new values in and store the averages; an average shared by several anchors is the mean over the anchors.
 
         Args:
             index: (B,) samples.
+            old: Their averages.
             log_new: (B, anchors) logarithms of new values, as in `blend`.
             weight: Weight of the new values.
             first: (B,) position of the first row of each row's sample.
@@ -80,15 +83,20 @@ class LogAverage(PreciseModule):
         Returns:
             (B, anchors) logarithms of the averages before the mean over anchors, as `blend` returns them.
         """
-        log_value = self.blend(index, log_new, weight)
+        log_value = self.blend(old, log_new, weight)
         shared = self.log_value.shape[1] == 1
         sides = torch.logsumexp(log_value, 1, keepdim=True) - math.log(log_value.shape[1]) if shared else log_value
         self.write(index, sides, first)
         return log_value
 
-    def natural(self) -> list[Tensor]:
-        """The averages of each side, (num_samples,) float64 on the CPU; 0 for unvisited samples."""
-        return _sides(torch.where(self.visited[:, None], self.log_value.double().exp(), 0))
+    def held(self, index: Tensor | None) -> Averages:
+        """The averages of the samples ``index``, or of all samples."""
+        return Averages(*self.layout.held(index, self.log_value, self.visited))
+
+    @staticmethod
+    def natural(held: Averages) -> list[Tensor]:
+        """The averages of each side, (B,) float64 on the CPU; 0 for unvisited samples."""
+        return _sides(torch.where(held.visited[:, None], held.log_value.double().exp(), 0))
 
     @torch.no_grad()
     def load_natural(self, visited: Tensor, **sides: Tensor) -> None:
@@ -97,9 +105,9 @@ class LogAverage(PreciseModule):
         Raises:
             ValueError: A size does not match the table, or a visited sample has an average that is not positive.
         """
-        check_natural(visited, sides, len(self.visited), positive=True)
-        self.log_value.copy_(_stacked(visited, sides, self.log_value, 1.0).log())
-        self.visited.copy_(visited)
+        check_natural(visited, sides, self.layout.size, positive=True)
+        self.log_value.copy_(_stacked(self.layout, visited, sides, self.log_value, 1.0).log())
+        self.visited.copy_(self.layout.own(visited))
 
 
 class Temperatures(PreciseModule):
@@ -113,6 +121,8 @@ class Temperatures(PreciseModule):
         lowest: Lower bound.
         highest: Upper bound.
     """
+
+    divisible = True
 
     value: Tensor
     gradient: Tensor
@@ -129,32 +139,41 @@ class Temperatures(PreciseModule):
         if "value" in saved and not bool((saved["value"] > 0).all()):
             raise ValueError("value holds temperatures that are not positive. The state is broken.")
 
-    def of(self, index: Tensor, visited: Tensor, start: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, sides) temperatures of the samples ``index``; ``start``, a 0-dim tensor, for unvisited samples."""
-        own = rows_of_table(self.value, index).to(dtype)
+    @staticmethod
+    def current(value: Tensor, visited: Tensor, start: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B, sides) temperatures: the rows ``value`` of visited samples; ``start``, a 0-dim tensor, for unvisited ones."""
+        own = value.to(dtype)
         # Multiplication moves a number from the host to an accelerator without a synchronisation.
-        return torch.where(rows_of_table(visited, index)[:, None], own, torch.ones_like(own) * start)
+        return torch.where(visited[:, None], own, torch.ones_like(own) * start)
 
     @torch.no_grad()
-    def descend(self, index: Tensor, temperature: Tensor, gradient: Tensor, first: Tensor) -> None:
+    def descend(self, index: Tensor, temperature: Tensor, old: Tensor, gradient: Tensor, first: Tensor) -> None:
         """Update the temperatures of a batch, except for non-finite gradients; first rows are used as in `write`.
 
         Args:
             index: (B,) samples.
             temperature: (B, sides) current temperatures.
+            old: (B, sides) their rows of the table of gradients.
             gradient: (B, sides) gradients with respect to the temperatures.
             first: (B,) position of the first row of each row's sample.
         """
         temperature, gradient = temperature.to(self.value)[first], gradient.to(self.value)[first]
         sound = torch.isfinite(gradient).all(1, keepdim=True)
-        averaged = self.momentum * self.gradient[index] + (1 - self.momentum) * gradient
+        averaged = self.momentum * old + (1 - self.momentum) * gradient
         moved = (temperature - self.rate * averaged).clamp(self.lowest, self.highest)
-        self.value[index] = torch.where(sound, moved, self.value[index])
-        self.gradient[index] = torch.where(sound, averaged, self.gradient[index])
+        self.layout.write(self.value, index, moved, sound)
+        self.layout.write(self.gradient, index, averaged, sound)
 
-    def natural(self, visited: Tensor, start: float) -> tuple[list[Tensor], list[Tensor]]:
-        """Temperatures and gradients of each side, (num_samples,) float64 on the CPU; ``start`` and 0 if unvisited."""
-        return _sides(torch.where(visited[:, None], self.value.double(), start)), _sides(self.gradient)
+    def natural(self, index: Tensor | None, visited: Tensor, start: float) -> tuple[list[Tensor], list[Tensor]]:
+        """Temperatures and gradients of each side, (B,) float64 on the CPU; ``start`` and 0 if not ``visited``.
+
+        Args:
+            index: (B,) samples; None for all.
+            visited: (B,) whether each was visited.
+            start: Temperature of the others.
+        """
+        value, gradient = self.layout.held(index, self.value, self.gradient)
+        return _sides(torch.where(visited[:, None], value.double(), start)), _sides(gradient)
 
     @torch.no_grad()
     def load_natural(self, visited: Tensor, temperatures: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
@@ -164,10 +183,10 @@ class Temperatures(PreciseModule):
             ValueError: A size does not match the table, or a visited sample has a temperature that is not positive or a
                 gradient that is not finite.
         """
-        check_natural(visited, temperatures, len(self.value), positive=True)
-        check_natural(visited, gradients, len(self.value), positive=False)
-        self.value.copy_(_stacked(visited, temperatures, self.value, 1.0))
-        self.gradient.copy_(_stacked(visited, gradients, self.gradient, 0.0))
+        check_natural(visited, temperatures, self.layout.size, positive=True)
+        check_natural(visited, gradients, self.layout.size, positive=False)
+        self.value.copy_(_stacked(self.layout, visited, temperatures, self.value, 1.0))
+        self.gradient.copy_(_stacked(self.layout, visited, gradients, self.gradient, 0.0))
 
 
 def check_natural(visited: Tensor, sides: dict[str, Tensor], size: int, *, positive: bool) -> None:
@@ -193,10 +212,10 @@ def check_visited(visited: Tensor, size: int) -> None:
     check_shape("visited", visited, (size,))
 
 
-def _stacked(visited: Tensor, sides: dict[str, Tensor], table: Tensor, unvisited: float) -> Tensor:
-    """The tensors of all sides as one table (num_samples, sides) in float64."""
-    values = torch.stack([tensor.to(table.device, torch.float64) for tensor in sides.values()], 1)
-    return torch.where(visited.to(table.device, torch.bool)[:, None], values, unvisited)
+def _stacked(layout: Layout, visited: Tensor, sides: dict[str, Tensor], table: Tensor, unvisited: float) -> Tensor:
+    """The tensors of all sides as one table (num_samples, sides) in float64, the rows of this process."""
+    values = torch.stack([layout.own(tensor).to(table.device, torch.float64) for tensor in sides.values()], 1)
+    return torch.where(layout.own(visited).to(table.device, torch.bool)[:, None], values, unvisited)
 
 
 def _sides(table: Tensor) -> list[Tensor]:
@@ -216,6 +235,8 @@ class EmbeddingTable(PreciseModule):
         TypeError: ``width`` is not whole.
         ValueError: ``width`` is below 1.
     """
+
+    divisible = True
 
     rows: Tensor
 
@@ -244,13 +265,12 @@ class EmbeddingTable(PreciseModule):
 
     @torch.no_grad()
     def load(self, rows: Tensor) -> None:
-        """Load embeddings of any width."""
+        """Load embeddings of any width, of all samples."""
         if rows.shape[-1] != self.rows.shape[-1]:
             self._allocate(rows.shape[-1])
-        self.rows.copy_(rows)
+        self.rows.copy_(self.layout.own(rows))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        saved = state_dict.get(f"{prefix}rows")
-        if isinstance(saved, Tensor) and saved.shape[:-1] == self.rows.shape[:-1] and saved.shape != self.rows.shape:
+    def make_room(self, name: str, saved: Tensor) -> None:
+        """See `PreciseModule.make_room`."""
+        if saved.shape[:-1] == self.rows.shape[:-1] and saved.shape != self.rows.shape:
             self._allocate(saved.shape[-1])
-        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -280,8 +280,8 @@ CONSTRUCTION: list[tuple[type[Exception], str, str, dict[str, Any]]] = [
     (ValueError, "backend must be one of 'auto', 'dense', 'fused', 'tiled', got 'fast'", "ntxent", {"backend": "fast"}),
     (ValueError, "normalize must be one of .*got 'l2'", "ntxent", {"normalize": "l2"}),
     (ValueError, "normalize must be one of .*got 1", "ntxent", {"normalize": 1}),
-    (ValueError, "gather must be one of 'auto', True, False, got 'ring'", "ntxent", {"gather": "ring"}),
-    (ValueError, "gather must be one of 'auto', True, False, got 1", "ntxent", {"gather": 1}),
+    (ValueError, "gather must be one of 'auto', 'ring', True, False, got 'rings'", "ntxent", {"gather": "rings"}),
+    (ValueError, "gather must be one of 'auto', 'ring', True, False, got 1", "ntxent", {"gather": 1}),
     (
         TypeError,
         "process_group must be None or what torch.distributed.new_group returns, got 3",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import contrastive_zoo as zoo
 from contrastive_zoo.integrations.huggingface import BatchSamplerCallback, LossCallback, parameter_groups
+from contrastive_zoo.state.layout import Layout
 
 # Trainer advises on devices and names.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -156,3 +157,10 @@ def test_a_callback_takes_a_loss_or_a_batch_sampler() -> None:
         LossCallback(nn.MSELoss())
     with pytest.raises(TypeError, match="sampler must be a batch sampler of the zoo, got list"):
         BatchSamplerCallback([[0, 1]])
+
+
+def test_a_part_of_a_table_is_not_saved_as_the_table() -> None:
+    loss_fn = zoo.get_loss("sogclr", num_samples=SIZE)
+    loss_fn.objective.divide(Layout(SIZE, 0, 2, "a group"))
+    with pytest.raises(ValueError, match="one process would save its rows only"):
+        LossCallback(loss_fn)

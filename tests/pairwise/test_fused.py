@@ -18,6 +18,7 @@ from contrastive_zoo import pairwise
 from contrastive_zoo.pairwise import backends, sweep
 from contrastive_zoo.pairwise.fused import arguments, launch
 from contrastive_zoo.pairwise.fused.shapes import Shape
+from contrastive_zoo.pairwise.operator_ import compute
 from contrastive_zoo.pairwise.sweep import Bound, Ids, Sweep
 from contrastive_zoo.pairwise.terms import LogSumExp
 
@@ -118,6 +119,21 @@ def test_parts_are_those_of_other_backends(part: tuple[int, int], keyed: bool, v
         for backend in ("fused", "tiled")
     )
     assert_close(found, wanted, "value")
+
+
+@pytest.mark.parametrize("scales", [(3.0,), (3.0, 1.0)], ids=["one scale", "two scales"])
+@pytest.mark.parametrize("size", [20, 150])
+def test_gradients_of_both_sides_of_unequal_numbers(scales: tuple[float, ...], size: int, visits: str) -> None:
+    """Each sum weighs its gradient by its own scale, also where there are more keys than rows."""
+    found = []
+    for backend in ("fused", "tiled"):
+        x, keys = rows(size, 7, dtype=torch.float32), rows(170 - size, 7, seed=1, dtype=torch.float32)
+        learned = torch.tensor(scales, requires_grad=True)
+        sums = compute(Sweep(x, keys, both=True), LogSumExp(learned[:, None]), backend)
+        upstream = [weights(*each.shape, seed=2, dtype=each.dtype) for each in (sums.rows, sums.columns)]
+        found.append(torch.autograd.grad((sums.rows, sums.columns), (x, keys, learned), upstream))
+    for what, a, b in zip(("rows", "keys", "scales"), *found, strict=True):
+        assert_close(a, b, f"gradient of {what}", magnitude=10.0)
 
 
 def test_means_of_parts_weigh_their_sums(visits: str) -> None:

@@ -72,10 +72,10 @@ def test_a_promise_of_equal_upstream_gradients_changes_nothing(keyed: bool, engi
 
 
 def test_a_broken_promise_is_an_error() -> None:
-    x = rows(5, 3)
+    x = rows(300, 3)
     value = pairwise.softplus_sum(x, scale=1.0, uniform=True)
     with pytest.raises(RuntimeError, match=r"the upstream gradient differs between rows.*uniform=True"):
-        torch.autograd.grad(value, x, weights(5))
+        torch.autograd.grad(value, x, weights(300))
 
 
 def visited(ids: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import timedelta
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from cases import CONFIGURATIONS, Configuration, Views, guaranteed, views
+from group import begin, started
 from tolerances import assert_close
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -215,7 +214,7 @@ def run_wrapped(wrapping: Callable[..., Step], options: dict[str, bool], rank: i
 
 def run_sharded(rank: int) -> FOUND:
     """Parameters after some steps of an encoder that FSDP shards, and what a call inside a sharded module is told."""
-    mesh, whole = init_device_mesh("cpu", (len(SIZES),)), Whole()
+    mesh, whole = init_device_mesh(torch.get_default_device().type, (len(SIZES),)), Whole()
     fully_shard(whole.encoder[0], mesh=mesh)
     fully_shard(whole.encoder, mesh=mesh)
     optimizer = torch.optim.SGD(whole.encoder.parameters(), lr=0.1)
@@ -262,11 +261,9 @@ def message(call: Callable[[], object]) -> str:
     return "nothing"
 
 
-def work(rank: int, folder: Path) -> None:
+def work(rank: int, folder: Path, device: str) -> None:
     """What each process does."""
-    torch.set_num_threads(1)
-    place = {"init_method": f"file://{folder}/group", "timeout": timedelta(seconds=60)}
-    dist.init_process_group("gloo", rank=rank, world_size=len(SIZES), **place)
+    begin(rank, len(SIZES), folder, device)
     found: FOUND = {str(configuration): run_cached(configuration, rank) for configuration in CONFIGURATIONS}
     found["running"] = run_with_running_buffer(rank)
     for wrapping in WRAPPINGS:
@@ -283,11 +280,10 @@ def work(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[FOUND]:
+def found(tmp_path_factory: pytest.TempPathFactory, device: str) -> list[FOUND]:
     """What each process found, in the order of ranks."""
     folder = tmp_path_factory.mktemp("caching")
-    mp.spawn(work, args=(folder,), nprocs=len(SIZES))
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(SIZES))]
+    return started(work, len(SIZES), folder, device=device)
 
 
 @guaranteed("caching in processes")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from group import started
 
 from contrastive_zoo.processes import gather as processes
 
@@ -45,8 +46,14 @@ def test_integers_on_the_host_are_sent_from_there(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         processes, "device_of_group", lambda group: torch.device("cuda") if group is accelerators else of_group(group)
     )
-    index = torch.tensor([5, 3, 8], dtype=torch.int32)
+    index = torch.tensor([5, 3, 8], dtype=torch.int32, device="cpu")
     found = processes.gather_integers([index, None], [3], torch.device("meta"), accelerators)
     assert found[1] is None
     assert found[0] is not None
     assert found[0].tolist() == [5, 3, 8]
+
+
+@pytest.mark.parametrize(("device", "reason"), [("cuda", "32 processes need a GPU each"), ("stand-in", "not between devices")])
+def test_without_a_gpu_for_each_process_tests_are_skipped(device: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(pytest.skip.Exception, match=reason):
+        started(lambda rank, folder, device: None, 32, tmp_path, device=device)

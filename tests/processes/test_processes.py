@@ -8,6 +8,7 @@ from cases import CONFIGURATIONS, Configuration, Views, guaranteed
 from group import (
     COMPILED,
     FOUND,
+    FSDP,
     INSIDE,
     ONE_VIEW,
     SHARDED,
@@ -15,6 +16,7 @@ from group import (
     WITH_NEGATIVES,
     Learning,
     alone_in_eval,
+    assert_same,
     fully_shard,
     global_batch,
     global_negatives,
@@ -32,17 +34,6 @@ from tolerances import assert_close
 def one_process(configuration: Configuration, world: int, **params: Any) -> FOUND:
     """The same on the concatenated batches."""
     return run(configuration, [global_batch(step, sizes) for step, sizes in enumerate(SIZES[world])], **params)
-
-
-def assert_same(actual: FOUND, expected: FOUND) -> None:
-    for step, (loss, wanted) in enumerate(zip(actual["losses"], expected["losses"], strict=True)):
-        assert_close(loss, wanted, f"loss of step {step}", magnitude=1.0)
-    for step, (some, others) in enumerate(zip(actual["gradients"], expected["gradients"], strict=True)):
-        for number, (gradient, wanted) in enumerate(zip(some, others, strict=True)):
-            assert_close(gradient, wanted, f"gradient {number} of step {step}", magnitude=10.0)
-    assert actual["state"].keys() == expected["state"].keys()
-    for name, tensor in expected["state"].items():
-        assert_close(actual["state"][name], tensor, name)
 
 
 @guaranteed("processes")
@@ -142,15 +133,15 @@ def test_a_loss_inside_of_a_wrapped_model(name: str, found: list[FOUND], world: 
         assert_same(of_rank["inside"][name], expected)
 
 
-@pytest.mark.parametrize("ignored", [True, False], ids=["parameters of the loss ignored", "parameters of one entry"])
+@pytest.mark.parametrize("what", FSDP)
 @pytest.mark.parametrize("name", SHARDED)
-def test_a_sharded_model_with_a_loss_that_learns(name: str, ignored: bool, found: list[FOUND], world: int) -> None:
+def test_a_sharded_model_with_a_loss_that_learns(name: str, what: str, found: list[FOUND], world: int) -> None:
     """With FSDP2; parameters of shape () and (1,) load each other."""
     if world != 2 or fully_shard is None:
         pytest.skip("two processes and torch 2.7 or newer")
     model = Learning(name, ())
     expected = train_learning(model, [global_batch(0, SIZES[world][0])] * 3)
-    first, second = (of_rank["sharded"][f"{name} with {ignored=}"] for of_rank in found)
+    first, second = (of_rank["sharded"][f"{name}, {what}"] for of_rank in found)
     assert first["losses"] == second["losses"] == pytest.approx(expected, rel=1e-9)
     for key, tensor in model.state_dict().items():
         torch.testing.assert_close(first["state"][key].reshape(tensor.shape), tensor, rtol=1e-9, atol=1e-12)

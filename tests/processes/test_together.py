@@ -52,6 +52,7 @@ SETTINGS = {
     "learned temperature": "temperature is 0.1 on rank 0, ... a parameter on rank {last}",
     "normalize": "normalize is sphere on rank 0, ... ball on rank {last}",
     "reduction": "reduction is mean on rank 0, ... sum on rank {last}",
+    "gather": "gather is auto on rank 0, ... ring on rank {last}",
     "on_empty": "on_empty is warn on rank 0, ... error on rank {last}",
     "num_samples": "num_samples is 40 on rank 0, ... 41 on rank {last}",
     "seed": "seed is [0] on rank 0, ... [1] on rank {last}",

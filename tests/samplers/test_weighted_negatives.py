@@ -202,7 +202,7 @@ def test_first_draws_follow_the_softmax_that_the_authors_draw_from() -> None:
     owners, scale, repeats = torch.arange(12), torch.tensor(beta, dtype=torch.float64), 3000
     counts = torch.zeros(4, 12, dtype=torch.float64)
     for number in range(repeats):
-        rows, scores, _ = memory.memory_largest(queries, scale, own, table, owners, 3, seed(number), 0)
+        rows, scores, *_ = memory.memory_largest(queries, scale, own, table, owners, 3, seed(number), 0, 0)
         counts[torch.arange(4), rows[:, 0]] += 1
         assert not (rows == own[:, None]).any()
     softmax = (scale * queries @ table.T).masked_fill(owners == own[:, None], -torch.inf).softmax(1)
@@ -221,7 +221,7 @@ def test_draws_without_replacement_follow_their_law() -> None:
     own, owners = torch.tensor([9]), torch.tensor([0, 1, 2, -1])
     counts = torch.zeros(4, 4, dtype=torch.float64)
     for number in range(4000):
-        rows, _, _ = memory.memory_largest(x, SCALE / 3, own, keys, owners, 2, seed(number), 0)
+        rows, *_ = memory.memory_largest(x, SCALE / 3, own, keys, owners, 2, seed(number), 0, 0)
         counts[rows[0, 0], rows[0, 1]] += 1
     p = (SCALE / 3 * keys @ x[0]).masked_fill(owners < 0, -torch.inf).softmax(0)
     law = (p[:, None] * p[None, :] / (1 - p[:, None])).fill_diagonal_(0)
@@ -245,7 +245,7 @@ def test_nothing_to_draw_from() -> None:
     rows, scores = memory.memory_uniform(x, SCALE, own, keys, owners, 3, seed(), 0)
     assert rows.tolist() == [[-1, -1, -1]]
     assert (scores == -torch.inf).all()
-    rows, scores, log_sum = memory.memory_largest(x, SCALE, own, keys, owners, 3, seed(), 0)
+    rows, scores, log_sum, _ = memory.memory_largest(x, SCALE, own, keys, owners, 3, seed(), 0, 0)
     assert rows.tolist() == [[-1, -1, -1]]
     assert (scores == -torch.inf).all()
     assert log_sum.tolist() == [-torch.inf]

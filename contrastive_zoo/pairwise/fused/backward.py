@@ -31,10 +31,10 @@ def _weight(GRAD, SUMS, SCALE, at, size, step, entries, rows, SCALES: tl.constex
     return grad * scale
 
 
-@triton.jit(do_not_specialize=["size", "step", "rows", "entries", "other_size", "other_step"])
+@triton.jit(do_not_specialize=["size", "step", "rows", "entries", "other_size", "other_step", "other_entries"])
 def weigh(
     GRAD, SUMS, WEIGHTS, OTHER_GRAD, OTHER_SUMS, OTHER_WEIGHTS, SCALE, TOP,
-    size, step, rows, entries, other_size, other_step, SCALES: tl.constexpr, BLOCK: tl.constexpr,
+    size, step, rows, entries, other_size, other_step, other_entries, SCALES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Weights of rows, and of keys: upstream gradients times scales, divided by the largest of both, which is TOP.
 
@@ -46,7 +46,7 @@ def weigh(
         top = tl.maximum(top, tl.abs(_weight(GRAD, SUMS, SCALE, at, size, step, entries, rows, SCALES)))
     for start in range(0, other_size, BLOCK):
         at = (start + tl.arange(0, BLOCK)).to(tl.int64)
-        weight = _weight(OTHER_GRAD, OTHER_SUMS, SCALE, at, other_size, other_step, entries, rows, SCALES)
+        weight = _weight(OTHER_GRAD, OTHER_SUMS, SCALE, at, other_size, other_step, other_entries, rows, SCALES)
         top = tl.maximum(top, tl.abs(weight))
     largest = tl.max(top, 0)
     tl.store(TOP, largest)
@@ -57,7 +57,7 @@ def weigh(
         tl.store(WEIGHTS + at, weight / divisor, mask=at < size)
     for start in range(0, other_size, BLOCK):
         at = (start + tl.arange(0, BLOCK)).to(tl.int64)
-        weight = _weight(OTHER_GRAD, OTHER_SUMS, SCALE, at, other_size, other_step, entries, rows, SCALES)
+        weight = _weight(OTHER_GRAD, OTHER_SUMS, SCALE, at, other_size, other_step, other_entries, rows, SCALES)
         tl.store(OTHER_WEIGHTS + at, weight / divisor, mask=at < other_size)
 
 

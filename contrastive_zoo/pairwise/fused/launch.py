@@ -131,6 +131,7 @@ class Launches:
                 self.sets * self.x.rows,
                 columns.numel(),
                 other_step,
+                max(columns.numel() // len(columns), 1),
                 SCALES=self.function.scales,
                 BLOCK=BLOCK,
                 num_warps=16,

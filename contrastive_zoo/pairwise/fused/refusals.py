@@ -19,6 +19,8 @@ def refuses(sweep: Sweep, term: Term) -> str:
         return f"its kernels compute in float32, and the rows are in {sweep.x.dtype}"
     if sweep.x.shape[-1] > LARGEST_WIDTH:
         return f"its kernels take at most {LARGEST_WIDTH} features, and the rows have {sweep.x.shape[-1]}"
+    if sweep.counts == "equal" and sweep.keys is not None:
+        return "its kernels sum over pairs with equal ids only where rows are their own keys"
     return "" if INTERPRETED and TRITON else refuses_kernels(sweep.x.device)
 
 

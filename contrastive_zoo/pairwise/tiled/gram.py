@@ -29,12 +29,16 @@ def _distinct(ids: Tensor, key_ids: Tensor | None) -> bool:
     return torch.equal(ids, key_ids) and len(ids.unique()) == len(ids)
 
 
-def forward(sweep: Sweep, term: Squares) -> tuple[Sums, Tensor]:
+def squares(x: Tensor, keys: Tensor, gram: Tensor) -> Tensor:
+    """(N,) sums over all keys but the row's own, ``keys``, from the (D, D) Gram matrix of all keys."""
+    return vecdot(x @ gram, x) - vecdot(x, keys).square()
+
+
+def forward(sweep: Sweep, term: Squares, needs: Needs) -> tuple[Sums, Tensor]:
     """The sums; nothing is kept for the backward pass."""
     assert sweep.keys is not None
     x, keys, empty = sweep.x, sweep.keys, sweep.x.new_empty
-    rows = vecdot(x @ (keys.mT @ keys), x) - vecdot(x, keys).square()
-    return Sums(rows[None], empty(1, 0), empty(1, 0)), empty(0)
+    return Sums(squares(x, keys, keys.mT @ keys)[None], empty(1, 0), empty(1, 0)), empty(0)
 
 
 def backward(sweep: Sweep, term: Squares, sums: Sums, upstream: tuple[Tensor, Tensor], kept: Tensor, needs: Needs) -> Gradients:

@@ -9,7 +9,6 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import Gradients, LogSumExp, Needs, Softplus, Sums, Term
 from contrastive_zoo.pairwise.tiled import gram, small
@@ -26,6 +25,8 @@ def residual(sweep: Sweep, term: Term, needs: Needs) -> int:
     if not any(needs):
         return 0
     if isinstance(term, Softplus):
+        if small.serves(sweep, term):
+            return sweep.x.shape[0] * (sweep.x if sweep.keys is None else sweep.keys).shape[0]
         return sum(_numels(sweep, needs)) if term.uniform else 0
     numel = tiles_numel(sweep) * (sweep.x.shape[0] if sweep.x.dim() == 3 else 1)
     keeps = isinstance(term, LogSumExp) and not term.mean and numel * sweep.x.element_size() <= KEEP_BYTES
@@ -34,19 +35,17 @@ def residual(sweep: Sweep, term: Term, needs: Needs) -> int:
 
 def forward(sweep: Sweep, term: Term, needs: Needs) -> tuple[Sums, Tensor]:
     """The sums, and the entries kept for the backward pass."""
+    if short := _without_loop(sweep, term):
+        found: tuple[Sums, Tensor] = short.forward(sweep, term, needs)
+        return found
     keep = residual(sweep, term, needs)
     if isinstance(term, Softplus) and keep:
         return _forward_with_gradient(sweep, term, needs)
-    if short := _without_loop(sweep, term):
-        with without_autocast(sweep.x):
-            found, kept = short.forward(sweep, term)
-            return found, kept if keep else kept.new_empty(0)
     kept, by_set = sweep.x.new_empty(keep), []
-    with without_autocast(sweep.x):
-        for on, places in _sets(sweep, term, kept):
-            for i, j, place in places:
-                on.add(on.tiles.products(i, j, on.factor, place), i, j)
-            by_set.append(_sums(on))
+    for on, places in _sets(sweep, term, kept):
+        for i, j, place in places:
+            on.add(on.tiles.products(i, j, on.factor, place), i, j)
+        by_set.append(_sums(on))
     if sweep.x.dim() == 2:
         return by_set[0], kept
     rows, _, means = zip(*by_set, strict=True)
@@ -55,36 +54,34 @@ def forward(sweep: Sweep, term: Term, needs: Needs) -> tuple[Sums, Tensor]:
 
 def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor, needs: Needs) -> Gradients:
     """The needed gradients of rows, keys, scale and offset, given upstream gradients of the sums of rows and of keys."""
+    if short := _without_loop(sweep, term):
+        gradients: Gradients = short.backward(sweep, term, sums, upstream, kept, needs)
+        return gradients
     if isinstance(term, Softplus) and kept.numel():
         return _kept_gradient(sweep, upstream[0], kept, needs)
-    if short := _without_loop(sweep, term):
-        with without_autocast(sweep.x):
-            gradients: Gradients = short.backward(sweep, term, sums, upstream, kept, needs)
-            return gradients
-    with without_autocast(sweep.x):
-        sets, found = list(_sets(sweep, term, kept)), []
-        # The gradient of the scale is computed from the gradient of the rows or of the keys.
-        needs_x = needs[0] or (needs[2] and not needs[1] and sets[0][0].scale_from_products)
-        x = sweep.x.new_zeros(sweep.x.shape if needs_x else 0)
-        keys = x.new_zeros(sweep.keys.shape if sweep.keys is not None and needs[1] else 0)
-        for number, (on, places) in enumerate(sets):
-            rows, means, grads = [t[:, number] if sweep.x.dim() == 3 else t for t in (sums.rows, sums.means, upstream[0])]
-            columns, grad_columns = (rows, grads) if on.tiles.symmetric else (sums.columns, upstream[1])
-            on.begin((columns, rows), means, (grad_columns, grads), needs[2])
-            grad_x = x[number] if x.dim() == 3 else x
-            for i, j, place in places:
-                tile = on.tiles.products(i, j, on.factor) if place is None else place
-                _spread(on.slopes(tile, i, j, added=place is not None), on.tiles, i, j, grad_x, keys)
-            found.append(_finished(on, grad_x, keys, needs[2]))
-        scale, offset = zip(*found, strict=True)
-        given = term.packed().offset
-        offsets = torch.stack(offset) if given is not None and given.dim() == 2 else offset[0]
-        return Gradients(x, keys, sum(scale[1:], scale[0]), offsets)
+    sets, found = list(_sets(sweep, term, kept)), []
+    # The gradient of the scale is computed from the gradient of the rows or of the keys.
+    needs_x = needs[0] or (needs[2] and not needs[1] and sets[0][0].scale_from_products)
+    x = sweep.x.new_zeros(sweep.x.shape if needs_x else 0)
+    keys = x.new_zeros(sweep.keys.shape if sweep.keys is not None and needs[1] else 0)
+    for number, (on, places) in enumerate(sets):
+        rows, means, grads = [t[:, number] if sweep.x.dim() == 3 else t for t in (sums.rows, sums.means, upstream[0])]
+        columns, grad_columns = (rows, grads) if on.tiles.symmetric else (sums.columns, upstream[1])
+        on.begin((columns, rows), means, (grad_columns, grads), needs[2])
+        grad_x = x[number] if x.dim() == 3 else x
+        for i, j, place in places:
+            tile = on.tiles.products(i, j, on.factor) if place is None else place
+            _spread(on.slopes(tile, i, j, added=place is not None), on.tiles, i, j, grad_x, keys)
+        found.append(_finished(on, grad_x, keys, needs[2]))
+    scale, offset = zip(*found, strict=True)
+    given = term.packed().offset
+    offsets = torch.stack(offset) if given is not None and given.dim() == 2 else offset[0]
+    return Gradients(x, keys, sum(scale[1:], scale[0]), offsets)
 
 
 def _without_loop(sweep: Sweep, term: Term) -> ModuleType | None:
     """The module that computes a sweep without the loop, with a forward and a backward of its own; None if none does."""
-    return next((module for module in (gram, small) if module.serves(sweep, term)), None)
+    return small if small.serves(sweep, term) else gram if gram.serves(sweep, term) else None
 
 
 def _sets(sweep: Sweep, term: Term, kept: Tensor) -> Iterator[tuple[OnTiles, Iterator[tuple[slice, slice, Tensor | None]]]]:
@@ -134,18 +131,17 @@ def _forward_with_gradient(sweep: Sweep, term: Softplus, needs: Needs) -> tuple[
     """Sums and gradient from one pass over the pairs, for an upstream gradient that is known up to a factor."""
     kept = sweep.x.new_zeros(sum(_numels(sweep, needs)))
     x, keys, scale, bias = _split(kept, sweep, needs)
-    with without_autocast(sweep.x):
-        tiles = Tiles(sweep, sweep.x)
-        adding, on = (on_tiles(term, tiles) for _ in range(2))
-        columns, rows = tiles.zeros(1)
-        on.begin((columns, rows), x, (torch.ones_like(columns), torch.ones_like(rows)), needs[2])
-        for i, j in tiles:
-            tile = tiles.products(i, j, on.factor)
-            adding.add(tile, i, j)
-            _spread(on.slopes(tile, i, j, added=True), tiles, i, j, x, keys)
-        for part, gradient in zip((scale, bias), _finished(on, x, keys, needs[2]), strict=True):
-            part.copy_(gradient)
-        return _sums(adding), kept
+    tiles = Tiles(sweep, sweep.x)
+    adding, on = (on_tiles(term, tiles) for _ in range(2))
+    columns, rows = tiles.zeros(1)
+    on.begin((columns, rows), x, (torch.ones_like(columns), torch.ones_like(rows)), needs[2])
+    for i, j in tiles:
+        tile = tiles.products(i, j, on.factor)
+        adding.add(tile, i, j)
+        _spread(on.slopes(tile, i, j, added=True), tiles, i, j, x, keys)
+    for part, gradient in zip((scale, bias), _finished(on, x, keys, needs[2]), strict=True):
+        part.copy_(gradient)
+    return _sums(adding), kept
 
 
 def _numels(sweep: Sweep, needs: Needs) -> tuple[int, int, int, int]:

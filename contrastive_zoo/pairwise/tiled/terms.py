@@ -201,10 +201,20 @@ class _Softpluses(OnTiles):
     def add(self, tile: Tensor, i: slice, j: slice) -> None:
         self._finish(tile, i, j)
         for axis, side, z in self._sides(tile, i, j):
-            # For z >= 40, softplus(z) == z even in float64.
-            out = self.tiles.scratch(1, *tile.shape)
-            values = torch.log1p(z, out=out) if self.bounded else torch.nn.functional.softplus(z, threshold=40)
-            self.totals[axis][0, side] += values.sum(axis)
+            self.totals[axis][0, side] += self._values(z).sum(axis)
+
+    def _values(self, z: Tensor) -> Tensor:
+        """Softpluses of a finished tile. PyTorch's log1p and softplus of float32 take ten times as long on a CPU."""
+        total, error, e = (self.tiles.scratch(number, *z.shape) for number in (1, 3, 4))
+        if self.bounded:
+            e = z
+        else:
+            torch.abs(z, out=e).neg_().exp_()
+        torch.add(e, 1, out=total)
+        # The rounding error of the sum, to first order.
+        torch.sub(e, torch.sub(total, 1, out=error), out=error).div_(total)
+        values = total.log_().add_(error)
+        return values if self.bounded else values.add_(torch.clamp(z, min=0, out=error))
 
     def slopes(self, tile: Tensor, i: slice, j: slice, *, added: bool) -> Tensor:
         if not added:

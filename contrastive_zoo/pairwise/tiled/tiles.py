@@ -55,9 +55,9 @@ def view_of(rows: Tensor, side: slice) -> Tensor:
 
 
 def fill_groups(values: Tensor, group: int, fill: float) -> Tensor:
-    """Overwrite the blocks of ``group`` rows and columns along the diagonal of a square matrix."""
-    blocks = values.shape[0] // group
-    values.view(blocks, group, blocks, group).diagonal(dim1=0, dim2=2).fill_(fill)
+    """Overwrite the blocks of ``group`` rows and columns along the diagonal of square matrices (..., N, N)."""
+    *lead, rows, _ = values.shape
+    values.view(*lead, rows // group, group, rows // group, group).diagonal(dim1=-4, dim2=-2).fill_(fill)
     return values
 
 
@@ -66,8 +66,8 @@ class Tiles:
 
     With ids on the host, a tile whose rows and columns have disjoint ranges of ids needs no mask; if ids increase along the
     rows, this holds for nearly all tiles. If pairs with equal ids are summed over, rows are sorted by id and split into blocks
-    that share no id: one large class, or several small classes. Only pairs within a block are then visited. Ids on an
-    accelerator are not read.
+    that share no id: one large class, or several small classes. Only pairs within a block are then visited. With separate keys,
+    tiles whose rows and columns have disjoint ranges of ids are left out instead. Ids on an accelerator are not read.
 
     Args:
         sweep: The sweep.
@@ -87,7 +87,8 @@ class Tiles:
         self._ids = None if ids is None or key_ids is None else (ids, key_ids)
         self._known = self._ids is None or (self._ids[0].is_cpu and self._ids[1].is_cpu)
         self._group = self._group_size(group) if self._known and not self._equal else 0
-        self._blocks = self._class_blocks() if self._equal and self._known else [(0, x.shape[0])]
+        by_class = self._equal and self._known and self.symmetric
+        self._blocks = self._class_blocks() if by_class else [(0, x.shape[0])]
         self._compared: tuple[Tensor, Tensor] | None = None
         self._regular = group if self._known else 0
         self._buffers = _on_host.found if x.is_cpu else {}  # the allocator of an accelerator keeps its memory
@@ -116,14 +117,17 @@ class Tiles:
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
         rows, columns = self.x.shape[0], self.keys.shape[0]
-        if max(rows, columns) <= self.size and self._part[1] == 1 and len(self._blocks) == 1:
+        by_range = self._equal and not self.symmetric
+        if max(rows, columns) <= self.size and self._part[1] == 1 and len(self._blocks) == 1 and not by_range:
             return iter([(slice(0, rows), slice(0, columns))])  # fast path: a small matrix is a single tile
         return self._all_tiles()
 
     def _all_tiles(self) -> Iterator[tuple[slice, slice]]:
         for low, high in strips(self.x.shape[0], self._part):
             for start, stop in self._blocks:
-                yield from self._tiles_of(max(low, start), min(high, stop), stop)
+                for tile in self._tiles_of(max(low, start), min(high, stop), stop):
+                    if not self._none_counts(*tile):
+                        yield tile
 
     def _tiles_of(self, low: int, high: int, stop: int) -> Iterator[tuple[slice, slice]]:
         """Tiles of the rows from ``low`` to ``high``, in a block that ends at ``stop``."""
@@ -161,7 +165,7 @@ class Tiles:
         """Overwrite the excluded pairs in a tile of values."""
         if self._ids is None:
             return values
-        if rows.start == columns.start and self._equal:
+        if rows.start == columns.start and self._equal and self.symmetric:
             values.fill_diagonal_(fill)
         if rows == columns and self._group:
             return fill_groups(values, self._group, fill)
@@ -190,9 +194,18 @@ class Tiles:
             return columns.stop <= rows.start or rows.stop <= columns.start
         if not self._known or self._ids is None:
             return False
+        if not self._equal:
+            return self._ranges_are_disjoint(rows, columns)
+        # Sorted by id, so all ids in between are the same.
+        return self.symmetric and bool(self._ids[0][rows][0] == self._ids[1][columns][-1])
+
+    def _none_counts(self, rows: slice, columns: slice) -> bool:
+        """Whether the host knows that no pair of a tile of rows and separate keys has equal ids, which alone count."""
+        return self._equal and self._known and not self.symmetric and self._ranges_are_disjoint(rows, columns)
+
+    def _ranges_are_disjoint(self, rows: slice, columns: slice) -> bool:
+        assert self._ids is not None
         ids, key_ids = self._ids[0][rows], self._ids[1][columns]
-        if self._equal:
-            return bool(ids[0] == key_ids[-1])
         return bool(ids.min() > key_ids.max()) or bool(key_ids.min() > ids.max())
 
     def products(self, rows: slice, columns: slice, scale: float, out: Tensor | None = None) -> Tensor:
