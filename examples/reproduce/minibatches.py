@@ -228,7 +228,7 @@ def line(axes: Any, curves: Sequence[list[dict[str, float]]], unit: str, key: st
 
 def main(given: Sequence[str] | None = None) -> list[Result]:
     parser = arguments(NAME, __doc__)
-    parser.add_argument("--epochs", type=int, default=8, help="passes over as many digits as there are")
+    parser.add_argument("--epochs", type=int, default=16, help="passes over as many digits as there are")
     settings = parser.parse_args(given)
     settings.samples, settings.batch_size, settings.updates = 2_000, BATCH, 2_001
     if settings.quick:
