@@ -135,7 +135,7 @@ def test_a_picture_without_text_stops_the_build() -> None:
         figures.on_page_content('<p><img alt="" src="images/ntxent.svg" /></p>', page=page)
 
 
-OTHERS = ("gradient_error", "minibatch_digits", "minibatch_optimization", "negative_samplers", "tutorial")
+OTHERS = ("gradient_error", "minibatch_optimization", "negative_samplers", "tutorial")
 
 
 def test_pictures_follow_the_colours_of_the_page() -> None:

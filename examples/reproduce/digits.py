@@ -60,7 +60,7 @@ def _half(part: Part) -> Tensor:
 class Model(nn.Module):
     """A convolutional encoder and a projection head."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: nn.Module | None = None) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
             *block(3, 16, stride=1),
@@ -70,19 +70,28 @@ class Model(nn.Module):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        # Without the last normalisation, all projections begin in one place, and 150 steps do not spread them.
-        self.head = nn.Sequential(
-            nn.Linear(WIDTH, WIDTH, bias=False),
-            nn.BatchNorm1d(WIDTH),
-            nn.ReLU(),
-            nn.Linear(WIDTH, DIM, bias=False),
-            nn.BatchNorm1d(DIM, affine=False),
-        )
+        self.head = normalised_head() if head is None else head
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Projections (B, 64) of images (B, 3, 16, 16)."""
         return self.head(self.encoder(x))
+
+
+def normalised_head() -> nn.Module:
+    """A head that begins with spread projections: without its last layer they begin in one place, and 150 steps stay there."""
+    return nn.Sequential(
+        nn.Linear(WIDTH, WIDTH, bias=False),
+        nn.BatchNorm1d(WIDTH),
+        nn.ReLU(),
+        nn.Linear(WIDTH, DIM, bias=False),
+        nn.BatchNorm1d(DIM, affine=False),
+    )
+
+
+def usual_head() -> nn.Module:
+    """A head as in the papers, whose projections nothing keeps apart but the objective."""
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False), nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Linear(WIDTH, DIM))
 
 
 def block(before: int, after: int, stride: int) -> tuple[nn.Module, ...]:
@@ -121,7 +130,7 @@ def train(
     batch_size: int,
     epochs: int,
     seed: int,
-    lr: float = LR,
+    make: Callable[[], Model] = Model,
     batches: Batches | None = None,
     watch: Callable[[int, Model], None] = lambda epoch, model: None,
 ) -> Model:
@@ -130,19 +139,19 @@ def train(
     Args:
         loss_fn: Objective; it gets index and labels.
         digits: From `load`.
-        batch_size: Samples of a batch; the learning rate is `lr` times the square root of a 256th of it.
+        batch_size: Samples of a batch; the learning rate is 0.003 times the square root of a 256th of it.
         epochs: Number of epochs.
         seed: Of the model, the order of the samples and their views; the same for every objective.
-        lr: Learning rate at a batch of 256.
+        make: Makes the model.
         batches: Indices of the batches of an epoch; by default all samples in a random order.
         watch: Called before the first epoch and after each, with the number of epochs done.
     """
     torch.manual_seed(seed)
-    model = Model()
+    model = make()
     draws = torch.Generator().manual_seed(seed)
     count = len(digits.images)
     steps = epochs * (count // batch_size)
-    optimizer = torch.optim.AdamW([*model.parameters(), *loss_fn.parameters()], lr=lr * math.sqrt(batch_size / 256), fused=True)
+    optimizer = torch.optim.AdamW([*model.parameters(), *loss_fn.parameters()], lr=LR * math.sqrt(batch_size / 256), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))))
     watch(0, model)
     for epoch in range(epochs):
