@@ -10,12 +10,12 @@ from contrastive_zoo.batch.pairs import Pairs
 
 
 def constants(batch: Batch) -> dict[str, Any]:
-    """The tensors of a batch that `figures` needs, detached; those of rows are of the samples that this process holds."""
+    """What `figures` needs of a batch, detached, and which of its samples this process holds rows of."""
     for name, figure in batch.diagnostics.items():
         batch.diagnostics[name] = figure.detach()
     return {
         "x": batch.x.detach(),
-        "pair_similarity": batch.pair_similarity[batch.pairs.share.own].detach(),
+        "pair_similarity": batch.pair_similarity.detach(),
         "ids": batch.ids,
         "sample_ids": batch.sample_ids,
         "views": batch.views,
@@ -27,8 +27,10 @@ def constants(batch: Batch) -> dict[str, Any]:
 
 def figures(seen: dict[str, Any], pairs: Pairs, *, by_class: bool) -> dict[str, Tensor]:
     """Mean similarities of positives and of negatives, by sample or by class, and the objective's diagnostics; all detached."""
-    batch = Batch(**{name: value for name, value in seen.items() if name != "own"}, pairs=pairs)
-    x, samples = batch.x, (batch.class_ids() if by_class else batch.sample_ids)[seen["own"]].to(batch.x.device)
+    own = seen["own"]
+    known = {name: value for name, value in seen.items() if name != "own"}
+    batch = Batch(**known | {"pair_similarity": seen["pair_similarity"][own]}, pairs=pairs)
+    x, samples = batch.x, (batch.class_ids() if by_class else batch.sample_ids)[own].to(batch.x.device)
     # Numbers below that of the rows, which may be those of one process only.
     groups = torch.searchsorted(samples.sort().values, samples).repeat_interleave(batch.views)
     # The sum of x_i . x_j over all pairs equals the squared norm of the sum of the rows.

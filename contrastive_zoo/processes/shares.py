@@ -53,8 +53,10 @@ class Share:
     @property
     def own(self) -> slice:
         """Which samples of the batch this process holds rows of."""
+        if not self.ring:
+            return slice(None)
         start = sum(self.sizes[: self.rank])
-        return slice(start, start + self.sizes[self.rank]) if self.ring else slice(None)
+        return slice(start, start + self.sizes[self.rank])
 
     def enter(self, x: Tensor, keys: K, scale: S, offset: F = None) -> tuple[Tensor, K, S, F]:  # type: ignore[assignment]
         """The inputs of a shared sum; their gradients are summed over processes, in a ring by the sum itself."""
