@@ -14,10 +14,10 @@ from contrastive_zoo.pairwise.terms import Gradients, LogSumExp, Needs, Softplus
 from contrastive_zoo.pairwise.tiled.terms import LOGIT_LIMIT, over_sum
 from contrastive_zoo.pairwise.tiled.tiles import Sides, fill_groups
 
-# Up to so many exponentials the loop takes more time than the matrix; above, new memory does. The loop takes longer for an
-# exponential of several scales, so the matrix may hold more of them.
+# Up to so many exponentials the loop takes more time than the matrix; above, new memory does. The loop takes longer for several
+# scales and for several sets, so the matrices may hold more of them.
 SMALL_NUMEL = 2**16
-MORE_FOR_SCALES = 2
+MORE_FOR_SEVERAL = 2
 
 
 def serves(sweep: Sweep, term: Term) -> bool:
@@ -40,8 +40,8 @@ def fits(sweep: Sweep, scales: int = 1) -> bool:
     if not x.is_cpu or sweep.part[1] > 1:
         return False
     rows, columns = x.shape[-2], x.shape[-2] if keys is None else keys.shape[0]
-    numel = scales * rows * columns * (x.shape[0] if x.dim() == 3 else 1)
-    if numel > (SMALL_NUMEL * MORE_FOR_SCALES if scales > 1 else SMALL_NUMEL):
+    several = scales * (x.shape[0] if x.dim() == 3 else 1)
+    if several * rows * columns > (SMALL_NUMEL * MORE_FOR_SEVERAL if several > 1 else SMALL_NUMEL):
         return False
     if sweep.counts == "equal":
         return ids is not None and ids.is_cpu and keys is None and x.dim() == 2
