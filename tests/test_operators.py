@@ -16,7 +16,7 @@ from contrastive_zoo import devices, pairwise
 from contrastive_zoo.batch.features import stack_views
 from contrastive_zoo.pairwise.fused import refusals
 from contrastive_zoo.pairwise.sweep import UNKNOWN
-from contrastive_zoo.processes.shares import Share, joint
+from contrastive_zoo.processes.shares import Share, joint, swapped
 from contrastive_zoo.ring.classes import class_sums
 from contrastive_zoo.ring.sums import RingSums
 
@@ -87,6 +87,7 @@ def every_use() -> Iterator[Callable[[], Any]]:
     yield lambda: torch.cat(ring.logsumexp_both(x, x.flip(0), scale=scale, **known))
     yield lambda: ring.logsumexp_with_mean(x, scale=scales, ids=ids, **known)[0]
     yield lambda: ring.softplus_sum_within(x, ids=ids, scale=scale, bias=scales, **known)
+    yield lambda: swapped(x.detach(), share.group).sum() * x.sum()
     yield lambda: class_sums(x, ids, share.group, [6]).square()
 
 

@@ -23,6 +23,12 @@ def reason(x: torch.Tensor) -> str:
     return refusals.refuses(Sweep.of(x), LogSumExp.of(1.0, x))
 
 
+def test_equal_ids_of_separate_keys_are_refused() -> None:
+    x, ids = torch.ones(4, 3), torch.arange(4)
+    assert "own keys" in refusals.refuses(Sweep.of(x, x, ids, ids, counts="equal"), LogSumExp.of(1.0, x))
+    assert not refusals.refuses(Sweep.of(x, ids=ids, counts="equal"), LogSumExp.of(1.0, x))
+
+
 def test_what_it_can_do_is_not_refused() -> None:
     for x in (rows(3, 4096, dtype=torch.float32), rows(3, 1, dtype=torch.bfloat16)):
         assert reason(x) == ""
