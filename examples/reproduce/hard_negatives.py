@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from experiment import Claim, Result, Run, arguments, carry_out, difference, picture, spread, table, values, write
-from matplotlib import colormaps
 from torch import Tensor
 
 import contrastive_zoo as zoo
@@ -180,7 +179,7 @@ def label(beta: float) -> str:
 
 def draw(results: Sequence[Result], path: Path) -> None:
     """Distance from a simplex along training above, spectrum of the class means at the end below."""
-    colours = dict(zip(BETAS, colormaps["viridis"](np.linspace(0, 0.9, len(BETAS))), strict=True))
+    colours = dict(zip(BETAS, ("#3465a4", "#e07b39", "#7fb069"), strict=True))
     with picture(path, 11, 6.2) as figure:
         grid = figure.subplots(2, len(NORMALISATIONS), sharey="row")
         for name, (above, below) in zip(NORMALISATIONS, grid.T, strict=True):
