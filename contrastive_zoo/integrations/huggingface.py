@@ -35,10 +35,8 @@ class LossCallback(StateCallback):
         super().__init__(checkpoint)
         self.loss_fn = check_loss(loss_fn)
         if self.loss_fn.objective.divided_shapes():
-            raise ValueError(
-                "the tables of loss_fn are sharded, and one process would save its rows only. Save loss_fn.state_dict() with "
-                "torch.distributed.checkpoint, or make the loss with tables='replicated'."
-            )
+            advice = "Save it with torch.distributed.checkpoint, or make it with tables='replicated'."
+            raise ValueError(f"the tables of loss_fn are sharded, and one process would save its rows only. {advice}")
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the loss; `torch.distributed.checkpoint` calls this too."""
