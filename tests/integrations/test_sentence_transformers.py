@@ -167,7 +167,7 @@ def test_infonce_is_multiple_negatives_ranking_loss(bert: Path, columns: int, ch
     )
     (value, gradient), wanted = value_and_gradient(ours, texts), value_and_gradient(theirs, texts)
     torch.testing.assert_close(value, wanted[0], rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(gradient, wanted[1], rtol=1e-4, atol=1e-5 * float(wanted[1].abs().max()))
+    torch.testing.assert_close(gradient, wanted[1], rtol=1e-4, atol=5e-6 * float(wanted[1].abs().max()))
 
 
 def test_a_run_equals_one_with_multiple_negatives_ranking_loss(bert: Path, tmp_path: Path, monkeypatch: Any) -> None:
