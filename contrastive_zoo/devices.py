@@ -1,7 +1,9 @@
 """Devices: what the host can read, copies between it and an accelerator, and GPUs that Triton kernels run on."""
 
 import importlib.util
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -12,10 +14,36 @@ OLDEST = (8, 0)
 RECENT = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 7)
 TRITON = RECENT and importlib.util.find_spec("triton") is not None
 
+Cached = TypeVar("Cached", bound=Callable[..., Tensor])
+
 
 def transforming() -> bool:
     """Whether a transform of `torch.func`, such as grad or vmap, is running."""
     return torch._C._are_functorch_transforms_active()
+
+
+def cached_on_host(function: Cached) -> Cached:
+    """Decorator that caches small constant tensors on the host by the arguments of a function; do not write to them.
+
+    What is made inside of a transform, by a compiler or under a mode such as FakeTensorMode is of no use outside, so it is not
+    kept.
+    """
+
+    @lru_cache(maxsize=64)
+    def kept(*arguments: Any) -> Tensor:
+        with torch.inference_mode(False):  # autograd cannot save inference tensors for backward
+            return function(*arguments)
+
+    @wraps(function)
+    def call(*arguments: Any) -> Tensor:
+        if torch.compiler.is_compiling() or transforming():
+            return function(*arguments)
+        found = kept(*arguments)
+        if type(found) is not Tensor:
+            kept.cache_clear()
+        return found
+
+    return cast(Cached, call)
 
 
 def batched(tensor: Tensor) -> bool:

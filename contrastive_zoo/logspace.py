@@ -28,6 +28,11 @@ def in_vectors(x: Tensor) -> Tensor:
     return x.double() if x.is_cpu else x
 
 
+def minus_scaled(x: Tensor, y: Tensor, divisor: float | Tensor) -> Tensor:
+    """The difference x - y / divisor, in one call if the divisor is a number."""
+    return x - y / divisor if isinstance(divisor, Tensor) else torch.sub(x, y, alpha=1 / divisor)
+
+
 def log1p_exp(x: Tensor) -> Tensor:
     """The softplus, log(1 + e^x), also exact for large x."""
     return torch.nn.functional.softplus(x, threshold=80)  # exp(80) fits in float32 and 1 + exp(80) == exp(80)

@@ -6,6 +6,7 @@ both an opaque `torch.library.custom_op` and the plain function, wrapped in a `t
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -22,7 +23,7 @@ DENSE = "Use backend='dense', which is plain autograd."
 
 T = TypeVar("T")
 
-_NOTHING = nullcontext()
+NOTHING = nullcontext()
 # Whether a backward pass with is_grads_batched=True hides the values of a tensor.
 _legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
@@ -30,7 +31,7 @@ _legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Turn autocast off for the device of a tensor, at no cost if autocast is off already."""
     device_type = x.device.type
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else _NOTHING
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else NOTHING
 
 
 def uncompiled(function: Callable[..., T], *arguments: Any) -> T:
@@ -61,7 +62,13 @@ class Operator:
         return self.opaque(*inputs) if torch.compiler.is_compiling() else self._eager(*inputs)
 
     def differentiate(
-        self, backward: "Operator", setup: Callable[..., None], gradient: Callable[..., Any], *, advice: str = DENSE
+        self,
+        backward: "Operator",
+        setup: Callable[..., None],
+        gradient: Callable[..., Any],
+        *,
+        returned: Callable[[Any], Any] = lambda output: output,
+        advice: str = DENSE,
     ) -> None:
         """Give the operator a gradient.
 
@@ -70,17 +77,23 @@ class Operator:
             setup: ``setup(ctx, inputs, output)`` saves what the gradient needs. For second derivatives to be refused rather
                 than lost, what is saved must depend on every input with a gradient.
             gradient: ``gradient(ctx, compute, *grads)`` returns the gradients of all inputs; ``compute`` is ``backward``.
+            returned: Chooses the results that a direct call returns; the others serve the gradient only.
             advice: What to do where one derivative is not enough; the last sentence of the error.
         """
         refusal = ONE_DERIVATIVE + advice
         self.opaque.register_autograd(lambda ctx, *grads: gradient(ctx, backward.opaque, *grads), setup_context=setup)
         backward.opaque.register_autograd(lambda ctx, *grads: _refuse(refusal))
-        self._eager = eager_function(self.plain, setup, lambda ctx, *grads: gradient(ctx, backward.plain, *grads), refusal)
+        directly = partial(_given_second, gradient, backward.plain)
+        self._eager = eager_function(self.plain, setup, directly, refusal=refusal, returned=returned)
 
 
 def operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Operator]:
     """Decorator that turns a function into an `Operator`."""
     return lambda function: Operator(name, schema, function)
+
+
+def _given_second(function: Callable[..., Any], second: Any, first: Any, *others: Any) -> Any:
+    return function(first, second, *others)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -103,7 +116,12 @@ class _LastDerivative(torch.autograd.Function):
 
 
 def eager_function(
-    forward: Callable[..., Any], setup: Callable[..., None], gradient: Callable[..., Any], refusal: str = ONE_DERIVATIVE + DENSE
+    forward: Callable[..., Any],
+    setup: Callable[..., None],
+    gradient: Callable[..., Any],
+    *,
+    refusal: str = ONE_DERIVATIVE + DENSE,
+    returned: Callable[[Any], Any] = lambda output: output,
 ) -> Callable[..., Any]:
     """A function with a gradient, in eager mode.
 
@@ -112,6 +130,7 @@ def eager_function(
         setup: ``setup(ctx, inputs, output)``, as for `Operator.differentiate`.
         gradient: ``gradient(ctx, *grads)`` returns the gradients of all inputs.
         refusal: The error where one derivative is not enough.
+        returned: Chooses the results that are returned; the others serve the gradient only.
     """
 
     class Eager(torch.autograd.Function):
@@ -120,7 +139,7 @@ def eager_function(
         def forward(ctx: Any, *inputs: Any) -> Any:
             output = forward(*inputs)
             setup(ctx, inputs, output)
-            return output
+            return returned(output)
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import contrastive_zoo as zoo
-from contrastive_zoo.pairwise.tiled import small, tiles
+from contrastive_zoo.pairwise.tiled import tiles
 
 # Of four processes, the two of the middle round are not neighbours.
 SIZES_OF_RING = {**SIZES, 4: [(3, 3, 3, 3), (1, 4, 2, 5)]}
@@ -102,13 +102,13 @@ def work_in_ring(rank: int, world: int, folder: Path) -> None:
 
 @contextmanager
 def small_tiles() -> Iterator[None]:
-    """Blocks of a few rows in several tiles, none of them at once."""
-    before = small.SMALL_NUMEL, tiles.TILE_CPU, tiles.SINGLE_TILE_CPU
-    small.SMALL_NUMEL, tiles.TILE_CPU, tiles.SINGLE_TILE_CPU = 0, 2, 2
+    """Blocks of a few rows in several tiles."""
+    before = tiles.TILE_CPU, tiles.SINGLE_TILE_CPU
+    tiles.TILE_CPU, tiles.SINGLE_TILE_CPU = 2, 2
     try:
         yield
     finally:
-        small.SMALL_NUMEL, tiles.TILE_CPU, tiles.SINGLE_TILE_CPU = before
+        tiles.TILE_CPU, tiles.SINGLE_TILE_CPU = before
 
 
 def cached(batch: Any, sizes: tuple[int, ...], rank: int) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """The operators of the package keep the promises of `torch.library`, whatever calls them."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,11 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import contrastive_zoo as zoo
 from contrastive_zoo import devices, pairwise
 from contrastive_zoo.batch.features import stack_views
+from contrastive_zoo.batch.pairs import Pairs
 from contrastive_zoo.pairwise.fused import refusals
-from contrastive_zoo.pairwise.sweep import UNKNOWN
 from contrastive_zoo.processes.shares import Share, joint, swapped
 from contrastive_zoo.ring.classes import class_sums
-from contrastive_zoo.ring.sums import RingSums
 
 NAMESPACE = "contrastive_zoo"
 
@@ -82,11 +82,12 @@ def every_use() -> Iterator[Callable[[], Any]]:
     yield lambda: torch.cat(share.leave(*(rows.sum(1) for rows in share.enter(x, keys, 2.0)[:2]), log=True))
     yield lambda: share.leave(share.enter(x.detach(), None, (scale, 2 * scale))[2][1] * x.sum(1), log=False)[0]
     yield lambda: torch.mul(*joint(x, None, scale, None, share.group, 2)[::2])
-    ring, known = RingSums((6,), share.group), {"norm_bound": UNKNOWN, "backend": "auto", "part": (0, 1)}
-    yield lambda: ring.logsumexp(x, scale=(scale, 2 * scale), ids=ids, **known)
-    yield lambda: torch.cat(ring.logsumexp_both(x, x.flip(0), scale=scale, **known))
-    yield lambda: ring.logsumexp_with_mean(x, scale=scales, ids=ids, **known)[0]
-    yield lambda: ring.softplus_sum_within(x, ids=ids, scale=scale, bias=scales, **known)
+    ring = Pairs.unshared("auto", unit_rows=False, norm_bound=torch.inf)
+    ring = replace(ring, share=replace(share, sizes=(6,), ring=True))
+    yield lambda: ring.logsumexp(x, scale=(scale, 2 * scale), ids=ids)
+    yield lambda: torch.cat(ring.logsumexp_both(x, x.flip(0), scale=scale))
+    yield lambda: ring.logsumexp_with_mean(x, scale=scales, ids=ids)[0]
+    yield lambda: ring.softplus_sum_within(x, ids=ids, scale=scale, bias=scales)
     yield lambda: swapped(x.detach(), share.group).sum() * x.sum()
     yield lambda: class_sums(x, ids, share.group, [6]).square()
 

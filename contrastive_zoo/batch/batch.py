@@ -73,7 +73,7 @@ class Batch:
     @property
     def size(self) -> int:
         """Number of samples, B."""
-        return len(self.sample_ids)
+        return self.sample_ids.shape[0]
 
     @property
     def alone(self) -> bool:
@@ -153,7 +153,8 @@ class Batch:
         (B, V), or (K, B, V) for a tuple of K scales.
         """
         sums = self.pairs.logsumexp(self.x, scale=scale, ids=self.ids)
-        from_batch = sums.view(*sums.shape[:-1], self.size, self.views)
+        shape = self.size, self.views
+        from_batch = sums.view(shape if sums.dim() == 1 else (*sums.shape[:-1], *shape))
         return from_batch if self.negatives is None else logaddexp(from_batch, self.extra_logsumexp(scale))
 
     def extra_logsumexp(self, scale: Scales, views: int | None = None) -> Tensor:

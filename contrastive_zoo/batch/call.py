@@ -43,14 +43,10 @@ class Call:
         """Names of the arguments that hold the features, for error messages."""
         return "z1" if self.z2 is None else "z1 or z2"
 
-    def operand(self) -> torch.dtype:
+    def operand(self, autocast: torch.dtype | None) -> torch.dtype:
         """Precision that rows are rounded to: half precision under half-precision autocast, else the features' own dtype."""
         dtype = self.z1.dtype if self.z2 is None else torch.promote_types(self.z1.dtype, self.z2.dtype)
-        device_type = self.z1.device.type
-        if dtype == torch.float32 and torch.is_autocast_enabled(device_type):
-            autocast = torch.get_autocast_dtype(device_type)
-            return autocast if autocast in HALF else dtype
-        return dtype
+        return autocast if autocast in HALF and dtype == torch.float32 else dtype
 
     def check(self, card: Card, training: bool) -> None:
         """Raise unless the arguments fit an objective.

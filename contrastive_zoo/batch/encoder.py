@@ -24,6 +24,7 @@ class UserEncoder(NamedTuple):
         autocast: Precision of the caller's autocast; None if autocast is off.
         operand: Precision that rows are rounded to.
         options: Options of the loss.
+        second_order: Whether a second derivative must be possible.
         group: Processes that each encode a part of the samples; None if this process encodes all samples.
     """
 
@@ -31,6 +32,7 @@ class UserEncoder(NamedTuple):
     autocast: torch.dtype | None
     operand: torch.dtype
     options: Options
+    second_order: bool
     group: dist.ProcessGroup | None = None
 
     def __call__(self, encode: Encode, index: Tensor, view: Tensor, like: Tensor) -> Tensor:
@@ -90,5 +92,5 @@ class UserEncoder(NamedTuple):
             self.operand,
             name=name,
             validate=options.validate,
-            second_order=options.second_order,
+            second_order=self.second_order,
         )

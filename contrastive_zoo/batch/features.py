@@ -12,6 +12,8 @@ NORMALIZE = ("sphere", "ball", "none")
 HALF = (torch.float16, torch.bfloat16)
 # Up to this many entries, launching the operations of a gradient takes longer than its arithmetic.
 SMALL_NUMEL = 2**16
+# Up to so many numbers, a list takes less time than a reduction.
+FEW = 64
 # Rows up to this width have Triton kernels on GPUs of compute capability 8.0 and later.
 KERNEL_WIDTH = 4096
 
@@ -51,14 +53,15 @@ def stack_views(
     check = (validate or z1.is_cpu) and not (batched(z1) or (z2 is not None and batched(z2)))
     if second_order:
         return Stacked(*_composite(z1, z2, normalize, operand, name, check), None)
-    rows, positive, _, rounded = normalized_rows(z1, z2, normalize, operand, name, check)
-    return Stacked(rows, positive, rounded if operand in HALF else None)
+    rows, positive, *rounded = normalized_rows(z1, z2, normalize, operand, name, check)
+    return Stacked(rows, positive, rounded[0] if operand in HALF else None)
 
 
 def _stacked(z1: Tensor, z2: Tensor | None) -> Tensor:
     """(B, V, D), in float32 at least."""
     views = (z1, z2) if z2 is not None else z1.unbind() if z1.dim() == 3 else (z1,)
-    return torch.stack(views if z1.dtype not in HALF and z1.dtype == views[-1].dtype else [_computed(z) for z in views], 1)
+    rows = torch.cat(views if z1.dtype not in HALF and z1.dtype == views[-1].dtype else [_computed(z) for z in views], 1)
+    return rows.view(-1, len(views), z1.shape[-1])
 
 
 def _computed(z: Tensor) -> Tensor:
@@ -119,10 +122,10 @@ def _composite(
     rows = z.flatten(0, 1)
     # Only values are rounded: a gradient that passed through float16 would overflow under loss scaling.
     rows = rows + (_rounded(rows, operand) - rows).detach()
-    return rows, _pair_similarity(rows.view(z.shape))
+    return rows, inner_products_of_pairs(rows.view(z.shape))
 
 
-def _pair_similarity(rows: Tensor) -> Tensor:
+def inner_products_of_pairs(rows: Tensor) -> Tensor:
     """(B, 1) inner products of (B, 2, D) pairs of rows; (B, 0) for any other number of views."""
     if rows.shape[1] != 2:
         return rows[:, 0, :0]
@@ -137,9 +140,9 @@ def _pair_similarity(rows: Tensor) -> Tensor:
 def normalized_rows(
     z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype, name: str, check: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows (B * V, D), inner products of pairs (B, 1) or (B, 0), the divisor of each row, (B, V, 1), and rounded rows.
+    """Rows (B * V, D), inner products of pairs (B, 1) or (B, 0), rounded rows, and the divisor of each row, (B, V, 1).
 
-    The last result is empty unless the operand is a half precision.
+    Rounded rows are empty unless the operand is a half precision.
     """
     if not check and has_kernels(z1) and (z2 is None or has_kernels(z2)):
         from contrastive_zoo.batch import features_triton
@@ -160,9 +163,9 @@ def normalized_rows(
     half = rows.to(operand).view(-1, width) if operand in HALF else rows.new_empty(0)
     if operand in HALF:
         rows = half.to(torch.float32).view(rows.shape)
-    similarity = _pair_similarity(rows)
+    similarity = inner_products_of_pairs(rows)
     # An operator must not return a view of another output.
-    return rows.view(-1, width), similarity if similarity.shape[1] else similarity.clone(), divisor, half
+    return rows.view(-1, width), similarity if similarity.shape[1] else similarity.clone(), half, divisor
 
 
 def has_kernels(z: Tensor) -> bool:
@@ -172,8 +175,11 @@ def has_kernels(z: Tensor) -> bool:
 
 def _all_ordinary(lengths: Tensor) -> bool:
     """Whether all lengths are known to be far from overflow and underflow."""
-    if lengths.device.type != "cpu":
+    if not lengths.is_cpu:
         return False
+    if lengths.numel() <= FEW:
+        few = lengths.flatten().tolist()
+        return min(few) > 1e-15 and sum(few) < 1e15  # a sum that holds NaN is NaN
     low, high = lengths.aminmax()
     return float(low) > 1e-15 and float(high) < 1e15
 
@@ -188,7 +194,7 @@ def _(
     dtype = torch.float32 if dtype in HALF else dtype
     rows, divisor = z1.new_empty(views * size, width, dtype=dtype), z1.new_empty(size, views, 1, dtype=dtype)
     half = torch.empty_like(rows, dtype=operand) if operand in HALF else rows.new_empty(0)
-    return rows, rows.new_empty(size, 1 if views == 2 else 0), divisor, half
+    return rows, rows.new_empty(size, 1 if views == 2 else 0), half, divisor
 
 
 @operator(
@@ -209,10 +215,11 @@ def normalized_rows_backward(
     size, number, _ = divisor.shape
     out = grad.new_empty(len(views), size, grad.shape[-1])
     if len(views) == 2 == number and normalize == "sphere" and grad.numel() <= SMALL_NUMEL:
-        both = rows.view(size, 2, -1).transpose(0, 1)
-        torch.addcmul(grad.view(size, 2, -1).transpose(0, 1), both.flip(0), grad_positive, out=out)
-        along = torch.linalg.vecdot(out, both)[..., None]
-        return out.addcmul_(both, along, value=-1).div_(divisor.transpose(0, 1)).to(dtype)
+        both, by_sample = rows.view(size, 2, -1), out.transpose(0, 1)
+        torch.addcmul(grad.view(size, 2, -1), both.flip(1), grad_positive.unsqueeze(1), out=by_sample)
+        along = torch.linalg.vecdot(by_sample, both).unsqueeze(2)
+        by_sample.addcmul_(both, along, value=-1).div_(divisor)
+        return out if out.dtype == dtype else out.to(dtype)
     own, upstream = rows.view(size, number, -1).unbind(1), grad.view(size, number, -1).unbind(1)
     # One view at a time, so temporaries stay in the CPU cache.
     for total, view in zip(out.unbind(), views, strict=True):
@@ -238,11 +245,11 @@ def _(
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     z1, z2, ctx.normalize, *_ = inputs
-    rows, _, divisor, half = output
+    rows, _, half, divisor = output
     ctx.dtypes = (z1.dtype, None if z2 is None else z2.dtype)
     ctx.stacked = z1.dim() == 3
     ctx.save_for_backward(rows, divisor)
-    ctx.mark_non_differentiable(divisor, half)
+    ctx.mark_non_differentiable(half, divisor)
     ctx.set_materialize_grads(False)
 
 
@@ -256,14 +263,20 @@ def _gradient(ctx: Any, compute: Any, grad: Tensor | None, grad_positive: Tensor
         gradient = compute(grad, grad_positive, rows, divisor, ctx.normalize, views, ctx.dtypes[0])
         return gradient, None, None, None, None, None
     # A view that needs no gradient, such as the output of a momentum encoder, costs nothing.
-    views = [view for view in range(divisor.shape[1]) if ctx.needs_input_grad[view]]
+    needs = ctx.needs_input_grad
+    views = [view for view in range(divisor.shape[1]) if needs[view]]
     wanted = {ctx.dtypes[view] for view in views}
     dtype = wanted.pop() if len(wanted) == 1 else rows.dtype
     found = compute(grad, grad_positive, rows, divisor, ctx.normalize, views, dtype).unbind()
     gradients: list[Tensor | None] = [None, None]
     for view, gradient in zip(views, found, strict=True):
-        gradients[view] = gradient.to(ctx.dtypes[view])
+        gradients[view] = gradient if gradient.dtype == ctx.dtypes[view] else gradient.to(ctx.dtypes[view])
     return *gradients, None, None, None, None
 
 
-normalized_rows.differentiate(normalized_rows_backward, _setup, _gradient)
+def _visible(output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The rows, inner products of pairs, and rounded rows if there are any."""
+    return output[: 3 if output[2].numel() else 2]
+
+
+normalized_rows.differentiate(normalized_rows_backward, _setup, _gradient, returned=_visible)

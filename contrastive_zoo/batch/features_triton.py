@@ -112,7 +112,7 @@ def tile(width: int) -> tuple[dict[str, int], int]:
 def normalized_rows(
     z1: Tensor, z2: Tensor | None, normalize: str, operand: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows (B * V, D), inner products of pairs (B, 1) or (B, 0), divisors (B, V, 1), and rows in half precision or empty."""
+    """Rows (B * V, D), inner products of pairs (B, 1) or (B, 0), rows in half precision or empty, and divisors (B, V, 1)."""
     if z2 is None and z1.dim() == 3 and len(z1) == 2:
         z1, z2 = z1.unbind()
     size, width = z1.shape[-2:]
@@ -129,7 +129,7 @@ def normalized_rows(
             first, second, rows, in_half, positive, divisor, first.stride(0), second.stride(0), programs, width,
             PAIR=z2 is not None, MODE=MODES[normalize], OPERAND=HALF.get(operand, tl.float32), **shape, num_warps=warps,
         )  # fmt: skip
-    return rows, positive, divisor, rows.new_empty(0) if in_half is None else in_half
+    return rows, positive, rows.new_empty(0) if in_half is None else in_half, divisor
 
 
 def normalized_rows_backward(

@@ -16,7 +16,7 @@ from contrastive_zoo.batch.pairs import Pairs
 from contrastive_zoo.batch.samples import OUTSIDE, all_differ, checksum, regular_ids, sample_ids
 from contrastive_zoo.checks import shape
 from contrastive_zoo.devices import batched, beside, readable
-from contrastive_zoo.operators import without_autocast
+from contrastive_zoo.operators import NOTHING
 from contrastive_zoo.processes.gather import Handshake, exchange, gather_features, gather_integers
 from contrastive_zoo.processes.shares import ALONE, Share
 
@@ -68,6 +68,7 @@ class BatchMaker:
         self.needs_index = needs_index
         # Exclusive upper bound of positions in the dataset; -1 if unknown.
         self.positions = options.num_samples if needs_index and options.num_samples is not None else -1
+        self.second_order = options.second_order
         self.pairs = Pairs.unshared(options.backend, unit_rows=options.normalize == "sphere", norm_bound=options.norm_bound)
 
     def make(
@@ -85,11 +86,11 @@ class BatchMaker:
             ValueError: A value is NaN or infinite, or the processes disagree.
             IndexError: A position is outside the dataset.
         """
-        operand, device_type = call.operand(), call.z1.device.type
+        device_type = call.z1.device.type
         autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
         group = None if handshake is None else handshake.group
-        encoder = UserEncoder(device_type, autocast, operand, self.options, group)
-        with without_autocast(call.z1):
+        encoder = UserEncoder(device_type, autocast, call.operand(autocast), self.options, self.second_order, group)
+        with NOTHING if autocast is None else torch.autocast(device_type, enabled=False):
             rows, extra = self._own_rows(call, encoder)
             if handshake is not None:
                 rows = self._gathered(rows, extra, call, handshake, agreement())

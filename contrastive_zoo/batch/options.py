@@ -83,7 +83,7 @@ class Options:
     @property
     def divided(self) -> bool:
         """Whether processes can share sums over pairs: the backend computes parts of them."""
-        return all(backend.parts for backend in named(self.backend))
+        return any(backend.parts for backend in named(self.backend))
 
     @property
     def norm_bound(self) -> float:

@@ -1,22 +1,25 @@
 """Sums over pairs for objectives: the backend, bounds on the rows, and the division of work among processes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from contrastive_zoo import pairwise
 from contrastive_zoo.pairwise.backends import named
-from contrastive_zoo.pairwise.sums import uses_gram_matrix
-from contrastive_zoo.pairwise.sweep import Bound, Ids
-from contrastive_zoo.pairwise.terms import Scales
+from contrastive_zoo.pairwise.operator_ import compute
+from contrastive_zoo.pairwise.sums import sum_kernels, sum_within, uses_gram_matrix
+from contrastive_zoo.pairwise.sweep import Bound, Ids, Sweep
+from contrastive_zoo.pairwise.terms import LogSumExp, Scales, Softplus, Squares, Sums, Term
 from contrastive_zoo.pairwise.tiled import gram
 from contrastive_zoo.processes.shares import ALONE, Share
+from contrastive_zoo.ring import sums as ring
 from contrastive_zoo.ring.classes import class_sums
-from contrastive_zoo.ring.sums import RingSums
+
+S = TypeVar("S")
+F = TypeVar("F")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Pairs:
         operand: The half precision that the rows of the batch were rounded to; None for other rows. A backend may multiply in
             this precision, which rounds rows that an objective computes from those of the batch.
         rounded: The rows of the batch, and their copy in this precision; None without such a copy.
+        bound: What is known about rows other than those of the batch.
         known: Tensors of ids, each with the tensor that takes its place in a sweep (itself, or its copy beside the rows), and
             the number of repetitions of each id if the ids are known to be 0, 0, ..., 1, 1, ..., else 0.
     """
@@ -41,12 +45,13 @@ class Pairs:
     share: Share
     operand: torch.dtype | None
     rounded: tuple[Tensor, Tensor] | None
+    bound: Bound
     known: tuple[tuple[Tensor, Tensor, int], ...]
 
     @staticmethod
     def unshared(backend: str, *, unit_rows: bool, norm_bound: float) -> "Pairs":
         """For rows in full precision on a single process."""
-        return Pairs(backend, unit_rows, norm_bound, ALONE, None, None, ())
+        return Pairs(backend, unit_rows, norm_bound, ALONE, None, None, Bound(norm_bound), ())
 
     def of_batch(
         self,
@@ -56,12 +61,8 @@ class Pairs:
         known: tuple[tuple[Tensor, Tensor, int], ...],
     ) -> "Pairs":
         """A copy of this object for the rows of one batch."""
-        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, operand, rounded, known)
-
-    @property
-    def engine(self) -> Any:
-        """What has the functions: `contrastive_zoo.pairwise`, or `RingSums` where rows stay with their process."""
-        return RingSums(self.share.sizes, self.share.group) if self.share.ring else pairwise
+        bound = self.bound if operand is None else Bound(self.norm_bound, operand)
+        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, operand, rounded, bound, known)
 
     @property
     def plain(self) -> bool:
@@ -73,13 +74,52 @@ class Pairs:
         """Relative rounding error of rows in half precision; 0 for other rows."""
         return 0.0 if self.operand is None else torch.finfo(self.operand).eps
 
-    def _known(self, x: Tensor, keys: Tensor | None, ids: Tensor | None, key_ids: Tensor | None = None) -> dict[str, Any]:
-        """Arguments of the functions of `contrastive_zoo.pairwise` other than the rows."""
-        bound = self._bound(x, keys)
-        known = {"ids": self._ids(ids), "norm_bound": bound, "backend": self.backend, "part": self.share.part}
-        return known if key_ids is None else {**known, "key_ids": self._ids(key_ids)}
+    def _sweep(
+        self,
+        x: Tensor,
+        keys: Tensor | None = None,
+        ids: Tensor | None = None,
+        key_ids: Tensor | None = None,
+        *,
+        counts: Literal["different", "equal"] = "different",
+        both: bool = False,
+    ) -> Sweep:
+        """The part of this process of a sweep, with everything that is known about it."""
+        bound, part, ring = self._bound(x, keys), self.share.part, self.share.ring
+        all_ids = self._ids(ids), self._ids(key_ids)
+        if not ring:
+            return Sweep.of(x, keys, *all_ids, counts=counts, both=both, norm_bound=bound, part=part)
+        # The rows and keys are those of this process, and the ids those of all.
+        sweep = Sweep.of(x, keys, counts=counts, both=both, norm_bound=bound, part=part)
+        return sweep.with_ids(*all_ids)
+
+    def _entered(self, sweep: Sweep, scale: S, offset: F = None) -> tuple[Sweep, S, F]:  # type: ignore[assignment]
+        """The inputs of a sum that processes share."""
+        if not self.share.divided:
+            return sweep, scale, offset
+        x, keys, scale, offset = self.share.enter(sweep.x, sweep.keys, scale, offset)
+        return replace(sweep, x=x, keys=keys), scale, offset
+
+    def _sums(self, sweep: Sweep, term: Term) -> Sums:
+        """The sums over all pairs, from those of the part of each process."""
+        share = self.share
+        if not share.divided:
+            return compute(sweep, term, self.backend)
+        if share.ring:
+            sums = ring.total(sweep, term, self.backend, share.group, share.rows_of_each(sweep.x))
+        else:
+            sums = compute(sweep, term, self.backend)
+        log = isinstance(term, LogSumExp)
+        if sweep.both:
+            rows, columns = share.leave(sums.rows, sums.columns, log=log)
+            return Sums(rows, columns, sums.means)
+        (rows,) = share.leave(sums.rows, log=log)
+        means = share.mean(sums.means, sums.rows, rows) if sums.means.numel() else sums.means
+        return Sums(rows, sums.columns, means)
 
     def _bound(self, x: Tensor, keys: Tensor | None) -> Bound:
+        if self.rounded is None:
+            return self.bound
         return Bound(self.norm_bound, self.operand, self._in_half(x), self._in_half(keys))
 
     def _in_half(self, x: Tensor | None) -> Tensor | None:
@@ -109,10 +149,9 @@ class Pairs:
         key_ids: Tensor | None = None,
     ) -> Tensor:
         """See `contrastive_zoo.pairwise.logsumexp`."""
-        known = self._known(x, keys, ids, key_ids)
-        x, keys, scale, _ = self.share.enter(x, keys, scale)
-        sums = self.engine.logsumexp(x, keys, scale=scale, **known)
-        return self.share.leave(sums, log=True)[0]
+        sweep, scale, _ = self._entered(self._sweep(x, keys, ids, key_ids), scale)
+        rows = self._sums(sweep, LogSumExp.of(scale, self.share.count(x))).rows
+        return rows.unsqueeze(0) if isinstance(scale, tuple) and len(scale) == 1 else rows
 
     def logsumexp_both(
         self,
@@ -124,11 +163,9 @@ class Pairs:
         key_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `contrastive_zoo.pairwise.logsumexp_both`."""
-        known = self._known(x, keys, ids, key_ids)
-        x, keys, scale, _ = self.share.enter(x, keys, scale)
-        sums = self.engine.logsumexp_both(x, keys, scale=scale, **known)
-        rows, columns = self.share.leave(*sums, log=True)
-        return rows, columns
+        sweep, scale, _ = self._entered(self._sweep(x, keys, ids, key_ids, both=True), scale)
+        sums = self._sums(sweep, LogSumExp.of(scale, self.share.count(x)))
+        return sums.rows, sums.columns
 
     def logsumexp_with_mean(
         self,
@@ -140,27 +177,14 @@ class Pairs:
         key_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `contrastive_zoo.pairwise.logsumexp_with_mean`."""
-        known = self._known(x, keys, ids, key_ids)
-        x, keys, scale, _ = self.share.enter(x, keys, scale)
-        sums, means = self.engine.logsumexp_with_mean(x, keys, scale=scale, **known)
-        (whole,) = self.share.leave(sums, log=True)
-        return whole, self.share.mean(means, sums, whole)
+        sweep, scale, _ = self._entered(self._sweep(x, keys, ids, key_ids), scale)
+        sums = self._sums(sweep, LogSumExp.with_mean(scale, self.share.count(x), sweep.x))
+        return sums.rows, sums.means
 
     def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
-        bound = self._bound(x, None)
-        x, *_ = self.share.enter(x, None, None)
-        sums = self.engine.kernel_sum(
-            x,
-            kernel=kernel,
-            parameter=parameter,
-            ids=self._ids(ids),
-            unit_rows=self.unit_rows,
-            rounding=bound,
-            backend=self.backend,
-            part=self.share.part,
-        )
-        return self.share.leave(sums, log=False)[0]
+        sweep, *_ = self._entered(self._sweep(x, None, ids), None)
+        return sum_kernels(sweep, kernel, parameter, self.unit_rows, sweep.rounding, self._sums)
 
     def softplus_sum(
         self,
@@ -174,28 +198,26 @@ class Pairs:
         uniform: bool = False,
     ) -> Tensor:
         """See `contrastive_zoo.pairwise.softplus_sum`."""
-        known = self._known(x, keys, ids, key_ids)
-        x, keys, scale, bias = self.share.enter(x, keys, scale, bias)
-        sums = self.engine.softplus_sum(x, keys, scale=scale, bias=bias, uniform=uniform, **known)
-        return self.share.leave(sums, log=False)[0]
+        sweep, scale, bias = self._entered(self._sweep(x, keys, ids, key_ids), scale, bias)
+        return self._sums(sweep, Softplus.of(scale, bias, self.share.count(x), sweep.x, uniform)).rows
 
     def softplus_sum_within(self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:
         """See `contrastive_zoo.pairwise.softplus_sum_within`."""
-        known = {**self._known(x, None, None), "ids": ids}
-        x, _, scale, bias = self.share.enter(x, None, scale, bias)
-        sums = self.engine.softplus_sum_within(x, scale=scale, bias=bias, **known)
-        return self.share.leave(sums, log=False)[0]
+        sweep, scale, bias = self._entered(self._sweep(x, None, ids, counts="equal"), scale, bias)
+        term, share = Softplus.of(scale, bias, self.share.count(x), sweep.x), self.share
+        if not share.ring:
+            return sum_within(sweep, term, self.backend, self._sums)
+        of_part = ring.sum_within(sweep, term, self.backend, share.group, share.rows_of_each(x))
+        return share.leave(of_part, log=False)[0]
 
-    def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
+    def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor) -> Tensor:
         """See `contrastive_zoo.pairwise.square_sum`."""
-        if self.share.ring:
-            return self.engine.square_sum(x, keys, ids=self._ids(ids), backend=self.backend)
-        by_gram = self.share.divided and uses_gram_matrix(x, keys, ids=self._ids(ids), backend=self.backend)
-        x, keys, *_ = self.share.enter(x, keys, None)
-        if by_gram:
-            return self._squares_by_gram(x, keys)
-        sums = pairwise.square_sum(x, keys, ids=self._ids(ids), backend=self.backend, part=self.share.part)
-        return self.share.leave(sums, log=False)[0]
+        sweep, *_ = self._entered(self._sweep(x, keys, ids, ids), None)
+        shared = self.share.divided and not self.share.ring
+        if shared and uses_gram_matrix(replace(sweep, part=(0, 1)), self.backend):
+            assert sweep.keys is not None
+            return self._squares_by_gram(sweep.x, sweep.keys)
+        return self._sums(sweep, Squares()).rows
 
     def _squares_by_gram(self, x: Tensor, keys: Tensor) -> Tensor:
         """Each process computes its rows' part of the Gram matrix, and then the sums of its rows."""

@@ -1,14 +1,13 @@
 """Which rows of a batch belong to the same sample."""
 
 import zlib
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import check_index_range
-from contrastive_zoo.devices import as_array, readable, transforming
+from contrastive_zoo.devices import as_array, cached_on_host, readable
 from contrastive_zoo.operators import operator
 
 # Id of an extra negative whose sample is not in the batch: no row has this id, so the key is a negative of every row. It is not
@@ -16,20 +15,10 @@ from contrastive_zoo.operators import operator
 OUTSIDE = -2
 
 
+@cached_on_host
 def regular_ids(rows: int, group: int) -> Tensor:
     """(rows,) ids 0, 0, ..., 1, 1, ..., each ``group`` times, on the host; cached, so do not write to them."""
-    if transforming():  # made there, tensors belong to the transform
-        return torch.arange(rows, device="cpu") // group
-    ids = _regular_ids(rows, group)
-    if type(ids) is not Tensor:  # do not cache tensors created under a mode such as FakeTensorMode
-        _regular_ids.cache_clear()
-    return ids
-
-
-@lru_cache(maxsize=64)
-def _regular_ids(rows: int, group: int) -> Tensor:
-    with torch.inference_mode(False):  # autograd cannot save inference tensors for backward
-        return torch.arange(rows, device="cpu") // group
+    return torch.arange(rows, device="cpu") // group
 
 
 def all_differ(index: Tensor, num_samples: int) -> bool:

@@ -13,8 +13,7 @@ from contrastive_zoo.batch.call import Call
 from contrastive_zoo.batch.make import BatchMaker
 from contrastive_zoo.batch.options import OPTIONS, Options
 from contrastive_zoo.checks import check_count, comparable
-from contrastive_zoo.devices import transforming
-from contrastive_zoo.loss.diagnostics import constants, figures
+from contrastive_zoo.loss.diagnostics import LastBatch
 from contrastive_zoo.loss.guards import refuse_broken_state, refuse_options, refuse_recomputation, refuse_transforms, state_of
 from contrastive_zoo.loss.reduction import all_anchors_have_losses, nothing_to_contrast, reduced
 from contrastive_zoo.loss.tables import load_table, read_table, refuse_other_layout
@@ -27,6 +26,8 @@ from contrastive_zoo.state.temperature import Temperature
 
 # Attributes of the objective that are read and set through the loss.
 OF_OBJECTIVE = ("seed", "logit_scale", "logit_bias")
+# Attributes that `Loss.__getattr__` finds elsewhere.
+NOT_IN_MODULE = frozenset(("temperature", *OF_OBJECTIVE, *OPTIONS))
 # Options that must be equal on all processes.
 COMPARED = ("num_samples", "normalize", "reduction", "backend", "gather", "gather_negatives", "tables", "on_empty")
 
@@ -54,7 +55,7 @@ class Loss(AllOrNothing):
         self._set_options(options)
         self._parts = list(objective.modules())
         self._tables = [(part, name) for part in self._parts for name, _ in part.named_buffers(recurse=False)]
-        self._seen: dict[str, Any] = {}
+        self._last = LastBatch()
         self._warned_of_same_samples = False
         self._temperatures = [part for part in self._parts if isinstance(part, Temperature)]
 
@@ -95,13 +96,13 @@ class Loss(AllOrNothing):
         return self.objective.get_parameter("logit_bias")
 
     def __getattr__(self, name: str) -> Any:
+        if name not in NOT_IN_MODULE:
+            return super().__getattr__(name)
         if name == "temperature" or name in OF_OBJECTIVE:
             scale = name == "temperature" and "logit_scale" in self.objective._parameters
             instead = " It learns loss_fn.logit_scale, the logarithm of an inverse temperature, instead." if scale else ""
             raise AttributeError(f"{self.card.name!r} has no {name}.{instead}")
-        if name in OPTIONS:
-            return getattr(self.options, name)
-        return super().__getattr__(name)
+        return getattr(self.options, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "temperature":
@@ -202,8 +203,7 @@ class Loss(AllOrNothing):
             if reason:
                 return self._empty(batch, reason)
             values = self.objective(batch)
-            # Tensors made inside of a transform of torch.func are of no use after it.
-            self._seen = {} if not torch.compiler.is_compiling() and transforming() else constants(batch)
+            self._last.keep(batch)
             whole = all_anchors_have_losses(self.card, batch)
             loss = reduced(values, batch, self.options.reduction, whole=whole)
             return self._empty(batch, "no anchor has both a positive and a negative") if loss is None else loss
@@ -215,7 +215,8 @@ class Loss(AllOrNothing):
             refuse_recomputation(self.card)
         if self.training:
             refuse_transforms(self.card, self._parts, handshake is not None)
-            refuse_other_layout(self.card, self.objective, self.options, handshake)
+            if self.options.tables == "sharded":
+                refuse_other_layout(self.card, self.objective, self.options, handshake)
         call.check(self.card, self.training)
         batch = self._maker.make(call, self.training, handshake, self._agreement)
         if handshake is not None and handshake.same and not self._warned_of_same_samples:
@@ -255,7 +256,7 @@ class Loss(AllOrNothing):
         "dropped_anchors" is the fraction of anchors that the loss leaves out. With ``gather="ring"`` similarities are those of
         this process's rows.
         """
-        return figures(self._seen, self._maker.pairs, by_class="labels" in self.needs) if self._seen else {}
+        return self._last.figures(self._maker.pairs, by_class="labels" in self.needs)
 
     def table(self, index: Tensor | None = None) -> dict[str, Tensor]:
         """State per sample as CPU tensors in natural units; the objective's documentation explains each tensor.
@@ -284,10 +285,6 @@ class Loss(AllOrNothing):
         """Name and common arguments, for `print`."""
         shown = (f"{name}={getattr(self, name)!r}" for name in ("normalize", "reduction", "backend"))
         return ", ".join([repr(self.card.name), *shown])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the last batch out of copies and pickles."""
-        return {**self.__dict__, "_seen": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Refuse a loss that another version pickled, which would fail at its first call."""

@@ -77,13 +77,13 @@ def _method(card: Card, objective: Objective, name: str, missing: str) -> Callab
 
 
 def refuse_other_layout(card: Card, objective: Objective, options: Options, handshake: Handshake | None) -> None:
-    """Raise unless the tables are divided among the processes of this step, as the options say.
+    """Raise unless sharded tables are divided among the processes of this step.
 
     Raises:
         RuntimeError: The loss was made before the process group, or for another one.
     """
     # Compiled on a single process; where there are several, this is not compiled.
-    if options.tables != "sharded" or not card.stateful or torch.compiler.is_compiling():
+    if not card.stateful or torch.compiler.is_compiling():
         return
     layouts = {part.layout for part in objective.precise_parts() if part.per_sample_tables()}
     world = 1 if handshake is None else group_size(options.gather, options.process_group)

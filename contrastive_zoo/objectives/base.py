@@ -73,6 +73,7 @@ class FunctionObjective(Objective):
 
     def forward(self, batch: Batch) -> Tensor:
         """See `Objective.forward`."""
-        if self._temperature is None:
+        held = self._temperature
+        if held is None:
             return self.function(batch, **self.parameters_given)
-        return self.function(batch, temperature=self.temperature, **self.parameters_given)
+        return self.function(batch, temperature=held.in_formulas(), **self.parameters_given)

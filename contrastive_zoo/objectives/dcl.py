@@ -8,6 +8,7 @@ Yeh et al., "Decoupled Contrastive Learning", ECCV 2022, eq. 6. arXiv:2110.06848
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.logspace import minus_scaled
 from contrastive_zoo.registry import POSITIVE, losses
 
 
@@ -41,7 +42,7 @@ def dcl(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
         >>> torch.allclose(loss, torch.tensor(math.log(14)))
         True
     """
-    return batch.logsumexp(1 / temperature) - batch.positive_similarity() / temperature
+    return minus_scaled(batch.logsumexp(1 / temperature), batch.positive_similarity(), temperature)
 
 
 @losses.register(
@@ -82,4 +83,4 @@ def dclw(batch: Batch, *, temperature: Tensor | float = 0.1, sigma: float = 0.5)
     """
     positive = batch.positive_similarity()
     weight = 2 - batch.size * (positive.detach() / sigma).softmax(0)
-    return batch.logsumexp(1 / temperature) - weight * positive / temperature
+    return minus_scaled(batch.logsumexp(1 / temperature), weight * positive, temperature)

@@ -10,6 +10,7 @@ Koromilas et al., "Bridging Mini-Batch and Asymptotic Analysis in Contrastive Le
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
+from contrastive_zoo.logspace import minus_scaled
 from contrastive_zoo.registry import losses
 
 
@@ -43,4 +44,4 @@ def dhel(batch: Batch, *, temperature: Tensor | float = 0.3, both_views: bool = 
     """
     views = batch.by_view() if both_views else batch.by_view()[:1]
     energies = batch.pairs.logsumexp(views, scale=1 / temperature, ids=batch.sample_ids)  # (2, B) or (1, B)
-    return energies.sum(0)[:, None] - batch.positive_similarity() / temperature
+    return minus_scaled(energies.sum(0)[:, None], batch.positive_similarity(), temperature)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
-from contrastive_zoo.logspace import log1p_exp, logaddexp
+from contrastive_zoo.logspace import log1p_exp, logaddexp, minus_scaled
 from contrastive_zoo.registry import losses
 
 
@@ -54,14 +54,14 @@ def infonce(batch: Batch, *, temperature: Tensor | float = 0.1, symmetric: bool 
         >>> zoo.get_loss("infonce", temperature=1.0)(z, z)
         tensor(0.7437)
     """
-    positive = batch.positive_similarity() / temperature
+    positive = batch.positive_similarity()
     if in_batch:
         negatives = _from_other_view(batch, 1 / temperature, symmetric)
-        return batch.dropped(log1p_exp(negatives - positive), negatives)
+        return batch.dropped(log1p_exp(minus_scaled(negatives, positive, temperature)), negatives)
     if batch.negatives is None:
         raise ValueError("in_batch=False leaves no keys: call loss_fn(z1, z2, negatives=negatives).")
     negatives = batch.extra_logsumexp(1 / temperature, views=1)
-    return log1p_exp(negatives - positive).masked_fill(negatives == -torch.inf, -torch.inf)
+    return log1p_exp(minus_scaled(negatives, positive, temperature)).masked_fill(negatives == -torch.inf, -torch.inf)
 
 
 def _from_other_view(batch: Batch, scale: Tensor | float, symmetric: bool) -> Tensor:

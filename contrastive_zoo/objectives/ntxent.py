@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
-from contrastive_zoo.logspace import log1p_exp
+from contrastive_zoo.logspace import log1p_exp, minus_scaled
 from contrastive_zoo.registry import losses
 
 
@@ -47,6 +47,6 @@ def ntxent(batch: Batch, *, temperature: Tensor | float = 0.1) -> Tensor:
         True
     """
     negatives = batch.logsumexp(1 / temperature)
-    terms = [log1p_exp(negatives - positive / temperature) for positive in batch.positives()]
+    terms = [log1p_exp(minus_scaled(negatives, positive, temperature)) for positive in batch.positives()]
     loss = terms[0] if len(terms) == 1 else torch.stack(terms).mean(0)
     return batch.dropped(loss, negatives)

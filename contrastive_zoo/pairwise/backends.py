@@ -11,7 +11,7 @@ from contrastive_zoo.pairwise import dense
 from contrastive_zoo.pairwise.fused import passes, refusals
 from contrastive_zoo.pairwise.sweep import Sweep, unrounded
 from contrastive_zoo.pairwise.terms import Gradients, Needs, Sums, Term
-from contrastive_zoo.pairwise.tiled import gram, loop, small
+from contrastive_zoo.pairwise.tiled import gram, loop
 
 Forward = Callable[[Sweep, Term, Needs], tuple[Sums, Tensor]]
 Backward = Callable[[Sweep, Term, Sums, tuple[Tensor, Tensor], Tensor, Needs], Gradients]
@@ -28,7 +28,8 @@ class Backend:
         prepare: Maps a sweep to the sweep that the passes get, with ids where they need them.
         parts: Whether the backend can compute a part of a sweep; only then do processes share the work.
         recomputes: Whether the backward pass can do without the entries that the forward pass keeps.
-        plain: Computes sums by plain autograd, differentiable any number of times. If None, the remaining fields are set.
+        plain: Computes sums by plain autograd, differentiable any number of times, without the axis of scales if there is one
+            scale. If None, the remaining fields are set.
         residual: Number of entries that the forward pass keeps for the backward pass, given which inputs need a gradient.
         forward: Maps the sweep, the term and the inputs that need a gradient to the sums and the kept entries.
         backward: Maps the sweep, the term, the sums, their upstream gradients, the kept entries and the inputs that need a
@@ -50,7 +51,7 @@ class Backend:
 TILED = Backend(
     "tiled",
     prepare=unrounded,
-    orders=lambda sweep: not small.fits(sweep),
+    orders=lambda sweep: True,
     residual=loop.residual,
     forward=loop.forward,
     backward=loop.backward,
@@ -82,7 +83,7 @@ def _refuses_unasked(sweep: Sweep, term: Term) -> str:
 
 
 # "auto" uses the first of these that does not refuse.
-AUTO = (replace(FUSED, refuses=_refuses_unasked), TILED)
+AUTO = (replace(FUSED, refuses=_refuses_unasked), replace(DENSE, refuses=dense.refuses_unasked), TILED)
 
 
 def check_backend(name: object) -> None:
@@ -90,13 +91,21 @@ def check_backend(name: object) -> None:
     check_choice("backend", name, ("auto", *sorted(BACKENDS)))
 
 
-def choose(sweep: Sweep, term: Term, name: str) -> Backend:
+def choose(sweep: Sweep, term: Term, name: str, *, opaque: bool = False) -> Backend:
     """The backend for a sweep. An explicitly named backend is never replaced.
+
+    Args:
+        sweep: The sweep.
+        term: What is summed.
+        name: Name of the backend, or "auto".
+        opaque: Whether the sums are computed inside of an operator, where "auto" takes no backend in plain autograd.
 
     Raises:
         ValueError: The backend is unknown, or cannot compute the sweep.
     """
     for backend in named(name):
+        if opaque and backend.plain is not None and name == "auto":
+            continue
         reason = backend.refuses(sweep, term)
         if sweep.part[1] > 1 and not backend.parts:
             reason = "it computes whole sums, no parts of them"

@@ -16,7 +16,7 @@ from contrastive_zoo.pairwise.terms import Gradients, Needs, Sums, Term
 
 def kept_sizes(sweep: Sweep, term: Term, name: str, needs: Needs) -> tuple[int, int, int, int]:
     """Number of entries that `forward` returns: sums of rows, sums of keys, means, and what the backend keeps."""
-    backend, rows, number = choose(sweep, term, name), sweep.x.shape[-2], term.packed().sums
+    backend, rows, number = choose(sweep, term, name, opaque=True), sweep.x.shape[-2], term.packed().sums
     keys = sweep.keys.shape[0] if sweep.keys is not None and sweep.both else 0
     residual = 0 if backend.residual is None else backend.residual(sweep, term, _kept_for(backend, needs))
     return number * rows, number * keys, number * rows * term.packed().means, residual
@@ -24,10 +24,10 @@ def kept_sizes(sweep: Sweep, term: Term, name: str, needs: Needs) -> tuple[int, 
 
 def forward(sweep: Sweep, term: Term, name: str, needs: Needs) -> tuple[Sums, Tensor]:
     """The sums of a sweep of one set of rows, and what the named backend keeps for `backward`."""
-    backend = choose(sweep, term, name)
+    backend = choose(sweep, term, name, opaque=True)
     if backend.plain is not None:
         with torch.no_grad():
-            return backend.plain(sweep, term), sweep.x.new_empty(0)
+            return backend.plain(sweep, term).with_axis(term.packed().sums), sweep.x.new_empty(0)
     assert backend.forward is not None
     return backend.forward(backend.prepare(sweep), term, _kept_for(backend, needs))
 
@@ -36,7 +36,7 @@ def backward(
     sweep: Sweep, term: Term, name: str, sums: Sums, upstream: tuple[Tensor, Tensor], kept: Tensor, needs: Needs
 ) -> Gradients:
     """Gradients of rows, keys, scale and offset, given those of the sums of rows and of keys; see `Backend.backward`."""
-    backend = choose(sweep, term, name)
+    backend = choose(sweep, term, name, opaque=True)
     if backend.plain is not None:
         return _through(backend, sweep, term, upstream, needs)
     assert backend.backward is not None
@@ -58,7 +58,7 @@ def _through(backend: Backend, sweep: Sweep, term: Term, upstream: tuple[Tensor,
     with torch.enable_grad():
         assert x is not None
         again = type(term).unpacked(packed._replace(scale=scale, offset=offset))
-        rows, columns, _ = backend.plain(replace(sweep, x=x, keys=keys), again)
+        rows, columns, _ = backend.plain(replace(sweep, x=x, keys=keys), again).with_axis(packed.sums)
         total = (rows * upstream[0]).sum() + (columns * upstream[1]).sum()
     wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if leaf is not None and need]
     found = iter(torch.autograd.grad(total, wanted) if total.requires_grad else ())

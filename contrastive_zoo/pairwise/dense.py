@@ -1,66 +1,114 @@
 """The readable reference: builds the whole matrix with plain autograd; differentiable any number of times.
 
+It takes few calls, so "auto" uses it for small matrices on the host, where calls take more time than arithmetic.
+
 Shapes: N rows `x`, or G sets of N rows, M rows `keys`, D features, K scales.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from contrastive_zoo.logspace import log1p_exp, masked_logsumexp
+from contrastive_zoo.devices import beside, cached_on_host
+from contrastive_zoo.logspace import in_vectors, log1p_exp, masked_logsumexp
 from contrastive_zoo.pairwise.kernels import distance_floor, get_kernel
 from contrastive_zoo.pairwise.sweep import Sweep
-from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares, Sums, Term
+from contrastive_zoo.pairwise.terms import LOGIT_LIMIT, KernelSum, LogSumExp, Softplus, Squares, Sums, Term
+
+# Above so many pairs, or multiplications, the loop over tiles takes less time on one core.
+SMALL_PAIRS = 2**15
+SMALL_WORK = 2**22
+
+
+def refuses_unasked(sweep: Sweep, term: Term) -> str:
+    """The reason why "auto" does not build the matrix; empty if it does."""
+    x = sweep.x
+    if not x.is_cpu or not isinstance(term, (LogSumExp, Softplus)) or torch.compiler.is_compiling():
+        return "a matrix of pairs takes less time for exponentials on the host only"
+    work = x.numel() * _keys(sweep).shape[-2]
+    large = work > SMALL_WORK or work > SMALL_PAIRS * x.shape[-1]
+    return "the matrix of pairs is too large" if large else ""
 
 
 def forward(sweep: Sweep, term: Term) -> Sums:
     """The sums of a sweep over all its pairs."""
-    similarity = sweep.x @ (sweep.x if sweep.keys is None else sweep.keys).mT  # (N, M) or (G, N, M)
-    excluded = _excluded(sweep)  # (N, M)
     if isinstance(term, LogSumExp):
-        return _logsumexp(similarity, excluded, term, sweep.both)
-    rows, empty = _values(similarity, sweep.x, term).masked_fill(excluded, 0).sum(-1)[None], similarity.new_empty(1, 0)
-    return Sums(rows, empty, empty)
+        return _logsumexp(sweep, term)
+    values, excluded = _values(sweep.x @ _keys(sweep).mT, sweep.x, term), _excluded(sweep)
+    rows = (values if excluded is None else values.masked_fill(excluded, 0)).sum(-1)
+    return Sums(rows, rows.new_empty(0), rows.new_empty(0))
+
+
+def _keys(sweep: Sweep) -> Tensor:
+    return sweep.x if sweep.keys is None else sweep.keys
+
+
+def _excluded(sweep: Sweep) -> Tensor | None:
+    """(N, M) mask of the excluded pairs; None if there are none."""
+    x, ids = sweep.x, sweep.ids
+    if sweep.group and sweep.counts == "different":
+        return beside(_groups(x.shape[-2], _keys(sweep).shape[-2], sweep.group), x)
+    own = torch.eye(x.shape[-2], dtype=torch.bool, device=x.device) if sweep.keys is None else None
+    if ids is None:
+        return own
+    equal = ids.to(x.device).unsqueeze(1) == (ids if sweep.key_ids is None else sweep.key_ids).to(x.device)
+    if sweep.counts == "different":
+        return equal
+    return ~equal if own is None else ~equal | own
+
+
+@cached_on_host
+def _groups(rows: int, columns: int, group: int) -> Tensor:
+    """(N, M) mask of the pairs with equal ids, which are 0, 0, ..., 1, 1, ..."""
+    ids, key_ids = (torch.arange(number, device="cpu") // group for number in (rows, columns))
+    return ids.unsqueeze(1) == key_ids
+
+
+@cached_on_host
+def _barrier(rows: int, columns: int, group: int, dtype: torch.dtype) -> Tensor:
+    """(N, M) logits of the excluded pairs, -inf, and 0 for all others."""
+    return torch.zeros(rows, columns, dtype=dtype, device="cpu").masked_fill_(_groups(rows, columns, group), -torch.inf)
+
+
+def _logsumexp(sweep: Sweep, term: LogSumExp) -> Sums:
+    x, keys = sweep.x, _keys(sweep)
+    # Samples that differ have keys, so long as there are two of them.
+    none_without_keys = min(x.shape[-2], keys.shape[-2]) > sweep.group > 0 and sweep.counts == "different"
+    if none_without_keys and term.number is not None and abs(term.number) * sweep.norm_bound**2 <= LOGIT_LIMIT[x.dtype]:
+        # Bounded logits need no maximum, and one call multiplies, scales and excludes.
+        barrier = _barrier(x.shape[-2], keys.shape[-2], sweep.group, x.dtype)
+        multiply = torch.addmm if x.dim() == 2 else torch.baddbmm
+        e = multiply(barrier if x.is_cpu else beside(barrier, x), x, keys.mT, alpha=term.number).exp()
+        rows, empty = e.sum(-1).log(), x.new_empty(0)
+        return Sums(rows, e.sum(-2).log() if sweep.both else empty, empty)
+    similarity, excluded = x @ keys.mT, _excluded(sweep)  # (N, M) or (G, N, M)
+    scale = term.scale.to(similarity).unsqueeze(-1)  # (K, N or 1, 1)
+    scale = scale.squeeze(0) if len(scale) == 1 else scale if x.dim() == 2 else scale.unsqueeze(1)
+    logits = scale * similarity  # (K, N, M) or (K, G, N, M), without the first axis for one scale
+    if excluded is not None:
+        logits = logits.masked_fill(excluded, -torch.inf)
+    total = partial(torch.logsumexp, dim=-1) if none_without_keys or excluded is None else masked_logsumexp
+    rows = total(logits)
+    columns = means = rows.new_empty(0)
+    if sweep.both:
+        columns = total(logits.mT)
+    if term.mean:
+        weights = (logits.detach() - rows.detach().masked_fill(rows == -torch.inf, 0).unsqueeze(-1)).exp()
+        means = (weights * similarity.detach()).sum(-1)
+    return Sums(rows, columns, means)
 
 
 def _values(similarity: Tensor, x: Tensor, term: Term) -> Tensor:
     """What is summed, for every pair."""
     if isinstance(term, Softplus):
-        return _softplus(similarity, term)
+        logits = term.scale.to(similarity) * similarity + term.bias.unsqueeze(1)
+        return log1p_exp(in_vectors(logits)).to(logits)
     if isinstance(term, KernelSum):
         return _kernel(similarity, x, term)
     if isinstance(term, Squares):
         return similarity.square()
     raise TypeError(f"dense has no formula for {type(term).__name__}. Add it to _values.")
-
-
-def _excluded(sweep: Sweep) -> Tensor:
-    """(N, M) mask of the excluded pairs."""
-    device, rows = sweep.x.device, sweep.x.shape[-2]
-    own = torch.eye(rows, dtype=torch.bool, device=device)
-    if sweep.ids is None:
-        return own if sweep.keys is None else own.new_zeros(rows, sweep.keys.shape[0])
-    others = sweep.ids if sweep.key_ids is None else sweep.key_ids
-    equal = sweep.ids.to(device)[:, None] == others.to(device)[None, :]
-    if sweep.counts == "different":
-        return equal
-    return ~equal | own if sweep.keys is None else ~equal
-
-
-def _logsumexp(similarity: Tensor, excluded: Tensor, term: LogSumExp, both: bool) -> Sums:
-    scale = term.scale.to(similarity)[..., None]  # (K, N or 1, 1)
-    logits = (scale if similarity.dim() == 2 else scale[:, None]) * similarity  # (K, N, M) or (K, G, N, M)
-    rows = masked_logsumexp(logits, excluded)
-    columns = means = rows.new_empty(len(rows), 0)
-    if both:
-        columns = masked_logsumexp(logits.mT, excluded.T)
-    if term.mean:
-        weights = (logits - rows[..., None]).exp().masked_fill(excluded, 0)
-        means = (weights * similarity).sum(-1).detach()
-    return Sums(rows, columns, means)
-
-
-def _softplus(similarity: Tensor, term: Softplus) -> Tensor:
-    return log1p_exp(term.scale.to(similarity) * similarity + term.bias[:, None])
 
 
 def _kernel(similarity: Tensor, x: Tensor, term: KernelSum) -> Tensor:

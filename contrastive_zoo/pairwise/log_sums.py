@@ -5,7 +5,7 @@ from torch import Tensor
 
 from contrastive_zoo.checks import check_features, shape
 from contrastive_zoo.pairwise.operator_ import compute
-from contrastive_zoo.pairwise.sweep import Bound, Ids, Sweep
+from contrastive_zoo.pairwise.sweep import WHOLE, Bound, Ids, Sweep
 from contrastive_zoo.pairwise.terms import LogSumExp, Scales
 
 
@@ -18,7 +18,7 @@ def logsumexp(
     key_ids: Tensor | Ids | None = None,
     norm_bound: float | Bound = torch.inf,
     backend: str = "auto",
-    part: tuple[int, int] = (0, 1),
+    part: tuple[int, int] = WHOLE,
 ) -> Tensor:
     r"""Log-sum-exp over the keys with another id, for every row.
 
@@ -52,8 +52,8 @@ def logsumexp(
         tensor([0.6931, 0.6931, 0.6931])
     """
     sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
-    rows = compute(sweep, LogSumExp.of(scale, x), backend).rows
-    return rows if isinstance(scale, tuple) else rows.squeeze(0)
+    rows = compute(sweep, LogSumExp.of(scale, x.shape[-2]), backend).rows
+    return rows.unsqueeze(0) if isinstance(scale, tuple) and len(scale) == 1 else rows
 
 
 def logsumexp_both(
@@ -65,7 +65,7 @@ def logsumexp_both(
     key_ids: Tensor | Ids | None = None,
     norm_bound: float | Bound = torch.inf,
     backend: str = "auto",
-    part: tuple[int, int] = (0, 1),
+    part: tuple[int, int] = WHOLE,
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exps of rows over keys and of keys over rows, in one pass over the pairs; arguments as for `logsumexp`.
 
@@ -83,11 +83,11 @@ def logsumexp_both(
         (tensor([3., 3.]), tensor([2., 2., 2.]))
     """
     sweep = Sweep.of(x, keys, ids, key_ids, both=True, norm_bound=norm_bound, part=part)
-    term = LogSumExp.of(scale, x)
+    term = LogSumExp.of(scale, x.shape[-2])
     if term.scale.shape != (1, 1):
         raise ValueError(f"scale must be one number for both directions, got shape {shape(torch.as_tensor(scale))}.")
     sums = compute(sweep, term, backend)
-    return sums.rows.squeeze(0), sums.columns.squeeze(0)
+    return sums.rows, sums.columns
 
 
 def logsumexp_with_mean(
@@ -99,7 +99,7 @@ def logsumexp_with_mean(
     key_ids: Tensor | Ids | None = None,
     norm_bound: float | Bound = torch.inf,
     backend: str = "auto",
-    part: tuple[int, int] = (0, 1),
+    part: tuple[int, int] = WHOLE,
 ) -> tuple[Tensor, Tensor]:
     r"""Log-sum-exp with a scale for each row, and the mean similarity of the row under the softmax of its logits.
 
@@ -124,8 +124,5 @@ def logsumexp_with_mean(
     """
     check_features("x", x, (2,))
     sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
-    if not isinstance(scale, Tensor) or scale.shape != x.shape[:1]:
-        given = shape(scale) if isinstance(scale, Tensor) else type(scale).__name__
-        raise ValueError(f"scale must be a tensor with one scale per row, ({len(x)},), got {given}.")
-    sums = compute(sweep, LogSumExp(scale.to(sweep.x).contiguous()[None], mean=True), backend)
-    return sums.rows.squeeze(0), sums.means.squeeze(0)
+    sums = compute(sweep, LogSumExp.with_mean(scale, len(x), sweep.x), backend)
+    return sums.rows, sums.means

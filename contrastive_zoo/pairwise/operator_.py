@@ -5,6 +5,7 @@ convert between the two forms.
 """
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -60,7 +61,8 @@ def _(*taken: Any) -> tuple[Tensor, ...]:
     keys = 0 if sweep.keys is None or not sweep.both else sweep.keys.shape[0]
     rows = x.new_empty(sums, *x.shape[:-1])
     means = torch.empty_like(rows) if has_means else x.new_empty(sums, *x.shape[:-2], 0)
-    return rows, x.new_empty(sums, keys), means, x.new_empty(residual(sweep, term, tuple(needs)))
+    found = Sums(rows, x.new_empty(sums, keys), means).without_axis()
+    return *found, x.new_empty(residual(sweep, term, tuple(needs)))
 
 
 @operator(
@@ -92,7 +94,7 @@ def _swept(*given: Any) -> tuple[Tensor, ...]:
     *_, sweep, term, backend, needs = given
     with without_autocast(sweep.x):
         sums, kept = backend.forward(sweep, term, needs)
-    return *sums, kept
+    return *sums.without_axis(), kept
 
 
 def _gradients(
@@ -101,7 +103,9 @@ def _gradients(
     """Gradients of x, keys, scale and offset in their dtypes; None for an input that needs none."""
     sweep, term, backend, needs = known
     assert backend.backward is not None
-    found = backend.backward(sweep, term, sums, upstream, kept, needs)
+    scales = term.packed().sums
+    sums, (rows, columns, _) = sums.with_axis(scales), Sums(*upstream, sums.means).with_axis(scales)
+    found = backend.backward(sweep, term, sums, (rows, columns), kept, needs)
     return [each.to(one) if need else None for each, one, need in zip(found, given, needs, strict=False)]  # type: ignore[arg-type]
 
 
@@ -149,24 +153,25 @@ def _eager_gradient(ctx: Any, grad_rows: Tensor | None, grad_columns: Tensor | N
     return *found, None, None, None, None
 
 
-_swept_eagerly = eager_function(_swept, _eager_setup, _eager_gradient)
+_swept_eagerly = eager_function(_swept, _eager_setup, _eager_gradient, returned=itemgetter(slice(3)))
 
 
 def compute(sweep: Sweep, term: Term, name: str) -> Sums:
-    """The sums of a sweep, computed by the named backend.
+    """The sums of a sweep, computed by the named backend, without the axis of scales if there is one scale.
 
     Raises:
         ValueError: The backend is unknown, or cannot compute the sweep.
     """
     backend = choose(sweep, term, name)
     if backend.plain is not None:
-        return backend.plain(sweep, term)
+        with without_autocast(sweep.x):
+            return backend.plain(sweep, term)
     sweep, enabled = backend.prepare(sweep), torch.is_grad_enabled()
     scale, offset, *_ = term.packed()
     tensors = sweep.x, sweep.keys, scale, offset
     needs = tuple(enabled and tensor is not None and tensor.requires_grad for tensor in tensors)
     if torch.compiler.is_compiling():
-        *sums, _ = sweep_operator(*pack(sweep, term), backend.name, list(needs))
+        sums = sweep_operator(*pack(sweep, term), backend.name, list(needs))[:3]
     else:
-        *sums, _ = _swept_eagerly(*tensors, sweep, term, backend, needs)
+        sums = _swept_eagerly(*tensors, sweep, term, backend, needs)
     return Sums(*sums)

@@ -1,6 +1,8 @@
 """Sums of kernels, squares and softplus over pairs: public functions."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,10 +12,12 @@ from contrastive_zoo.devices import beside
 from contrastive_zoo.pairwise.backends import choose
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES, check_parameter
 from contrastive_zoo.pairwise.operator_ import compute
-from contrastive_zoo.pairwise.sweep import HALF, Bound, Ids, Sweep, unrounded
-from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares
+from contrastive_zoo.pairwise.sweep import HALF, WHOLE, Bound, Ids, Sweep, unrounded
+from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares, Sums, Term
 from contrastive_zoo.pairwise.tiled import gram
 
+# Sums up a term over a sweep.
+Total = Callable[[Sweep, Term], Sums]
 # The half precision of rows by their relative rounding error.
 _ROUNDED_TO = {torch.finfo(half).eps: half for half in HALF}
 
@@ -27,7 +31,7 @@ def kernel_sum(
     unit_rows: bool = False,
     rounding: float | Bound = 0.0,
     backend: str = "auto",
-    part: tuple[int, int] = (0, 1),
+    part: tuple[int, int] = WHOLE,
 ) -> Tensor:
     r"""Sum of a kernel of the squared distance over the rows with a different id, for every row.
 
@@ -66,19 +70,21 @@ def kernel_sum(
     """
     known = rounding if isinstance(rounding, Bound) else Bound(operand=_ROUNDED_TO.get(rounding))
     sweep = Sweep.of(x, ids=ids, norm_bound=known._replace(norm=1.01 if unit_rows else torch.inf), part=part)
+    error = sweep.rounding if isinstance(rounding, Bound) else sweep.rounding or float(rounding)
+    return sum_kernels(sweep, kernel, parameter, unit_rows, error, partial(compute, name=backend))
+
+
+def sum_kernels(sweep: Sweep, kernel: str, parameter: float, unit_rows: bool, rounding: float, total: Total) -> Tensor:
+    """`kernel_sum` of a sweep, given how a term is summed up."""
     check_choice("kernel", kernel, KERNEL_NAMES)
     parameter = check_number("parameter", parameter)
     check_parameter(kernel, parameter, kernel)
-    if sweep.operand is not None:
-        rounding = torch.finfo(sweep.operand).eps
-    rounding = 0.0 if isinstance(rounding, Bound) else float(rounding)
     if kernel == "gaussian" and unit_rows:
         # For unit rows exp(-t d2) = exp(2 t s) / exp(2 t), and a log-sum-exp can keep its tiles for the backward pass.
-        logarithms = compute(sweep, LogSumExp.of(2.0 * parameter, x), backend).rows.squeeze(0)
-        return (logarithms - 2 * parameter).exp()
+        return (total(sweep, LogSumExp.of(2.0 * parameter, sweep.x.shape[-2])).rows - 2 * parameter).exp()
     # Without squared norms, two equal rows of length 1.001 would have squared distance -0.004.
     squared_norms = None if unit_rows and not rounding else sweep.x.square().sum(-1)
-    return compute(sweep, KernelSum(kernel, parameter, squared_norms, rounding), backend).rows.squeeze(0)
+    return total(sweep, KernelSum(kernel, parameter, squared_norms, rounding)).rows
 
 
 def square_sum(
@@ -87,7 +93,7 @@ def square_sum(
     *,
     ids: Tensor | Ids | None = None,
     backend: str = "auto",
-    part: tuple[int, int] = (0, 1),
+    part: tuple[int, int] = WHOLE,
 ) -> Tensor:
     r"""Sum of the squared similarity to the keys with a different id, for every row; row i and key i belong to one sample.
 
@@ -116,14 +122,13 @@ def square_sum(
         >>> pairwise.square_sum(torch.ones(3, 2), torch.ones(3, 2))
         tensor([8., 8., 8.])
     """
-    return compute(_of_views(x, keys, ids, part), Squares(), backend).rows.squeeze(0)
+    return compute(_of_views(x, keys, ids, part), Squares(), backend).rows
 
 
-def uses_gram_matrix(x: Tensor, keys: Tensor, *, ids: Tensor | Ids | None, backend: str) -> bool:
-    """Whether `square_sum` computes the Gram matrix of the keys instead of visiting pairs, as far as the host knows."""
-    if torch.compiler.is_compiling() and not (isinstance(ids, Ids) and ids.group == 1):
+def uses_gram_matrix(sweep: Sweep, backend: str) -> bool:
+    """Whether a backend computes the Gram matrix of the keys for sums of squares, as far as the host knows."""
+    if torch.compiler.is_compiling() and sweep.group != 1:
         return False
-    sweep = _of_views(x, keys, ids, (0, 1))
     return gram.serves(sweep, Squares()) and choose(sweep, Squares(), backend).name == "tiled"
 
 
@@ -147,7 +152,7 @@ def softplus_sum(
     uniform: bool = False,
     norm_bound: float | Bound = torch.inf,
     backend: str = "auto",
-    part: tuple[int, int] = (0, 1),
+    part: tuple[int, int] = WHOLE,
 ) -> Tensor:
     r"""Sum of a softplus over the keys with a different id, for every row.
 
@@ -184,7 +189,7 @@ def softplus_sum(
     """
     check_features("x", x, (2,))
     sweep = Sweep.of(x, keys, ids, key_ids, norm_bound=norm_bound, part=part)
-    return compute(sweep, Softplus.of(scale, bias, sweep.x, uniform), backend).rows.squeeze(0)
+    return compute(sweep, Softplus.of(scale, bias, len(x), sweep.x, uniform), backend).rows
 
 
 def softplus_sum_within(
@@ -195,7 +200,7 @@ def softplus_sum_within(
     bias: float | Tensor = 0.0,
     norm_bound: float | Bound = torch.inf,
     backend: str = "auto",
-    part: tuple[int, int] = (0, 1),
+    part: tuple[int, int] = WHOLE,
 ) -> Tensor:
     r"""Sum of a softplus over the other rows with the same id, for every row; arguments as for `softplus_sum`.
 
@@ -222,14 +227,17 @@ def softplus_sum_within(
     check_features("x", x, (2,))
     check_integers("ids", ids, len(x))
     sweep = Sweep.of(x, ids=ids, counts="equal", norm_bound=norm_bound, part=part)
-    term = Softplus.of(scale, bias, sweep.x)
+    return sum_within(sweep, Softplus.of(scale, bias, len(x), sweep.x), backend, partial(compute, name=backend))
+
+
+def sum_within(sweep: Sweep, term: Softplus, backend: str, total: Total) -> Tensor:
+    """`softplus_sum_within` of a sweep, given how a term is summed up."""
+    assert sweep.ids is not None
     if not choose(sweep, term, backend).orders(sweep):
-        return compute(sweep, term, backend).rows.squeeze(0)
+        return total(sweep, term).rows
     # Sorted by id, so the rows of an id are visited in blocks.
-    order = ids.argsort(stable=True)
-    there = beside(order, x)
+    order = sweep.ids.argsort(stable=True)
+    there = beside(order, sweep.x)
     # A copy in half precision is of the rows as they were.
-    ordered = Sweep.of(x[there], ids=ids[order], counts="equal", norm_bound=unrounded(sweep).bound, part=part)
-    ordered = replace(ordered, ordered=True)
-    sums = compute(ordered, Softplus(term.scale, term.bias[there]), backend).rows.squeeze(0)
-    return sums[there.argsort()]
+    ordered = replace(unrounded(sweep), x=sweep.x[there], ids=sweep.ids[order], ordered=True)
+    return total(ordered, Softplus(term.scale, term.bias[there])).rows[there.argsort()]

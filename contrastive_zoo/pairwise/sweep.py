@@ -46,6 +46,8 @@ class Bound(NamedTuple):
 
 
 UNKNOWN = Bound()
+# The part (number, parts) of a sweep that has all pairs.
+WHOLE = (0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ class Sweep:
     key_ids: Tensor | None = None
     counts: Literal["different", "equal"] = "different"
     both: bool = False
-    part: tuple[int, int] = (0, 1)
+    part: tuple[int, int] = WHOLE
     group: int = 0
     bound: Bound = UNKNOWN
     ordered: bool = False
@@ -86,7 +88,7 @@ class Sweep:
         counts: Literal["different", "equal"] = "different",
         both: bool = False,
         norm_bound: float | Bound = torch.inf,
-        part: tuple[int, int] = (0, 1),
+        part: tuple[int, int] = WHOLE,
     ) -> "Sweep":
         """A sweep over checked rows, half precision converted to float32; arguments as in the class.
 
@@ -97,21 +99,25 @@ class Sweep:
             TypeError: A dtype is wrong.
         """
         check_features("x", x, (2, 3) if keys is None else (2,))
-        ids, group = ids if isinstance(ids, Ids) else (ids, 0)
-        key_ids, of_keys = key_ids if isinstance(key_ids, Ids) else (key_ids, 0 if keys is not None else group)
+        ids, key_ids, group = _ids_and_group(keys, ids, key_ids)
         if ids is not None:
             check_integers("ids", ids, x.shape[-2])
         if keys is not None:
             _check_keys(x, keys, ids, key_ids)
         elif key_ids is not None:
             raise ValueError("key_ids was given without keys: rows that are their own keys have ids only.")
-        part = _checked_part(part)
+        part = part if part is WHOLE else _checked_part(part)
         known = norm_bound if isinstance(norm_bound, Bound) else Bound(float(norm_bound))
         if x.dtype in HALF:
             known = Bound(known.norm, x.dtype, x.detach(), None if keys is None else keys.detach())
         rows = in_working_precision(x)
         keys = None if keys is None else in_working_precision(keys)
-        return Sweep(rows, keys, ids, key_ids, counts, both, part, group if of_keys == group else 0, known)
+        return Sweep(rows, keys, ids, key_ids, counts, both, part, group, known)
+
+    def with_ids(self, ids: Tensor | Ids | None, key_ids: Tensor | Ids | None) -> "Sweep":
+        """The sweep with other ids, which are not checked."""
+        ids, key_ids, group = _ids_and_group(self.keys, ids, key_ids)
+        return replace(self, ids=ids, key_ids=key_ids, group=group)
 
     @property
     def norm_bound(self) -> float:
@@ -124,9 +130,23 @@ class Sweep:
         return self.bound.operand
 
     @property
+    def rounding(self) -> float:
+        """Relative rounding error of rows in half precision; 0 for other rows."""
+        return 0.0 if self.operand is None else torch.finfo(self.operand).eps
+
+    @property
     def sets(self) -> tuple[Tensor, ...]:
         """The sets of rows, (N, D) each."""
         return self.x.unbind() if self.x.dim() == 3 else (self.x,)
+
+
+def _ids_and_group(
+    keys: Tensor | None, ids: Tensor | Ids | None, key_ids: Tensor | Ids | None
+) -> tuple[Tensor | None, Tensor | None, int]:
+    """The tensors of ids, and how often each id is repeated if that is known and the same for rows and keys."""
+    ids, group = ids if isinstance(ids, Ids) else (ids, 0)
+    key_ids, of_keys = key_ids if isinstance(key_ids, Ids) else (key_ids, 0 if keys is not None else group)
+    return ids, key_ids, group if of_keys == group else 0
 
 
 def unrounded(sweep: Sweep) -> Sweep:

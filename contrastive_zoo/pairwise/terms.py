@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import as_tensor, check_number, shape
+from contrastive_zoo.devices import cached_on_host
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES
 
+# Largest |logit| for which exponentials, sums of 2^18 of them, and their inverses times 1e-10 are normal numbers.
+LOGIT_LIMIT = {torch.float32: 60.0, torch.float64: 600.0}
 Scales = float | Tensor | tuple[float | Tensor, ...]
 
 
@@ -43,26 +46,42 @@ class LogSumExp:
     Attributes:
         scale: (K, 1) K scales c for all rows, or (1, N) one scale per row.
         mean: Whether to compute the mean of $s_{ij}$ under the softmax of the logits too.
+        number: The scale, if it is a single constant that was given as a number.
     """
 
     scale: Tensor
     mean: bool = False
+    number: float | None = None
 
     @staticmethod
-    def of(scale: Scales, x: Tensor) -> "LogSumExp":
-        """From a number, a tensor with one scale or one scale per row of ``x``, or a tuple of scales for all rows.
+    def of(scale: Scales, rows: int) -> "LogSumExp":
+        """From a number, a tensor with one scale or one scale for each of N rows, or a tuple of scales for all rows.
 
         Raises:
             TypeError: A scale is neither a number nor a tensor.
             ValueError: A shape does not fit.
         """
+        if isinstance(scale, float) and not torch.compiler.is_compiling():
+            return LogSumExp(host_number(check_number("scale", scale)), number=scale)
         if isinstance(scale, tuple):
             if not scale:
                 raise ValueError("scale must hold at least one number, got an empty tuple.")
             return LogSumExp(torch.stack([_as_scalar("a scale of a tuple", each) for each in scale])[:, None])
-        if isinstance(scale, Tensor) and scale.dim() == 1 and len(scale) == x.shape[-2]:
+        if isinstance(scale, Tensor) and scale.dim() == 1 and len(scale) == rows:
             return LogSumExp(scale[None])
-        return LogSumExp(_as_scalar("scale", scale, x.shape[-2]).reshape(1, 1))
+        return LogSumExp(_as_scalar("scale", scale, rows).reshape(1, 1))
+
+    @staticmethod
+    def with_mean(scale: Tensor, rows: int, like: Tensor) -> "LogSumExp":
+        """With means, from one scale for each of N rows, which become a tensor like another.
+
+        Raises:
+            ValueError: There is not one scale per row.
+        """
+        if not isinstance(scale, Tensor) or scale.shape != (rows,):
+            given = shape(scale) if isinstance(scale, Tensor) else type(scale).__name__
+            raise ValueError(f"scale must be a tensor with one scale per row, ({rows},), got {given}.")
+        return LogSumExp(scale.to(like).contiguous()[None], mean=True)
 
     def packed(self) -> Packed:
         """This term for an operator."""
@@ -90,16 +109,16 @@ class Softplus:
     uniform: bool = False
 
     @staticmethod
-    def of(scale: float | Tensor, bias: float | Tensor, x: Tensor, uniform: bool = False) -> "Softplus":
-        """From a scale, and one bias for all rows of ``x`` or one bias per row.
+    def of(scale: float | Tensor, bias: float | Tensor, rows: int, like: Tensor, uniform: bool = False) -> "Softplus":
+        """From a scale, and one bias for all of N rows or one bias per row, which becomes a tensor like another.
 
         Raises:
             TypeError: An argument is neither a number nor a tensor.
             ValueError: A shape does not fit.
         """
-        if not isinstance(bias, Tensor) or bias.shape != (len(x),):
-            bias = _as_scalar("bias", bias, len(x))
-        return Softplus(_as_scalar("scale", scale), bias.to(x).expand(len(x)), uniform)
+        if not isinstance(bias, Tensor) or bias.shape != (rows,):
+            bias = _as_scalar("bias", bias, rows)
+        return Softplus(_as_scalar("scale", scale), bias.to(like).expand(rows), uniform)
 
     def packed(self) -> Packed:
         """This term for an operator."""
@@ -154,6 +173,12 @@ class Squares:
         return Squares()
 
 
+@cached_on_host
+def host_number(number: float) -> Tensor:
+    """A number as a tensor (1, 1) in float64 on the host."""
+    return torch.full((1, 1), number, dtype=torch.float64, device="cpu")
+
+
 def _as_scalar(argument: str, value: float | Tensor, rows: int | None = None) -> Tensor:
     """A number or a 0-dim tensor as a tensor; numbers in float64. With ``rows``, errors say that one per row is allowed too."""
     tensor = value if isinstance(value, Tensor) else as_tensor(check_number(argument, value))
@@ -172,7 +197,7 @@ Needs = tuple[bool, bool, bool, bool]
 
 
 class Sums(NamedTuple):
-    """Result of a sweep.
+    """Result of a sweep. For callers `without_axis` removes the axis of scales if K is 1.
 
     Attributes:
         rows: (K, N) or (K, G, N) sums of the rows; K is 1 unless the term has several scales.
@@ -183,6 +208,14 @@ class Sums(NamedTuple):
     rows: Tensor
     columns: Tensor
     means: Tensor
+
+    def without_axis(self) -> "Sums":
+        """The sums without the axis of scales, if K is 1."""
+        return self if self.rows.shape[0] > 1 else Sums(self.rows.squeeze(0), self.columns.squeeze(0), self.means.squeeze(0))
+
+    def with_axis(self, scales: int) -> "Sums":
+        """The sums with the axis of scales again, if K is 1."""
+        return self if scales > 1 else Sums(self.rows.unsqueeze(0), self.columns.unsqueeze(0), self.means.unsqueeze(0))
 
 
 class Gradients(NamedTuple):

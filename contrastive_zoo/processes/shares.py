@@ -18,6 +18,7 @@ from torch import Tensor
 
 from contrastive_zoo.checks import as_tensor
 from contrastive_zoo.operators import operator, uncompiled
+from contrastive_zoo.pairwise.sweep import WHOLE
 from contrastive_zoo.processes.gather import device_of_group, gather_features, named_group, own_rows, own_values
 
 K = TypeVar("K", Tensor, Tensor | None)
@@ -48,7 +49,7 @@ class Share:
     @property
     def part(self) -> tuple[int, int]:
         """The part of the tiles that this process visits."""
-        return (self.rank, len(self.sizes)) if self.divided else (0, 1)
+        return (self.rank, len(self.sizes)) if self.divided else WHOLE
 
     @property
     def own(self) -> slice:
@@ -57,6 +58,15 @@ class Share:
             return slice(None)
         start = sum(self.sizes[: self.rank])
         return slice(start, start + self.sizes[self.rank])
+
+    def rows_of_each(self, x: Tensor) -> list[int]:
+        """Number of rows of each process, given rows of this process's samples."""
+        per_sample = x.shape[-2] // self.sizes[self.rank]
+        return [size * per_sample for size in self.sizes]
+
+    def count(self, x: Tensor) -> int:
+        """Number of rows that sums over pairs are of: of all processes, in a ring too, where x holds those of this one."""
+        return sum(self.rows_of_each(x)) if self.ring else x.shape[-2]
 
     def enter(self, x: Tensor, keys: K, scale: S, offset: F = None) -> tuple[Tensor, K, S, F]:  # type: ignore[assignment]
         """The inputs of a shared sum; their gradients are summed over processes, in a ring by the sum itself."""

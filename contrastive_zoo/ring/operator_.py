@@ -92,4 +92,4 @@ def compute(sweep: Sweep, term: Term, name: str, group: str, rows: Sequence[int]
     packed, enabled = pack(sweep, term), torch.is_grad_enabled()
     needs = [enabled and tensor is not None and tensor.requires_grad for tensor in packed[:4]]
     *sums, _ = ring_operator(*packed, name, group, list(rows), rounds, needs)
-    return Sums(*sums)
+    return Sums(*sums).without_axis()

@@ -117,6 +117,16 @@ class Temperature(nn.Module):
             return within(value.to(at_least_float32(value.dtype)), LOWEST, HIGHEST)
         return value.clone()  # the original may be changed before the backward pass
 
+    def in_formulas(self) -> float | Tensor:
+        """The temperature as a number, if that is what it is and rows are on the host; else as `bounded` returns it.
+
+        Compiled code gets a tensor, because a new number would compile it again.
+        """
+        value = self.value
+        if self._copy is None and type(value) is Tensor and value.is_cpu and not torch.compiler.is_compiling():
+            return self.bounded() if value.requires_grad else value.item()
+        return self.bounded()
+
     def number(self) -> float | None:
         """The saved temperature; None if reading it would need a synchronisation."""
         return self._saved.item() if self._saved.is_cpu and not batched(self._saved) else None

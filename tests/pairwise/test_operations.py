@@ -16,7 +16,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from contrastive_zoo.pairwise import backends, sweep
-from contrastive_zoo.pairwise.tiled import loop, small, tiles
+from contrastive_zoo.pairwise.tiled import loop, tiles
 
 NAMES = {operation: name for name, operation in OPERATIONS.items()}
 SIZES = [((1, 4), "none"), ((2, 1), "none"), ((2, 3), "equal"), ((3, 5), "views"), ((7, 7), "few")]
@@ -112,10 +112,9 @@ def test_size_of_tiles_does_not_matter(operation: Operation, budget: int, monkey
     expected = operation.outcome(leaves(111, 3), backend="dense")
     monkeypatch.setattr(loop, "KEEP_BYTES", budget)
     monkeypatch.setattr(tiles, "SINGLE_TILE_CPU", 0)
-    monkeypatch.setattr(small, "SMALL_NUMEL", 0)
     for size in (14, 32, 64, 126):
         monkeypatch.setattr(tiles, "TILE_CPU", size)
-        assert_same(operation.outcome(leaves(111, 3)), expected, operation)
+        assert_same(operation.outcome(leaves(111, 3), backend="tiled"), expected, operation)
 
 
 @every_operation
@@ -210,7 +209,6 @@ def test_tiled_equals_dense(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "TILE_CPU", tile)
         patch.setattr(tiles, "SINGLE_TILE_CPU", 0)
-        patch.setattr(small, "SMALL_NUMEL", 0)
         patch.setattr(loop, "KEEP_BYTES", budget)
         tiled, dense = (
             operation.outcome(leaves(size, width, scale=scale, seed=seed), ids_for(operation, kind), backend=backend)
@@ -231,15 +229,13 @@ def products(work: Callable[[], Any]) -> float:
 
 
 @every_operation
-@pytest.mark.parametrize("numel", [0, 2**16], ids=["tiles", "small matrix"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_side_that_needs_no_gradient_costs_no_products(
-    operation: Operation, backend: str, numel: int, monkeypatch: pytest.MonkeyPatch
+    operation: Operation, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Locked towers, momentum encoders, queues: in either pass. A learned scale alone costs no more than one side."""
     monkeypatch.setattr(tiles, "TILE_CPU", 16)
     monkeypatch.setattr(loop, "KEEP_BYTES", 2**24)
-    monkeypatch.setattr(small, "SMALL_NUMEL", numel)
     costs = {}
     for wanted in ((), *((side,) for side in operation.reads), operation.reads):
         given = leaves(64, 128, dtype=torch.float32)

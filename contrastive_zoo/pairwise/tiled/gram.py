@@ -34,14 +34,14 @@ def squares(x: Tensor, keys: Tensor, gram: Tensor) -> Tensor:
     return vecdot(x @ gram, x) - vecdot(x, keys).square()
 
 
-def forward(sweep: Sweep, term: Squares, needs: Needs) -> tuple[Sums, Tensor]:
+def forward(sweep: Sweep) -> tuple[Sums, Tensor]:
     """The sums; nothing is kept for the backward pass."""
     assert sweep.keys is not None
     x, keys, empty = sweep.x, sweep.keys, sweep.x.new_empty
     return Sums(squares(x, keys, keys.mT @ keys)[None], empty(1, 0), empty(1, 0)), empty(0)
 
 
-def backward(sweep: Sweep, term: Squares, sums: Sums, upstream: tuple[Tensor, Tensor], kept: Tensor, needs: Needs) -> Gradients:
+def backward(sweep: Sweep, upstream: tuple[Tensor, Tensor], needs: Needs) -> Gradients:
     """Gradients of rows and keys; empty for an input that needs no gradient."""
     assert sweep.keys is not None
     x, keys, grad = sweep.x, sweep.keys, 2 * upstream[0][0][:, None]

@@ -4,14 +4,13 @@ Shapes: G sets of N rows `x`, M rows `keys`, D features, K scales.
 """
 
 from collections.abc import Iterator
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import Gradients, LogSumExp, Needs, Softplus, Sums, Term
-from contrastive_zoo.pairwise.tiled import gram, small
+from contrastive_zoo.pairwise.tiled import gram
 from contrastive_zoo.pairwise.tiled.on_tiles import OnTiles
 from contrastive_zoo.pairwise.tiled.terms import on_tiles
 from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles, tiles_numel, view_of
@@ -25,8 +24,6 @@ def residual(sweep: Sweep, term: Term, needs: Needs) -> int:
     if not any(needs):
         return 0
     if isinstance(term, Softplus):
-        if small.serves(sweep, term):
-            return sweep.x.shape[0] * (sweep.x if sweep.keys is None else sweep.keys).shape[0]
         return sum(_numels(sweep, needs)) if term.uniform else 0
     numel = tiles_numel(sweep) * (sweep.x.shape[0] if sweep.x.dim() == 3 else 1)
     keeps = isinstance(term, LogSumExp) and not term.mean and numel * sweep.x.element_size() <= KEEP_BYTES
@@ -35,9 +32,8 @@ def residual(sweep: Sweep, term: Term, needs: Needs) -> int:
 
 def forward(sweep: Sweep, term: Term, needs: Needs) -> tuple[Sums, Tensor]:
     """The sums, and the entries kept for the backward pass."""
-    if short := _without_loop(sweep, term):
-        found: tuple[Sums, Tensor] = short.forward(sweep, term, needs)
-        return found
+    if gram.serves(sweep, term):
+        return gram.forward(sweep)
     keep = residual(sweep, term, needs)
     if isinstance(term, Softplus) and keep:
         return _forward_with_gradient(sweep, term, needs)
@@ -54,9 +50,8 @@ def forward(sweep: Sweep, term: Term, needs: Needs) -> tuple[Sums, Tensor]:
 
 def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor, needs: Needs) -> Gradients:
     """The needed gradients of rows, keys, scale and offset, given upstream gradients of the sums of rows and of keys."""
-    if short := _without_loop(sweep, term):
-        gradients: Gradients = short.backward(sweep, term, sums, upstream, kept, needs)
-        return gradients
+    if gram.serves(sweep, term):
+        return gram.backward(sweep, upstream, needs)
     if isinstance(term, Softplus) and kept.numel():
         return _kept_gradient(sweep, upstream[0], kept, needs)
     sets, found = list(_sets(sweep, term, kept)), []
@@ -77,11 +72,6 @@ def backward(sweep: Sweep, term: Term, sums: Sums, upstream: Sides, kept: Tensor
     given = term.packed().offset
     offsets = torch.stack(offset) if given is not None and given.dim() == 2 else offset[0]
     return Gradients(x, keys, sum(scale[1:], scale[0]), offsets)
-
-
-def _without_loop(sweep: Sweep, term: Term) -> ModuleType | None:
-    """The module that computes a sweep without the loop, with a forward and a backward of its own; None if none does."""
-    return small if small.serves(sweep, term) else gram if gram.serves(sweep, term) else None
 
 
 def _sets(sweep: Sweep, term: Term, kept: Tensor) -> Iterator[tuple[OnTiles, Iterator[tuple[slice, slice, Tensor | None]]]]:

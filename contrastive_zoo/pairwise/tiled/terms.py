@@ -15,12 +15,10 @@ from torch import Tensor
 
 from contrastive_zoo.devices import written_beside
 from contrastive_zoo.pairwise.kernels import LOG2_E, distance_floor, get_kernel
-from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares, Term
+from contrastive_zoo.pairwise.terms import LOGIT_LIMIT, KernelSum, LogSumExp, Softplus, Squares, Term
 from contrastive_zoo.pairwise.tiled.on_tiles import OnTiles
 from contrastive_zoo.pairwise.tiled.tiles import Sides, Tiles
 
-# Largest |logit| for which exponentials, sums of 2^18 of them, and their inverses times 1e-10 are normal numbers.
-LOGIT_LIMIT = {torch.float32: 60.0, torch.float64: 600.0}
 # Largest logit whose exponential does not overflow.
 OVERFLOW_LIMIT = {torch.float32: 80.0, torch.float64: 700.0}
 
