@@ -48,9 +48,9 @@ def test_rows_and_gradients(
 
     z1, z2 = inputs(*shape, views, dtype)
     ours, plain = both(z1, z2, normalize, operand)
-    for what, a, b in zip(("rows", "similarity", "divisor", "rounded"), ours, plain, strict=True):
+    for what, a, b in zip(("rows", "similarity", "rounded", "divisor"), ours, plain, strict=True):
         assert_close(a, b, what, dtype=torch.float16 if operand == torch.float16 else torch.float32)
-    rows, positive, divisor, rounded = plain
+    rows, positive, rounded, divisor = plain
     assert rounded.dtype == operand
     assert torch.equal(rounded.float(), rows if operand == torch.float16 else rounded)
     upstream = drawn(*rows.shape, seed=2).float(), drawn(*positive.shape, seed=3).float()
@@ -69,7 +69,7 @@ def test_views_in_one_tensor_and_strides(views: int, normalize: str) -> None:
     z = drawn(views, 5, 2 * 6, seed=1).float()
     for stacked in (z[..., :6], z[..., ::2], z.transpose(1, 2)[:, :6].contiguous().transpose(1, 2)):
         ours, plain = both(stacked, None, normalize, torch.float32)
-        for what, a, b in zip(("rows", "similarity", "divisor", "rounded"), ours, plain, strict=True):
+        for what, a, b in zip(("rows", "similarity", "rounded", "divisor"), ours, plain, strict=True):
             assert_close(a, b, what)
 
 
@@ -82,7 +82,7 @@ def test_zero_huge_and_tiny_rows(normalize: str) -> None:
     ours, plain = both(z[0], z[1], normalize, torch.float32)
     for row in range(12):
         assert_close(ours[0][row], plain[0][row], f"row {row}")
-        assert_close(ours[2].flatten()[row], plain[2].flatten()[row], f"divisor {row}")
+        assert_close(ours[3].flatten()[row], plain[3].flatten()[row], f"divisor {row}")
     if normalize != "none":
         assert ours[0].isfinite().all()
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from contrastive_zoo.pairwise.backends import named
 from contrastive_zoo.pairwise.operator_ import compute
-from contrastive_zoo.pairwise.sums import sum_kernels, sum_within, uses_gram_matrix
-from contrastive_zoo.pairwise.sweep import Bound, Ids, Sweep
+from contrastive_zoo.pairwise.sums import own_ids, sum_kernels, sum_within, uses_gram_matrix
+from contrastive_zoo.pairwise.sweep import WHOLE, Bound, Ids, Sweep
 from contrastive_zoo.pairwise.terms import LogSumExp, Scales, Softplus, Squares, Sums, Term
 from contrastive_zoo.pairwise.tiled import gram
 from contrastive_zoo.processes.shares import ALONE, Share
@@ -78,14 +78,14 @@ class Pairs:
         self,
         x: Tensor,
         keys: Tensor | None = None,
-        ids: Tensor | None = None,
-        key_ids: Tensor | None = None,
+        ids: Tensor | Ids | None = None,
+        key_ids: Tensor | Ids | None = None,
         *,
         counts: Literal["different", "equal"] = "different",
         both: bool = False,
     ) -> Sweep:
         """The part of this process of a sweep, with everything that is known about it."""
-        bound, part, ring = self._bound(x, keys), self.share.part, self.share.ring
+        bound, part, ring = self._bound(x, keys), self.share.part if self.share.divided else WHOLE, self.share.ring
         all_ids = self._ids(ids), self._ids(key_ids)
         if not ring:
             return Sweep.of(x, keys, *all_ids, counts=counts, both=both, norm_bound=bound, part=part)
@@ -100,15 +100,18 @@ class Pairs:
         x, keys, scale, offset = self.share.enter(sweep.x, sweep.keys, scale, offset)
         return replace(sweep, x=x, keys=keys), scale, offset
 
+    def _of_part(self, sweep: Sweep, term: Term) -> Sums:
+        """The sums over the part of this process."""
+        share = self.share
+        if share.ring:
+            return ring.total(sweep, term, self.backend, share.group, share.rows_of_each(sweep.x))
+        return compute(sweep, term, self.backend)
+
     def _sums(self, sweep: Sweep, term: Term) -> Sums:
         """The sums over all pairs, from those of the part of each process."""
-        share = self.share
+        share, sums = self.share, self._of_part(sweep, term)
         if not share.divided:
-            return compute(sweep, term, self.backend)
-        if share.ring:
-            sums = ring.total(sweep, term, self.backend, share.group, share.rows_of_each(sweep.x))
-        else:
-            sums = compute(sweep, term, self.backend)
+            return sums
         log = isinstance(term, LogSumExp)
         if sweep.both:
             rows, columns = share.leave(sums.rows, sums.columns, log=log)
@@ -133,7 +136,7 @@ class Pairs:
             return None
         return rounded.as_strided(x.shape, x.stride(), x.storage_offset())
 
-    def _ids(self, ids: Tensor | None) -> Tensor | Ids | None:
+    def _ids(self, ids: Tensor | Ids | None) -> Tensor | Ids | None:
         for given, values, group in self.known:
             if ids is given:
                 return Ids(values, group)
@@ -184,7 +187,8 @@ class Pairs:
     def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
         sweep, *_ = self._entered(self._sweep(x, None, ids), None)
-        return sum_kernels(sweep, kernel, parameter, self.unit_rows, sweep.rounding, self._sums)
+        of_part = sum_kernels(sweep, kernel, parameter, self.unit_rows, sweep.rounding, self._of_part)
+        return self.share.leave(of_part, log=False)[0]
 
     def softplus_sum(
         self,
@@ -205,14 +209,16 @@ class Pairs:
         """See `contrastive_zoo.pairwise.softplus_sum_within`."""
         sweep, scale, bias = self._entered(self._sweep(x, None, ids, counts="equal"), scale, bias)
         term, share = Softplus.of(scale, bias, self.share.count(x), sweep.x), self.share
-        if not share.ring:
-            return sum_within(sweep, term, self.backend, self._sums)
-        of_part = ring.sum_within(sweep, term, self.backend, share.group, share.rows_of_each(x))
+        if share.ring:
+            of_part = ring.sum_within(sweep, term, self.backend, share.group, share.rows_of_each(x))
+        else:
+            of_part = sum_within(sweep, term, self.backend, self._of_part)
         return share.leave(of_part, log=False)[0]
 
-    def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor) -> Tensor:
+    def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.square_sum`."""
-        sweep, *_ = self._entered(self._sweep(x, keys, ids, ids), None)
+        own = own_ids(self.share.count(x)) if ids is None else ids
+        sweep, *_ = self._entered(self._sweep(x, keys, own, own), None)
         shared = self.share.divided and not self.share.ring
         if shared and uses_gram_matrix(replace(sweep, part=(0, 1)), self.backend):
             assert sweep.keys is not None

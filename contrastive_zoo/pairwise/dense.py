@@ -26,9 +26,10 @@ def refuses_unasked(sweep: Sweep, term: Term) -> str:
     x = sweep.x
     if not x.is_cpu or not isinstance(term, (LogSumExp, Softplus)) or torch.compiler.is_compiling():
         return "a matrix of pairs takes less time for exponentials on the host only"
+    if sweep.operand is not None:
+        return "a backward pass under autocast would multiply in half precision"
     work = x.numel() * _keys(sweep).shape[-2]
-    large = work > SMALL_WORK or work > SMALL_PAIRS * x.shape[-1]
-    return "the matrix of pairs is too large" if large else ""
+    return "the matrix of pairs is too large" if work > SMALL_WORK or work > SMALL_PAIRS * x.shape[-1] else ""
 
 
 def forward(sweep: Sweep, term: Term) -> Sums:
@@ -44,12 +45,20 @@ def _keys(sweep: Sweep) -> Tensor:
     return sweep.x if sweep.keys is None else sweep.keys
 
 
+def _group(sweep: Sweep) -> int:
+    """How often each id is repeated if ids are known to be 0, 0, ..., 1, 1, ... and exclude pairs; else 0."""
+    if sweep.counts == "equal":
+        return 0
+    return sweep.group or int(sweep.keys is None and sweep.ids is None)
+
+
 def _excluded(sweep: Sweep) -> Tensor | None:
     """(N, M) mask of the excluded pairs; None if there are none."""
     x, ids = sweep.x, sweep.ids
-    if sweep.group and sweep.counts == "different":
-        return beside(_groups(x.shape[-2], _keys(sweep).shape[-2], sweep.group), x)
-    own = torch.eye(x.shape[-2], dtype=torch.bool, device=x.device) if sweep.keys is None else None
+    rows, columns = x.shape[-2], _keys(sweep).shape[-2]
+    if group := _group(sweep):
+        return beside((_kept_groups if rows * columns <= SMALL_PAIRS else _groups)(rows, columns, group), x)
+    own = torch.eye(rows, dtype=torch.bool, device=x.device) if sweep.keys is None else None
     if ids is None:
         return own
     equal = ids.to(x.device).unsqueeze(1) == (ids if sweep.key_ids is None else sweep.key_ids).to(x.device)
@@ -58,11 +67,13 @@ def _excluded(sweep: Sweep) -> Tensor | None:
     return ~equal if own is None else ~equal | own
 
 
-@cached_on_host
 def _groups(rows: int, columns: int, group: int) -> Tensor:
     """(N, M) mask of the pairs with equal ids, which are 0, 0, ..., 1, 1, ..."""
     ids, key_ids = (torch.arange(number, device="cpu") // group for number in (rows, columns))
     return ids.unsqueeze(1) == key_ids
+
+
+_kept_groups = cached_on_host(_groups)
 
 
 @cached_on_host
@@ -72,27 +83,28 @@ def _barrier(rows: int, columns: int, group: int, dtype: torch.dtype) -> Tensor:
 
 
 def _logsumexp(sweep: Sweep, term: LogSumExp) -> Sums:
-    x, keys = sweep.x, _keys(sweep)
-    # Samples that differ have keys, so long as there are two of them.
-    none_without_keys = min(x.shape[-2], keys.shape[-2]) > sweep.group > 0 and sweep.counts == "different"
-    if none_without_keys and term.number is not None and abs(term.number) * sweep.norm_bound**2 <= LOGIT_LIMIT[x.dtype]:
-        # Bounded logits need no maximum, and one call multiplies, scales and excludes.
-        barrier = _barrier(x.shape[-2], keys.shape[-2], sweep.group, x.dtype)
+    x, keys, group = sweep.x, _keys(sweep), _group(sweep)
+    all_have_keys = min(x.shape[-2], keys.shape[-2]) > group if group else sweep.keys is not None and sweep.ids is None
+    largest = max(map(abs, term.numbers), default=torch.inf) * sweep.norm_bound**2
+    bounded = all_have_keys and largest <= LOGIT_LIMIT[x.dtype]
+    small = x.shape[-2] * keys.shape[-2] <= SMALL_PAIRS
+    if bounded and small and group and len(term.numbers) == 1:  # one call multiplies, scales and excludes
         multiply = torch.addmm if x.dim() == 2 else torch.baddbmm
-        e = multiply(barrier if x.is_cpu else beside(barrier, x), x, keys.mT, alpha=term.number).exp()
-        rows, empty = e.sum(-1).log(), x.new_empty(0)
-        return Sums(rows, e.sum(-2).log() if sweep.both else empty, empty)
-    similarity, excluded = x @ keys.mT, _excluded(sweep)  # (N, M) or (G, N, M)
-    scale = term.scale.to(similarity).unsqueeze(-1)  # (K, N or 1, 1)
-    scale = scale.squeeze(0) if len(scale) == 1 else scale if x.dim() == 2 else scale.unsqueeze(1)
-    logits = scale * similarity  # (K, N, M) or (K, G, N, M), without the first axis for one scale
-    if excluded is not None:
-        logits = logits.masked_fill(excluded, -torch.inf)
-    total = partial(torch.logsumexp, dim=-1) if none_without_keys or excluded is None else masked_logsumexp
-    rows = total(logits)
-    columns = means = rows.new_empty(0)
-    if sweep.both:
-        columns = total(logits.mT)
+        barrier = _barrier(x.shape[-2], keys.shape[-2], group, x.dtype)
+        similarity = logits = multiply(barrier if x.is_cpu else beside(barrier, x), x, keys.mT, alpha=term.numbers[0])
+    else:
+        similarity, excluded = x @ keys.mT, _excluded(sweep)  # (N, M) or (G, N, M)
+        scale = term.scale.to(similarity).unsqueeze(-1)  # (K, N or 1, 1)
+        scale = scale.squeeze(0) if len(scale) == 1 else scale if x.dim() == 2 else scale.unsqueeze(1)
+        logits = scale * similarity  # (K, N, M) or (K, G, N, M), without the first axis for one scale
+        logits = logits if excluded is None else logits.masked_fill(excluded, -torch.inf)
+    columns = means = x.new_empty(0)
+    if bounded:  # no maximum is needed, and rows and keys share the exponentials
+        e = logits.exp()
+        rows, columns = e.sum(-1).log(), e.sum(-2).log() if sweep.both else columns
+    else:
+        total = partial(torch.logsumexp, dim=-1) if all_have_keys else masked_logsumexp
+        rows, columns = total(logits), total(logits.mT) if sweep.both else columns
     if term.mean:
         weights = (logits.detach() - rows.detach().masked_fill(rows == -torch.inf, 0).unsqueeze(-1)).exp()
         means = (weights * similarity.detach()).sum(-1)

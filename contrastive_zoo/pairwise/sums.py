@@ -132,11 +132,16 @@ def uses_gram_matrix(sweep: Sweep, backend: str) -> bool:
     return gram.serves(sweep, Squares()) and choose(sweep, Squares(), backend).name == "tiled"
 
 
+def own_ids(rows: int) -> Ids:
+    """One id per row."""
+    return Ids(torch.arange(rows, device="cpu"), 1)
+
+
 def _of_views(x: Tensor, keys: Tensor, ids: Tensor | Ids | None, part: tuple[int, int]) -> Sweep:
     check_features("x", x, (2,))
     check_features("keys", keys, (2,))
     check_same("x", x, "keys", keys)
-    own = Ids(torch.arange(len(x), device="cpu"), 1) if ids is None else ids
+    own = own_ids(len(x)) if ids is None else ids
     dtype = torch.promote_types(x.dtype, keys.dtype)
     return Sweep.of(x.to(dtype), keys.to(dtype), own, own, part=part)
 

@@ -46,12 +46,12 @@ class LogSumExp:
     Attributes:
         scale: (K, 1) K scales c for all rows, or (1, N) one scale per row.
         mean: Whether to compute the mean of $s_{ij}$ under the softmax of the logits too.
-        number: The scale, if it is a single constant that was given as a number.
+        numbers: The scales, if they are constants that were given as numbers; else empty.
     """
 
     scale: Tensor
     mean: bool = False
-    number: float | None = None
+    numbers: tuple[float, ...] = ()
 
     @staticmethod
     def of(scale: Scales, rows: int) -> "LogSumExp":
@@ -61,11 +61,13 @@ class LogSumExp:
             TypeError: A scale is neither a number nor a tensor.
             ValueError: A shape does not fit.
         """
-        if isinstance(scale, float) and not torch.compiler.is_compiling():
-            return LogSumExp(host_number(check_number("scale", scale)), number=scale)
+        numbers = scale if isinstance(scale, tuple) else (scale,)
+        if not numbers:
+            raise ValueError("scale must hold at least one number, got an empty tuple.")
+        if all(type(number) is float for number in numbers) and not torch.compiler.is_compiling():
+            constants = tuple(check_number("scale", number) for number in numbers)
+            return LogSumExp(on_host(constants), numbers=constants)
         if isinstance(scale, tuple):
-            if not scale:
-                raise ValueError("scale must hold at least one number, got an empty tuple.")
             return LogSumExp(torch.stack([_as_scalar("a scale of a tuple", each) for each in scale])[:, None])
         if isinstance(scale, Tensor) and scale.dim() == 1 and len(scale) == rows:
             return LogSumExp(scale[None])
@@ -174,9 +176,9 @@ class Squares:
 
 
 @cached_on_host
-def host_number(number: float) -> Tensor:
-    """A number as a tensor (1, 1) in float64 on the host."""
-    return torch.full((1, 1), number, dtype=torch.float64, device="cpu")
+def on_host(numbers: tuple[float, ...]) -> Tensor:
+    """K numbers as a tensor (K, 1) in float64 on the host."""
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu").unsqueeze(1)
 
 
 def _as_scalar(argument: str, value: float | Tensor, rows: int | None = None) -> Tensor:

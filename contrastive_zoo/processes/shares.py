@@ -18,7 +18,6 @@ from torch import Tensor
 
 from contrastive_zoo.checks import as_tensor
 from contrastive_zoo.operators import operator, uncompiled
-from contrastive_zoo.pairwise.sweep import WHOLE
 from contrastive_zoo.processes.gather import device_of_group, gather_features, named_group, own_rows, own_values
 
 K = TypeVar("K", Tensor, Tensor | None)
@@ -49,7 +48,7 @@ class Share:
     @property
     def part(self) -> tuple[int, int]:
         """The part of the tiles that this process visits."""
-        return (self.rank, len(self.sizes)) if self.divided else WHOLE
+        return (self.rank, len(self.sizes)) if self.divided else (0, 1)
 
     @property
     def own(self) -> slice:

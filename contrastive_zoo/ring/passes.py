@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from contrastive_zoo.pairwise import blocks
 from contrastive_zoo.pairwise.terms import Gradients, LogSumExp, Needs, Sums
 from contrastive_zoo.processes.shares import reduced
+from contrastive_zoo.ring import blocks
 from contrastive_zoo.ring.course import Course, Visit
 from contrastive_zoo.ring.passing import GRADIENTS
 

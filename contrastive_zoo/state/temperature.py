@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.checks import check_magnitude, check_number, shape
-from contrastive_zoo.devices import batched
+from contrastive_zoo.devices import batched, readable, transforming
 from contrastive_zoo.state.bounded import within
 from contrastive_zoo.state.modules import at_least_float32
 
@@ -123,7 +123,7 @@ class Temperature(nn.Module):
         Compiled code gets a tensor, because a new number would compile it again.
         """
         value = self.value
-        if self._copy is None and type(value) is Tensor and value.is_cpu and not torch.compiler.is_compiling():
+        if self._copy is None and type(value) is Tensor and readable(value) and not transforming():
             return self.bounded() if value.requires_grad else value.item()
         return self.bounded()
 

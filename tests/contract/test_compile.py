@@ -24,7 +24,8 @@ def assert_steps_agree(configuration: Configuration, backend: str, fullgraph: bo
     for seed in range(2):
         batch = views(seed=seed, dtype=dtype)
         for name, found, expected in zip(("loss", "z1", "z2"), step(compiled, batch), step(eager, batch), strict=True):
-            assert_close(found, expected, f"{name} of step {seed}")
+            # Compiled code divides by a temperature where the call multiplies by its inverse; losses are differences.
+            assert_close(found, expected, f"{name} of step {seed}", magnitude=10.0 if name == "loss" else 0.0)
     state = snapshot(plain)
     for name, expected in snapshot(eager).items():
         assert_close(state[name], expected, name, dtype=dtype)

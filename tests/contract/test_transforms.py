@@ -206,7 +206,7 @@ def test_kernels_say_so(name: str, kernels: None) -> None:
 
 
 def test_sums_over_pairs_say_so() -> None:
-    x = torch.randn(5, 3, dtype=torch.float64)
+    x = torch.randn(200, 3, dtype=torch.float64)  # "auto" is dense for fewer rows
     refuse(lambda x: pairwise.logsumexp(x, scale=2.0).sum(), x, "Use backend='dense'")
     refuse(lambda x: pairwise.square_sum(x, x).sum(), x, "Use backend='dense'")
 

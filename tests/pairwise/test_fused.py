@@ -20,7 +20,7 @@ from contrastive_zoo.pairwise.fused import arguments, launch
 from contrastive_zoo.pairwise.fused.shapes import Shape
 from contrastive_zoo.pairwise.operator_ import compute
 from contrastive_zoo.pairwise.sweep import Bound, Ids, Sweep
-from contrastive_zoo.pairwise.terms import LogSumExp, host_number
+from contrastive_zoo.pairwise.terms import LogSumExp, on_host
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -261,7 +261,7 @@ def test_number_of_launches(name: str, operand: torch.dtype | None, monkeypatch:
     x, keys = rows(6, 3, dtype=torch.float32), rows(5, 3, seed=1, dtype=torch.float32)
     seen: list[tuple[str, tuple[Any, ...]]] = []
     monkeypatch.setattr(launch, "_kernels", lambda: Recorder(seen))
-    host_number(2.0)  # made once for all calls
+    on_host((2.0,))  # made once for all calls
     rounded = [] if operand is None else [x.to(operand), keys.to(operand)]
     with Work() as forward:
         value = call(x, keys, scale=2.0, norm_bound=Bound(1.01, operand, *rounded), backend="fused")

@@ -137,7 +137,7 @@ def test_rows_take_about_what_the_formula_says(name: str, world: int, of_four: l
         pytest.skip("memory is measured on CPUs")
     for of_rank in of_four[:world]:
         held = of_rank["rows held"][world][name]
-        assert 0.7 <= held / rows_gathered(Setting(world, HELD_BATCH, HELD_WIDTH)) <= 1.2
+        assert 0.6 <= held / rows_gathered(Setting(world, HELD_BATCH, HELD_WIDTH)) <= 1.2
 
 
 @pytest.mark.parametrize("name", RESUMED)

@@ -86,23 +86,14 @@ class Tiles:
             key_ids = ids
         self._ids = None if ids is None or key_ids is None else (ids, key_ids)
         self._known = self._ids is None or (self._ids[0].is_cpu and self._ids[1].is_cpu)
-        self._group = self._group_size(group) if self._known and not self._equal else 0
+        # Ids that are known to be 0, 0, ..., 1, 1, ... need no mask, if no group lies on the border of two tiles.
+        fits = group > 0 and not (self.size % group or sweeps.GRAIN % group or x.shape[0] % group)
+        self._group = group if fits and self._known and not self._equal else 0
         by_class = self._equal and self._known and self.symmetric
         self._blocks = self._class_blocks() if by_class else [(0, x.shape[0])]
         self._compared: tuple[Tensor, Tensor] | None = None
         self._regular = group if self._known else 0
         self._buffers = _on_host.found if x.is_cpu else {}  # the allocator of an accelerator keeps its memory
-
-    def _group_size(self, known: int) -> int:
-        """Number of repetitions of each id if rows and keys have ids 0, 0, ..., 1, 1, ..., as in a batch; else 0."""
-        if self._ids is None:
-            return 0
-        rows = self.x.shape[0]
-        group = known or rows // max(int(self._ids[0][-1]) + 1, 1)
-        if group == 0 or self.size % group or sweeps.GRAIN % group or rows % group:
-            return 0
-        regular = None if known else torch.arange(rows, device="cpu") // group
-        return group if regular is None or all(torch.equal(each, regular) for each in self._ids) else 0
 
     def _class_blocks(self) -> list[tuple[int, int]]:
         """First and last row of each block of classes; small classes share a block of at most a quarter of a tile."""
