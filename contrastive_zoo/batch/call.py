@@ -11,7 +11,7 @@ from contrastive_zoo.devices import readable
 from contrastive_zoo.registry import Card
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Call:
     """The arguments of `Loss.forward`: features of a batch, positions, labels and extra negatives.
 

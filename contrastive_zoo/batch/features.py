@@ -263,14 +263,13 @@ def _gradient(ctx: Any, compute: Any, grad: Tensor | None, grad_positive: Tensor
         gradient = compute(grad, grad_positive, rows, divisor, ctx.normalize, views, ctx.dtypes[0])
         return gradient, None, None, None, None, None
     # A view that needs no gradient, such as the output of a momentum encoder, costs nothing.
-    needs = ctx.needs_input_grad
+    needs, dtypes = ctx.needs_input_grad, ctx.dtypes
     views = [view for view in range(divisor.shape[1]) if needs[view]]
-    wanted = {ctx.dtypes[view] for view in views}
-    dtype = wanted.pop() if len(wanted) == 1 else rows.dtype
+    dtype = dtypes[views[0]] if len({dtypes[view] for view in views}) == 1 else rows.dtype
     found = compute(grad, grad_positive, rows, divisor, ctx.normalize, views, dtype).unbind()
     gradients: list[Tensor | None] = [None, None]
     for view, gradient in zip(views, found, strict=True):
-        gradients[view] = gradient if gradient.dtype == ctx.dtypes[view] else gradient.to(ctx.dtypes[view])
+        gradients[view] = gradient if gradient.dtype == dtypes[view] else gradient.to(dtypes[view])
     return *gradients, None, None, None, None
 
 

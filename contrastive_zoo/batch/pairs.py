@@ -34,7 +34,7 @@ class Pairs:
         operand: The half precision that the rows of the batch were rounded to; None for other rows. A backend may multiply in
             this precision, which rounds rows that an objective computes from those of the batch.
         rounded: The rows of the batch, and their copy in this precision; None without such a copy.
-        bound: What is known about rows other than those of the batch.
+        unrounded: What is known about rows in full precision.
         known: Tensors of ids, each with the tensor that takes its place in a sweep (itself, or its copy beside the rows), and
             the number of repetitions of each id if the ids are known to be 0, 0, ..., 1, 1, ..., else 0.
     """
@@ -45,7 +45,7 @@ class Pairs:
     share: Share
     operand: torch.dtype | None
     rounded: tuple[Tensor, Tensor] | None
-    bound: Bound
+    unrounded: Bound
     known: tuple[tuple[Tensor, Tensor, int], ...]
 
     @staticmethod
@@ -61,8 +61,7 @@ class Pairs:
         known: tuple[tuple[Tensor, Tensor, int], ...],
     ) -> "Pairs":
         """A copy of this object for the rows of one batch."""
-        bound = self.bound if operand is None else Bound(self.norm_bound, operand)
-        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, operand, rounded, bound, known)
+        return Pairs(self.backend, self.unit_rows, self.norm_bound, share, operand, rounded, self.unrounded, known)
 
     @property
     def plain(self) -> bool:
@@ -121,8 +120,8 @@ class Pairs:
         return Sums(rows, sums.columns, means)
 
     def _bound(self, x: Tensor, keys: Tensor | None) -> Bound:
-        if self.rounded is None:
-            return self.bound
+        if self.operand is None and self.rounded is None:
+            return self.unrounded
         return Bound(self.norm_bound, self.operand, self._in_half(x), self._in_half(keys))
 
     def _in_half(self, x: Tensor | None) -> Tensor | None:

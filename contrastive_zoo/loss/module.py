@@ -193,9 +193,11 @@ class Loss(AllOrNothing):
             IndexError: A position outside the dataset.
             RuntimeError: A loss with state is called by a backward pass, as activation checkpointing would do.
         """
-        make = partial(self._batch, Call(z1, z2, index, labels, negatives, negatives_index))
-        several = self.training and group_size(self.options.gather, self.options.process_group) > 1
-        batch = uncompiled(shake_hands, self.options.process_group, make) if several else make(None)
+        call, group = Call(z1, z2, index, labels, negatives, negatives_index), self.options.process_group
+        if self.training and group_size(self.options.gather, group) > 1:
+            batch = uncompiled(shake_hands, group, partial(self._batch, call))
+        else:
+            batch = self._batch(call, None)
         for temperature in self._temperatures:
             temperature.follow(batch.x)
         with without_autocast(batch.x):

@@ -6,6 +6,7 @@ the arguments of an operator and back.
 Shapes: G sets of N rows, M keys, K scales.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,13 +62,12 @@ class LogSumExp:
             TypeError: A scale is neither a number nor a tensor.
             ValueError: A shape does not fit.
         """
-        numbers = scale if isinstance(scale, tuple) else (scale,)
-        if not numbers:
-            raise ValueError("scale must hold at least one number, got an empty tuple.")
-        if all(type(number) is float for number in numbers) and not torch.compiler.is_compiling():
-            constants = tuple(check_number("scale", number) for number in numbers)
-            return LogSumExp(on_host(constants), numbers=constants)
+        numbers = (scale,) if type(scale) is float else scale if isinstance(scale, tuple) else ()
+        if numbers and all(map(_is_constant, numbers)) and not torch.compiler.is_compiling():
+            return LogSumExp(on_host(numbers), numbers=numbers)  # type: ignore[arg-type]
         if isinstance(scale, tuple):
+            if not scale:
+                raise ValueError("scale must hold at least one number, got an empty tuple.")
             return LogSumExp(torch.stack([_as_scalar("a scale of a tuple", each) for each in scale])[:, None])
         if isinstance(scale, Tensor) and scale.dim() == 1 and len(scale) == rows:
             return LogSumExp(scale[None])
@@ -173,6 +173,10 @@ class Squares:
     def unpacked(packed: Packed) -> "Squares":
         """The term again."""
         return Squares()
+
+
+def _is_constant(scale: float | Tensor) -> bool:
+    return type(scale) is float and math.isfinite(scale)
 
 
 @cached_on_host

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_zoo.checks import check_magnitude, check_number, shape
-from contrastive_zoo.devices import batched, readable, transforming
+from contrastive_zoo.devices import batched, transforming
 from contrastive_zoo.state.bounded import within
 from contrastive_zoo.state.modules import at_least_float32
 
@@ -123,9 +123,10 @@ class Temperature(nn.Module):
         Compiled code gets a tensor, because a new number would compile it again.
         """
         value = self.value
-        if self._copy is None and type(value) is Tensor and readable(value) and not transforming():
-            return self.bounded() if value.requires_grad else value.item()
-        return self.bounded()
+        hidden = torch.compiler.is_compiling() or transforming()
+        if hidden or self._copy is not None or value.requires_grad or type(value) is not Tensor or not value.is_cpu:
+            return self.bounded()
+        return value.item()
 
     def number(self) -> float | None:
         """The saved temperature; None if reading it would need a synchronisation."""
