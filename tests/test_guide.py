@@ -13,6 +13,12 @@ DOCS = Path(__file__).parent.parent / "docs"
 ARXIV = re.compile(r"\d{4}\.\d{5}")
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages write pictures where they run."""
+    monkeypatch.chdir(tmp_path)
+
+
 def run(page: str) -> dict[str, Any]:
     """Names after the blocks of a page."""
     names: dict[str, Any] = {}

@@ -16,8 +16,9 @@ from contrastive_zoo.pairwise.kernels import distance_floor, get_kernel
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import LOGIT_LIMIT, KernelSum, LogSumExp, Softplus, Squares, Sums, Term
 
-# Above so many pairs, or multiplications, the loop over tiles takes less time on one core.
-SMALL_PAIRS = 2**15
+# Up to so many pairs of rows and keys the matrix takes less time than the loop over tiles, on one core or two. Where rows are
+# their own keys, the loop visits each pair once, so it wins from half as many on, and from fewer if rows are wide.
+SMALL_PAIRS = 2**16
 SMALL_WORK = 2**22
 
 
@@ -28,8 +29,9 @@ def refuses_unasked(sweep: Sweep, term: Term) -> str:
         return "a matrix of pairs takes less time for exponentials on the host only"
     if sweep.operand is not None:
         return "a backward pass under autocast would multiply in half precision"
-    work = x.numel() * _keys(sweep).shape[-2]
-    return "the matrix of pairs is too large" if work > SMALL_WORK or work > SMALL_PAIRS * x.shape[-1] else ""
+    work, twice = x.numel() * _keys(sweep).shape[-2], sweep.keys is None
+    large = work > SMALL_PAIRS * x.shape[-1] >> twice or (twice and work > SMALL_WORK)
+    return "the matrix of pairs is too large" if large else ""
 
 
 def forward(sweep: Sweep, term: Term) -> Sums:
