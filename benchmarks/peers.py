@@ -60,7 +60,10 @@ def zoo_loss(name: str, params: Mapping[str, Any], num_samples: int = NUM_SAMPLE
     import contrastive_zoo as zoo
 
     loss = zoo.get_loss(name, num_samples=num_samples, **params)
-    return lambda z1, z2, index: loss(z1, z2, index=index, labels=_labels(index))
+    needs = loss.needs
+    return lambda z1, z2, index: loss(
+        z1, z2, index=index if "index" in needs else None, labels=_labels(index) if "labels" in needs else None
+    )
 
 
 def _labels(index: Tensor) -> Tensor:

@@ -86,18 +86,19 @@ def _barrier(rows: int, columns: int, group: int, dtype: torch.dtype) -> Tensor:
 
 def _logsumexp(sweep: Sweep, term: LogSumExp) -> Sums:
     x, keys, group = sweep.x, _keys(sweep), _group(sweep)
-    all_have_keys = min(x.shape[-2], keys.shape[-2]) > group if group else sweep.keys is not None and sweep.ids is None
-    largest = max(map(abs, term.numbers), default=torch.inf) * sweep.norm_bound**2
-    bounded = all_have_keys and largest <= LOGIT_LIMIT[x.dtype]
-    small = x.shape[-2] * keys.shape[-2] <= SMALL_PAIRS
-    if bounded and small and group and len(term.numbers) == 1:  # one call multiplies, scales and excludes
-        multiply = torch.addmm if x.dim() == 2 else torch.baddbmm
-        barrier = _barrier(x.shape[-2], keys.shape[-2], group, x.dtype)
-        similarity = logits = multiply(barrier if x.is_cpu else beside(barrier, x), x, keys.mT, alpha=term.numbers[0])
+    rows_of, columns_of = x.shape[-2], keys.shape[-2]
+    all_have_keys = min(rows_of, columns_of) > group if group else sweep.keys is not None and sweep.ids is None
+    bounded = all_have_keys and term.largest * sweep.norm_bound**2 <= LOGIT_LIMIT[x.dtype]
+    one = len(term.scale) == 1
+    if bounded and group and one and not term.mean and rows_of * columns_of <= SMALL_PAIRS:
+        # One call multiplies and excludes, and scales too if it can.
+        barrier, multiply = _barrier(rows_of, columns_of, group, x.dtype), torch.addmm if x.dim() == 2 else torch.baddbmm
+        scaled, alpha = (x, term.numbers[0]) if term.numbers else (x * term.scale.to(x.dtype).mT, 1.0)
+        similarity = logits = multiply(barrier if x.is_cpu else beside(barrier, x), scaled, keys.mT, alpha=alpha)
     else:
         similarity, excluded = x @ keys.mT, _excluded(sweep)  # (N, M) or (G, N, M)
         scale = term.scale.to(similarity).unsqueeze(-1)  # (K, N or 1, 1)
-        scale = scale.squeeze(0) if len(scale) == 1 else scale if x.dim() == 2 else scale.unsqueeze(1)
+        scale = scale.squeeze(0) if one else scale if x.dim() == 2 else scale.unsqueeze(1)
         logits = scale * similarity  # (K, N, M) or (K, G, N, M), without the first axis for one scale
         logits = logits if excluded is None else logits.masked_fill(excluded, -torch.inf)
     columns = means = x.new_empty(0)

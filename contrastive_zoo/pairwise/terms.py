@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from contrastive_zoo.checks import as_tensor, check_number, shape
-from contrastive_zoo.devices import cached_on_host
+from contrastive_zoo.devices import cached_on_host, readable
 from contrastive_zoo.pairwise.kernels import KERNEL_NAMES
 
 # Largest |logit| for which exponentials, sums of 2^18 of them, and their inverses times 1e-10 are normal numbers.
@@ -53,6 +53,15 @@ class LogSumExp:
     scale: Tensor
     mean: bool = False
     numbers: tuple[float, ...] = ()
+
+    @property
+    def largest(self) -> float:
+        """The largest |scale| that the host knows without a synchronisation; infinite if it does not."""
+        if self.numbers:
+            return max(map(abs, self.numbers))
+        if not readable(self.scale):
+            return math.inf
+        return abs(self.scale.item()) if self.scale.numel() == 1 else float(self.scale.detach().abs().max())
 
     @staticmethod
     def of(scale: Scales, rows: int) -> "LogSumExp":
