@@ -204,14 +204,16 @@ class Pairs:
         sweep, scale, bias = self._entered(self._sweep(x, keys, ids, key_ids), scale, bias)
         return self._sums(sweep, Softplus.of(scale, bias, self.share.count(x), sweep.x, uniform)).rows
 
-    def softplus_sum_within(self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0) -> Tensor:
-        """See `contrastive_zoo.pairwise.softplus_sum_within`."""
+    def softplus_sum_within(
+        self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0, ordered: bool = False
+    ) -> Tensor:
+        """See `contrastive_zoo.pairwise.softplus_sum_within`; ``ordered``: ids ascend, so rows need not be sorted."""
         sweep, scale, bias = self._entered(self._sweep(x, None, ids, counts="equal"), scale, bias)
         term, share = Softplus.of(scale, bias, self.share.count(x), sweep.x), self.share
         if share.ring:
             of_part = ring.sum_within(sweep, term, self.backend, share.group, share.rows_of_each(x))
         else:
-            of_part = sum_within(sweep, term, self.backend, self._of_part)
+            of_part = sum_within(replace(sweep, ordered=ordered), term, self.backend, self._of_part)
         return share.leave(of_part, log=False)[0]
 
     def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:
@@ -239,7 +241,7 @@ class Pairs:
         if self.share.ring:
             summed: Tensor = class_sums(rows, classes, self.share.group, list(self.share.sizes))
             return summed
-        return rows.new_zeros(len(classes), rows.shape[1]).index_add(0, classes, rows)[classes]
+        return rows.new_zeros(len(classes), rows.shape[1]).index_add(0, classes, rows).index_select(0, classes)
 
     def on_rows(self, function: Callable[..., tuple[Tensor, ...]], x: Tensor, keys: Tensor | None = None) -> tuple[Tensor, ...]:
         """``function(x, rows)``, which returns tensors with an entry for each of ``rows``, applied to all rows of x.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from contrastive_zoo.batch.batch import Batch
 from contrastive_zoo.checks import check_count
-from contrastive_zoo.logspace import log1p_exp, logaddexp
+from contrastive_zoo.logspace import log1p_exp
 from contrastive_zoo.objectives.base import Objective
 from contrastive_zoo.samplers.batch_draws import drawn_log_mean
 from contrastive_zoo.samplers.randomness import step_seed
@@ -68,13 +68,14 @@ class Generalised(Objective):
             positives = batch.class_ids().repeat_interleave(batch.views)
             if not batch.scattered:  # sorted by class, so the rows of a class are excluded in blocks
                 positives, order = positives.sort(stable=True)
-                x = x[batch.placed(order)]
+                x = x.index_select(0, batch.placed(order))
         excluded = positives if self.by_label or not self.self_positive else None
         same = batch.placed(_count(positives)) if self.by_label else _count(batch.placed(positives))
         counts = same if self.self_positive else same - 1
         negatives = len(same) - same if excluded is not None else torch.full_like(same, len(same))
         log_mean = self._log_mean(batch, x, excluded, negatives)
-        values = batch.pairs.softplus_sum_within(x, ids=positives, scale=-1.0, bias=log_mean)
+        ascending = order is not None or batch.complete
+        values = batch.pairs.softplus_sum_within(x, ids=positives, scale=-1.0, bias=log_mean, ordered=ascending)
         if self.training and self.num_negatives is not None:
             self.step.advance()  # after the last sum, so that a step that fails is not counted
         if self.self_positive:
@@ -83,7 +84,7 @@ class Generalised(Objective):
         # Turn the mean over anchors into a mean over pairs.
         share = kept.sum().to(x.dtype) / (kept * counts).sum().clamp_min(1)
         values = torch.where(kept, values * share, -torch.inf)
-        return batch.per_view(values if order is None else values[batch.placed(order.argsort())])
+        return batch.per_view(values if order is None else values.index_select(0, batch.placed(order.argsort())))
 
     def _log_mean(self, batch: Batch, x: Tensor, excluded: Tensor | None, negatives: Tensor) -> Tensor:
         """(N,) m_a: the exact expectation, or a mean over draws."""
@@ -114,4 +115,4 @@ def _log_expectation(batch: Batch, x: Tensor, excluded: Tensor | None, negatives
 def _lse(batch: Batch, x: Tensor, excluded: Tensor | None, scale: float) -> Tensor:
     """(N,) log-sum-exp over the rows with a different id; without ids, over all rows, the anchor included."""
     others = batch.pairs.logsumexp(x, scale=scale, ids=excluded)
-    return others if excluded is not None else logaddexp(others, scale * batch.squared_lengths(x))
+    return others if excluded is not None else torch.logaddexp(others, scale * batch.squared_lengths(x))

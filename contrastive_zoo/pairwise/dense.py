@@ -5,6 +5,7 @@ It takes few calls, so "auto" uses it for small matrices on the host, where call
 Shapes: N rows `x`, or G sets of N rows, M rows `keys`, D features, K scales.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -25,6 +26,8 @@ SMALL_WORK = 2**22
 def refuses_unasked(sweep: Sweep, term: Term) -> str:
     """The reason why "auto" does not build the matrix; empty if it does."""
     x = sweep.x
+    if _in_groups(sweep, term) and x.is_cpu and not torch.compiler.is_compiling():
+        return ""
     if not x.is_cpu or not isinstance(term, (LogSumExp, Softplus)) or torch.compiler.is_compiling():
         return "a matrix of pairs takes less time for exponentials on the host only"
     if sweep.operand is not None:
@@ -38,8 +41,22 @@ def forward(sweep: Sweep, term: Term) -> Sums:
     """The sums of a sweep over all its pairs."""
     if isinstance(term, LogSumExp):
         return _logsumexp(sweep, term)
+    if isinstance(term, Softplus) and _in_groups(sweep, term):
+        return _within_groups(sweep, term)
     values, excluded = _values(sweep.x @ _keys(sweep).mT, sweep.x, term), _excluded(sweep)
     rows = (values if excluded is None else values.masked_fill(excluded, 0)).sum(-1)
+    return Sums(rows, rows.new_empty(0), rows.new_empty(0))
+
+
+def _in_groups(sweep: Sweep, term: Term) -> bool:
+    """Whether only pairs of neighbours with ids 0, 0, ..., 1, 1, ... count, which takes a small matrix for each id."""
+    return sweep.counts == "equal" and sweep.group > 0 and sweep.keys is None and isinstance(term, Softplus)
+
+
+def _within_groups(sweep: Sweep, term: Softplus) -> Sums:
+    """The sums over each group of rows as a set of rows of its own."""
+    groups = replace(sweep, x=sweep.x.unflatten(0, (-1, sweep.group)), ids=None, counts="different", group=0)
+    rows = forward(groups, replace(term, bias=term.bias.unflatten(0, (-1, sweep.group)))).rows.flatten()
     return Sums(rows, rows.new_empty(0), rows.new_empty(0))
 
 
@@ -60,13 +77,12 @@ def _excluded(sweep: Sweep) -> Tensor | None:
     rows, columns = x.shape[-2], _keys(sweep).shape[-2]
     if group := _group(sweep):
         return beside((_kept_groups if rows * columns <= SMALL_PAIRS else _groups)(rows, columns, group), x)
-    own = torch.eye(rows, dtype=torch.bool, device=x.device) if sweep.keys is None else None
     if ids is None:
-        return own
+        return None
     equal = ids.to(x.device).unsqueeze(1) == (ids if sweep.key_ids is None else sweep.key_ids).to(x.device)
     if sweep.counts == "different":
         return equal
-    return ~equal if own is None else ~equal | own
+    return ~equal if sweep.keys is not None else equal.logical_not_().fill_diagonal_(True)
 
 
 def _groups(rows: int, columns: int, group: int) -> Tensor:
@@ -117,7 +133,7 @@ def _logsumexp(sweep: Sweep, term: LogSumExp) -> Sums:
 def _values(similarity: Tensor, x: Tensor, term: Term) -> Tensor:
     """What is summed, for every pair."""
     if isinstance(term, Softplus):
-        logits = term.scale.to(similarity) * similarity + term.bias.unsqueeze(1)
+        logits = term.scale.to(similarity) * similarity + term.bias.unsqueeze(-1)
         return log1p_exp(in_vectors(logits)).to(logits)
     if isinstance(term, KernelSum):
         return _kernel(similarity, x, term)

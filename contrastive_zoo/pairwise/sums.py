@@ -238,11 +238,13 @@ def softplus_sum_within(
 def sum_within(sweep: Sweep, term: Softplus, backend: str, total: Total) -> Tensor:
     """`softplus_sum_within` of a sweep, given how a term is summed up."""
     assert sweep.ids is not None
-    if not choose(sweep, term, backend).orders(sweep):
+    if sweep.ordered or not choose(sweep, term, backend).orders(sweep):
         return total(sweep, term).rows
     # Sorted by id, so the rows of an id are visited in blocks.
     order = sweep.ids.argsort(stable=True)
     there = beside(order, sweep.x)
     # A copy in half precision is of the rows as they were.
-    ordered = replace(unrounded(sweep), x=sweep.x[there], ids=sweep.ids[order], ordered=True)
-    return total(ordered, Softplus(term.scale, term.bias[there])).rows[there.argsort()]
+    ordered = replace(unrounded(sweep), x=sweep.x.index_select(0, there), ids=sweep.ids[order], ordered=True)
+    # Indexing would sort the indices in the backward pass.
+    rows = total(ordered, Softplus(term.scale, term.bias.index_select(0, there))).rows
+    return rows.index_select(0, there.argsort())

@@ -50,7 +50,9 @@ def sum_within(sweep: Sweep, term: Softplus, backend: str, group: str, rows: Seq
     order = torch.cat([block.argsort(stable=True) + start for block, start in zip(blocks, starts[:-1], strict=True)])
     own, there = (beside(each, sweep.x) for each in (blocks[sweep.part[0]].argsort(stable=True), order))
     # A copy in half precision is of the rows as they were.
-    ordered = replace(unrounded(sweep), x=sweep.x[own], ids=sweep.ids[order], ordered=True)
+    ordered = replace(unrounded(sweep), x=sweep.x.index_select(0, own), ids=sweep.ids[order], ordered=True)
     alone = readable(sweep.ids) and sum(len(block.unique()) for block in blocks) == len(sweep.ids.unique())
-    found = total(ordered, Softplus(term.scale, term.bias[there]), backend, group, rows, rounds=0 if alone else None)
-    return found.rows[there.argsort()]
+    found = total(
+        ordered, Softplus(term.scale, term.bias.index_select(0, there)), backend, group, rows, rounds=0 if alone else None
+    )
+    return found.rows.index_select(0, there.argsort())
