@@ -25,8 +25,7 @@ def transforming() -> bool:
 def cached_on_host(function: Cached) -> Cached:
     """Decorator that caches small constant tensors on the host by the arguments of a function; do not write to them.
 
-    What is made inside of a transform, by a compiler or under a mode such as FakeTensorMode is of no use outside, so it is not
-    kept.
+    Inside of a transform, a compiler or a mode such as FakeTensorMode tensors are of another kind, and nothing is cached.
     """
 
     @lru_cache(maxsize=64)
@@ -36,12 +35,8 @@ def cached_on_host(function: Cached) -> Cached:
 
     @wraps(function)
     def call(*arguments: Any) -> Tensor:
-        if torch.compiler.is_compiling() or transforming():
-            return function(*arguments)
-        found = kept(*arguments)
-        if type(found) is not Tensor:
-            kept.cache_clear()
-        return found
+        other_kind = torch.compiler.is_compiling() or transforming() or torch._C._len_torch_dispatch_stack()
+        return function(*arguments) if other_kind else kept(*arguments)
 
     return cast(Cached, call)
 

@@ -31,7 +31,9 @@ _legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Turn autocast off for the device of a tensor, at no cost if autocast is off already."""
     device_type = x.device.type
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else NOTHING
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return NOTHING
+    return torch.autocast(device_type, enabled=False)
 
 
 def uncompiled(function: Callable[..., T], *arguments: Any) -> T:

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from contrastive_zoo.checks import check_bool, check_choice, check_count
-from contrastive_zoo.pairwise.backends import check_backend, named
+from contrastive_zoo.pairwise.backends import any_derivative, check_backend, named
 from contrastive_zoo.processes.gather import check_group
 
 # Whether DTensor and distributed checkpoints are as sharded tables need them.
@@ -78,7 +78,7 @@ class Options:
     @property
     def second_order(self) -> bool:
         """Whether the backend is plain autograd, which can be differentiated any number of times."""
-        return all(backend.plain is not None for backend in named(self.backend))
+        return any_derivative(self.backend)
 
     @property
     def divided(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from contrastive_zoo.pairwise.backends import named
+from contrastive_zoo.pairwise.backends import any_derivative
 from contrastive_zoo.pairwise.operator_ import compute
 from contrastive_zoo.pairwise.sums import own_ids, sum_kernels, sum_within, uses_gram_matrix
 from contrastive_zoo.pairwise.sweep import WHOLE, Bound, Ids, Sweep
@@ -66,12 +66,12 @@ class Pairs:
     @property
     def plain(self) -> bool:
         """Whether sums are plain autograd, differentiable any number of times."""
-        return all(backend.plain is not None for backend in named(self.backend))
+        return any_derivative(self.backend)
 
     @property
     def rounding(self) -> float:
         """Relative rounding error of rows in half precision; 0 for other rows."""
-        return 0.0 if self.operand is None else torch.finfo(self.operand).eps
+        return Bound(operand=self.operand).rounding
 
     def _sweep(
         self,
@@ -84,9 +84,9 @@ class Pairs:
         both: bool = False,
     ) -> Sweep:
         """The part of this process of a sweep, with everything that is known about it."""
-        bound, part, ring = self._bound(x, keys), self.share.part if self.share.divided else WHOLE, self.share.ring
+        bound, part = self._bound(x, keys), self.share.part if self.share.divided else WHOLE
         all_ids = self._ids(ids), self._ids(key_ids)
-        if not ring:
+        if not self.share.ring:
             return Sweep.of(x, keys, *all_ids, counts=counts, both=both, norm_bound=bound, part=part)
         # The rows and keys are those of this process, and the ids those of all.
         sweep = Sweep.of(x, keys, counts=counts, both=both, norm_bound=bound, part=part)
@@ -166,7 +166,7 @@ class Pairs:
     ) -> tuple[Tensor, Tensor]:
         """See `contrastive_zoo.pairwise.logsumexp_both`."""
         sweep, scale, _ = self._entered(self._sweep(x, keys, ids, key_ids, both=True), scale)
-        sums = self._sums(sweep, LogSumExp.of(scale, self.share.count(x)))
+        sums = self._sums(sweep, LogSumExp.of_both(scale, self.share.count(x)))
         return sums.rows, sums.columns
 
     def logsumexp_with_mean(
@@ -186,7 +186,7 @@ class Pairs:
     def kernel_sum(self, x: Tensor, *, kernel: str, parameter: float, ids: Tensor | None = None) -> Tensor:
         """See `contrastive_zoo.pairwise.kernel_sum`."""
         sweep, *_ = self._entered(self._sweep(x, None, ids), None)
-        of_part = sum_kernels(sweep, kernel, parameter, self.unit_rows, sweep.rounding, self._of_part)
+        of_part = sum_kernels(sweep, kernel, parameter, self.unit_rows, sweep.bound.rounding, self._of_part)
         return self.share.leave(of_part, log=False)[0]
 
     def softplus_sum(
@@ -207,7 +207,7 @@ class Pairs:
     def softplus_sum_within(
         self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0, ordered: bool = False
     ) -> Tensor:
-        """See `contrastive_zoo.pairwise.softplus_sum_within`; ``ordered``: ids ascend, so rows need not be sorted."""
+        """See `contrastive_zoo.pairwise.softplus_sum_within`; with ascending ids, ``ordered``, only a ring sorts the rows."""
         sweep, scale, bias = self._entered(self._sweep(x, None, ids, counts="equal"), scale, bias)
         term, share = Softplus.of(scale, bias, self.share.count(x), sweep.x), self.share
         if share.ring:
@@ -221,7 +221,7 @@ class Pairs:
         own = own_ids(self.share.count(x)) if ids is None else ids
         sweep, *_ = self._entered(self._sweep(x, keys, own, own), None)
         shared = self.share.divided and not self.share.ring
-        if shared and uses_gram_matrix(replace(sweep, part=(0, 1)), self.backend):
+        if shared and uses_gram_matrix(replace(sweep, part=WHOLE), self.backend):
             assert sweep.keys is not None
             return self._squares_by_gram(sweep.x, sweep.keys)
         return self._sums(sweep, Squares()).rows

@@ -29,7 +29,7 @@ class Backend:
         parts: Whether the backend can compute a part of a sweep; only then do processes share the work.
         recomputes: Whether the backward pass can do without the entries that the forward pass keeps.
         plain: Computes sums by plain autograd, differentiable any number of times, without the axis of scales if there is one
-            scale. If None, the remaining fields are set.
+            scale. If None, the fields below are set.
         residual: Number of entries that the forward pass keeps for the backward pass, given which inputs need a gradient.
         forward: Maps the sweep, the term and the inputs that need a gradient to the sums and the kept entries.
         backward: Maps the sweep, the term, the sums, their upstream gradients, the kept entries and the inputs that need a
@@ -107,11 +107,16 @@ def choose(sweep: Sweep, term: Term, name: str, *, opaque: bool = False) -> Back
         if opaque and backend.plain is not None and name == "auto":
             continue
         reason = backend.refuses(sweep, term)
-        if sweep.part[1] > 1 and not backend.parts:
+        if not reason and sweep.part[1] > 1 and not backend.parts:
             reason = "it computes whole sums, no parts of them"
         if not reason:
             return backend
     raise ValueError(f"backend={name!r} cannot do this: {reason}. Use backend='auto'.")
+
+
+def any_derivative(name: str) -> bool:
+    """Whether sums by a backend of this name are plain autograd, differentiable any number of times, whatever the sweep."""
+    return all(backend.plain is not None for backend in named(name))
 
 
 def named(name: str) -> tuple[Backend, ...]:

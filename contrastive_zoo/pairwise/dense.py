@@ -5,45 +5,42 @@ It takes few calls, so "auto" uses it for small matrices on the host, where call
 Shapes: N rows `x`, or G sets of N rows, M rows `keys`, D features, K scales.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from contrastive_zoo.devices import beside, cached_on_host
+from contrastive_zoo.devices import beside, cached_on_host, transforming
 from contrastive_zoo.logspace import in_vectors, log1p_exp, masked_logsumexp
+from contrastive_zoo.operators import without_autocast
 from contrastive_zoo.pairwise.kernels import distance_floor, get_kernel
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import LOGIT_LIMIT, KernelSum, LogSumExp, Softplus, Squares, Sums, Term
 
-# Up to so many pairs of rows and keys the matrix takes less time than the loop over tiles, on one core or two. Where rows are
-# their own keys, the loop visits each pair once, so it wins from half as many on, and from fewer if rows are wide.
+# Up to so many pairs of a set of rows and keys the matrix takes less time than the loop over tiles, on one core or two.
 SMALL_PAIRS = 2**16
-SMALL_WORK = 2**22
 
 
 def refuses_unasked(sweep: Sweep, term: Term) -> str:
     """The reason why "auto" does not build the matrix; empty if it does."""
-    x = sweep.x
-    if _in_groups(sweep, term) and x.is_cpu and not torch.compiler.is_compiling():
+    if not sweep.x.is_cpu or torch.compiler.is_compiling() or not isinstance(term, (LogSumExp, Softplus)):
+        return "on accelerators, in compiled code and for terms without exponentials it takes more time"
+    if _in_groups(sweep, term):
         return ""
-    if not x.is_cpu or not isinstance(term, (LogSumExp, Softplus)) or torch.compiler.is_compiling():
-        return "a matrix of pairs takes less time for exponentials on the host only"
-    if sweep.operand is not None:
-        return "a backward pass under autocast would multiply in half precision"
-    work, twice = x.numel() * _keys(sweep).shape[-2], sweep.keys is None
-    large = work > SMALL_PAIRS * x.shape[-1] >> twice or (twice and work > SMALL_WORK)
-    return "the matrix of pairs is too large" if large else ""
+    pairs = sweep.x.shape[-2] * _keys(sweep).shape[-2]
+    return "the matrix of pairs is too large" if pairs > SMALL_PAIRS else ""
 
 
 def forward(sweep: Sweep, term: Term) -> Sums:
-    """The sums of a sweep over all its pairs."""
+    """The sums of a sweep over all its pairs; sums for the keys too of log-sum-exps."""
     if isinstance(term, LogSumExp):
         return _logsumexp(sweep, term)
     if isinstance(term, Softplus) and _in_groups(sweep, term):
         return _within_groups(sweep, term)
-    values, excluded = _values(sweep.x @ _keys(sweep).mT, sweep.x, term), _excluded(sweep)
+    values, excluded = _values(_similarity(sweep), sweep.x, term), _excluded(sweep)
     rows = (values if excluded is None else values.masked_fill(excluded, 0)).sum(-1)
     return Sums(rows, rows.new_empty(0), rows.new_empty(0))
 
@@ -64,6 +61,19 @@ def _keys(sweep: Sweep) -> Tensor:
     return sweep.x if sweep.keys is None else sweep.keys
 
 
+def _seen_through() -> bool:
+    """Whether something that differentiates or compiles operations of PyTorch only is at work."""
+    return torch.compiler.is_compiling() or transforming()
+
+
+def _similarity(sweep: Sweep) -> Tensor:
+    """(N, M) or (G, N, M) products of rows and keys."""
+    if _seen_through():
+        return sweep.x @ _keys(sweep).mT
+    found: Tensor = _Similarities.apply(sweep.x, sweep.keys)
+    return found
+
+
 def _group(sweep: Sweep) -> int:
     """How often each id is repeated if ids are known to be 0, 0, ..., 1, 1, ... and exclude pairs; else 0."""
     if sweep.counts == "equal":
@@ -82,7 +92,7 @@ def _excluded(sweep: Sweep) -> Tensor | None:
     equal = ids.to(x.device).unsqueeze(1) == (ids if sweep.key_ids is None else sweep.key_ids).to(x.device)
     if sweep.counts == "different":
         return equal
-    return ~equal if sweep.keys is not None else equal.logical_not_().fill_diagonal_(True)
+    return ~equal if sweep.keys is not None else ~equal | torch.eye(rows, dtype=torch.bool, device=x.device)
 
 
 def _groups(rows: int, columns: int, group: int) -> Tensor:
@@ -100,24 +110,89 @@ def _barrier(rows: int, columns: int, group: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(rows, columns, dtype=dtype, device="cpu").masked_fill_(_groups(rows, columns, group), -torch.inf)
 
 
+class _Similarities(torch.autograd.Function):
+    """Products of rows with keys, or with each other, in their own precision in the backward pass too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keys: Tensor | None) -> Tensor:
+        """(N, M) or (G, N, M)."""
+        ctx.save_for_backward(x, keys)
+        ctx.save_for_forward(x, keys)
+        return x @ (x if keys is None else keys).mT
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """In operations that can be differentiated again."""
+        with without_autocast(grad):
+            return _spread(grad, ctx.saved_tensors, ctx.needs_input_grad)
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor | None, keys: Tensor | None) -> Tensor:
+        """Forward-mode differentiation."""
+        return _tangent(ctx.saved_tensors, (x, keys))
+
+
+class _Exponentials(torch.autograd.Function):
+    """Exponentials of bounded logits: one call multiplies, scales and excludes; see `_Similarities`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keys: Tensor | None, barrier: Tensor, scale: float) -> Tensor:
+        """(N, M) or (G, N, M); ``barrier`` is added to the logits."""
+        multiply = torch.addmm if x.dim() == 2 else torch.baddbmm
+        e = multiply(barrier, x, (x if keys is None else keys).mT, alpha=scale).exp_()
+        ctx.scale = scale
+        ctx.save_for_backward(x, keys, e)
+        ctx.save_for_forward(x, keys, e)
+        return e
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """In operations that can be differentiated again."""
+        *rows, e = ctx.saved_tensors
+        with without_autocast(grad):
+            return *_spread((grad * e).mul(ctx.scale), rows, ctx.needs_input_grad), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor | None, keys: Tensor | None, *_: None) -> Tensor:
+        """Forward-mode differentiation."""
+        *rows, e = ctx.saved_tensors
+        return _tangent(rows, (x, keys)) * e * ctx.scale
+
+
+def _spread(slopes: Tensor, rows: Sequence[Any], needs: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of rows and keys from those of their products."""
+    x, keys = rows
+    if keys is None:
+        return (slopes + slopes.mT) @ x, None
+    return slopes @ keys if needs[0] else None, slopes.mT @ x if needs[1] else None
+
+
+def _tangent(rows: Sequence[Any], tangents: tuple[Tensor | None, Tensor | None]) -> Tensor:
+    """Tangent of the products of rows with keys."""
+    (x, keys), (of_x, of_keys) = rows, tangents
+    if keys is None:
+        keys, of_keys = x, of_x
+    of_rows = torch.zeros_like(x) if of_x is None else of_x
+    return of_rows @ keys.mT if of_keys is None else of_rows @ keys.mT + x @ of_keys.mT
+
+
 def _logsumexp(sweep: Sweep, term: LogSumExp) -> Sums:
     x, keys, group = sweep.x, _keys(sweep), _group(sweep)
-    rows_of, columns_of = x.shape[-2], keys.shape[-2]
-    all_have_keys = min(rows_of, columns_of) > group if group else sweep.keys is not None and sweep.ids is None
+    number, of_keys = x.shape[-2], keys.shape[-2]
+    all_have_keys = min(number, of_keys) > group if group else sweep.keys is not None and sweep.ids is None
     bounded = all_have_keys and term.largest * sweep.norm_bound**2 <= LOGIT_LIMIT[x.dtype]
-    one = len(term.scale) == 1
-    if bounded and group and one and not term.mean and rows_of * columns_of <= SMALL_PAIRS:
-        # One call multiplies and excludes, and scales too if it can.
-        barrier, multiply = _barrier(rows_of, columns_of, group, x.dtype), torch.addmm if x.dim() == 2 else torch.baddbmm
-        scaled, alpha = (x, term.numbers[0]) if term.numbers else (x * term.scale.to(x.dtype).mT, 1.0)
-        similarity = logits = multiply(barrier if x.is_cpu else beside(barrier, x), scaled, keys.mT, alpha=alpha)
-    else:
-        similarity, excluded = x @ keys.mT, _excluded(sweep)  # (N, M) or (G, N, M)
-        scale = term.scale.to(similarity).unsqueeze(-1)  # (K, N or 1, 1)
-        scale = scale.squeeze(0) if one else scale if x.dim() == 2 else scale.unsqueeze(1)
-        logits = scale * similarity  # (K, N, M) or (K, G, N, M), without the first axis for one scale
-        logits = logits if excluded is None else logits.masked_fill(excluded, -torch.inf)
+    single = len(term.scale) == 1  # for all rows, or one for each row
     columns = means = x.new_empty(0)
+    short = bounded and group and term.constants and single and number * of_keys <= SMALL_PAIRS
+    if short and not _seen_through():
+        barrier = _barrier(number, of_keys, group, x.dtype)
+        e = _Exponentials.apply(x, sweep.keys, barrier if x.is_cpu else beside(barrier, x), term.constants[0])
+        return Sums(e.sum(-1).log(), e.sum(-2).log() if sweep.both else columns, means)
+    similarity, excluded = _similarity(sweep), _excluded(sweep)
+    scale = term.scale.to(similarity).unsqueeze(-1)  # (K, N or 1, 1)
+    scale = scale.squeeze(0) if single else scale if x.dim() == 2 else scale.unsqueeze(1)
+    logits = scale * similarity  # (K, N, M) or (K, G, N, M), without the first axis for one scale
+    logits = logits if excluded is None else logits.masked_fill(excluded, -torch.inf)
     if bounded:  # no maximum is needed, and rows and keys share the exponentials
         e = logits.exp()
         rows, columns = e.sum(-1).log(), e.sum(-2).log() if sweep.both else columns

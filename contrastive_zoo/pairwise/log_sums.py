@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from contrastive_zoo.checks import check_features, shape
+from contrastive_zoo.checks import check_features
 from contrastive_zoo.pairwise.operator_ import compute
 from contrastive_zoo.pairwise.sweep import WHOLE, Bound, Ids, Sweep
 from contrastive_zoo.pairwise.terms import LogSumExp, Scales
@@ -83,10 +83,7 @@ def logsumexp_both(
         (tensor([3., 3.]), tensor([2., 2., 2.]))
     """
     sweep = Sweep.of(x, keys, ids, key_ids, both=True, norm_bound=norm_bound, part=part)
-    term = LogSumExp.of(scale, x.shape[-2])
-    if term.scale.shape != (1, 1):
-        raise ValueError(f"scale must be one number for both directions, got shape {shape(torch.as_tensor(scale))}.")
-    sums = compute(sweep, term, backend)
+    sums = compute(sweep, LogSumExp.of_both(scale, x.shape[-2]), backend)
     return sums.rows, sums.columns
 
 

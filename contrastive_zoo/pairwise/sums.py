@@ -70,7 +70,7 @@ def kernel_sum(
     """
     known = rounding if isinstance(rounding, Bound) else Bound(operand=_ROUNDED_TO.get(rounding))
     sweep = Sweep.of(x, ids=ids, norm_bound=known._replace(norm=1.01 if unit_rows else torch.inf), part=part)
-    error = sweep.rounding if isinstance(rounding, Bound) else sweep.rounding or float(rounding)
+    error = sweep.bound.rounding if isinstance(rounding, Bound) else sweep.bound.rounding or float(rounding)
     return sum_kernels(sweep, kernel, parameter, unit_rows, error, partial(compute, name=backend))
 
 

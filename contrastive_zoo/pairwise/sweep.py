@@ -44,6 +44,11 @@ class Bound(NamedTuple):
     rounded: Tensor | None = None
     rounded_keys: Tensor | None = None
 
+    @property
+    def rounding(self) -> float:
+        """Relative rounding error of rows in half precision; 0 for other rows."""
+        return 0.0 if self.operand is None else torch.finfo(self.operand).eps
+
 
 UNKNOWN = Bound()
 # The part (number, parts) of a sweep that has all pairs.
@@ -130,11 +135,6 @@ class Sweep:
         return self.bound.operand
 
     @property
-    def rounding(self) -> float:
-        """Relative rounding error of rows in half precision; 0 for other rows."""
-        return 0.0 if self.operand is None else torch.finfo(self.operand).eps
-
-    @property
     def sets(self) -> tuple[Tensor, ...]:
         """The sets of rows, (N, D) each."""
         return self.x.unbind() if self.x.dim() == 3 else (self.x,)
@@ -162,7 +162,7 @@ def in_working_precision(x: Tensor) -> Tensor:
 
 
 def strips(rows: int, part: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """First and last rows of the strips of a part.
+    """Start and stop of the strips of a part.
 
     The rows are cut into 2P strips, where P is the number of parts; part p takes the p-th strip and the p-th from the end. In a
     symmetric sweep later strips have fewer pairs, and all such pairs of strips take the same work.

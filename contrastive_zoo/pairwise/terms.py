@@ -8,7 +8,7 @@ Shapes: G sets of N rows, M keys, K scales.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -47,18 +47,18 @@ class LogSumExp:
     Attributes:
         scale: (K, 1) K scales c for all rows, or (1, N) one scale per row.
         mean: Whether to compute the mean of $s_{ij}$ under the softmax of the logits too.
-        numbers: The scales, if they are constants that were given as numbers; else empty.
+        constants: The scales, if they were given as floats; else empty.
     """
 
     scale: Tensor
     mean: bool = False
-    numbers: tuple[float, ...] = ()
+    constants: tuple[float, ...] = ()
 
     @property
     def largest(self) -> float:
         """The largest |scale| that the host knows without a synchronisation; infinite if it does not."""
-        if self.numbers:
-            return max(map(abs, self.numbers))
+        if self.constants:
+            return max(map(abs, self.constants))
         if not readable(self.scale):
             return math.inf
         return abs(self.scale.item()) if self.scale.numel() == 1 else float(self.scale.detach().abs().max())
@@ -71,9 +71,9 @@ class LogSumExp:
             TypeError: A scale is neither a number nor a tensor.
             ValueError: A shape does not fit.
         """
-        numbers = (scale,) if type(scale) is float else scale if isinstance(scale, tuple) else ()
-        if numbers and all(map(_is_constant, numbers)) and not torch.compiler.is_compiling():
-            return LogSumExp(on_host(numbers), numbers=numbers)  # type: ignore[arg-type]
+        given = (scale,) if type(scale) is float else scale if isinstance(scale, tuple) else ()
+        if given and not torch.compiler.is_compiling() and all(map(_is_constant, given)):
+            return LogSumExp(on_host(given), constants=given)  # type: ignore[arg-type]
         if isinstance(scale, tuple):
             if not scale:
                 raise ValueError("scale must hold at least one number, got an empty tuple.")
@@ -81,6 +81,19 @@ class LogSumExp:
         if isinstance(scale, Tensor) and scale.dim() == 1 and len(scale) == rows:
             return LogSumExp(scale[None])
         return LogSumExp(_as_scalar("scale", scale, rows).reshape(1, 1))
+
+    @staticmethod
+    def of_both(scale: Scales, rows: int) -> "LogSumExp":
+        """For rows and keys alike.
+
+        Raises:
+            ValueError: There is not one scale for all.
+        """
+        term = LogSumExp.of(scale, rows)
+        if isinstance(scale, tuple) or term.scale.shape != (1, 1):
+            given = f"a tuple of {len(scale)}" if isinstance(scale, tuple) else f"shape {shape(torch.as_tensor(scale))}"
+            raise ValueError(f"scale must be one number for both directions, got {given}.")
+        return term
 
     @staticmethod
     def with_mean(scale: Tensor, rows: int, like: Tensor) -> "LogSumExp":
@@ -204,7 +217,7 @@ def _as_scalar(argument: str, value: float | Tensor, rows: int | None = None) ->
 
 
 Term = LogSumExp | Softplus | KernelSum | Squares
-TERMS: dict[str, type[Term]] = {term.__name__: term for term in (LogSumExp, Softplus, KernelSum, Squares)}
+TERMS: dict[str, type[Term]] = {term.__name__: term for term in get_args(Term)}
 
 
 # Whether rows, keys, scale and offset need a gradient.
@@ -212,7 +225,7 @@ Needs = tuple[bool, bool, bool, bool]
 
 
 class Sums(NamedTuple):
-    """Result of a sweep. For callers `without_axis` removes the axis of scales if K is 1.
+    """Result of a sweep. Backends return the shapes below; what `compute` returns has no axis of scales if K is 1.
 
     Attributes:
         rows: (K, N) or (K, G, N) sums of the rows; K is 1 unless the term has several scales.

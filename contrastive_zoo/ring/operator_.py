@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from contrastive_zoo.operators import operator
+from contrastive_zoo.operators import operator, without_autocast
 from contrastive_zoo.pairwise.operator_ import SUMS, TAKEN, differentiate, needed, pack, unpack
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import Gradients, Sums, Term
@@ -26,7 +26,8 @@ def _unpacked(taken: Sequence[Any]) -> tuple[Course, str]:
 def ring_operator(*taken: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sums of rows, sums of keys and means over the pairs that this process visits, and what the backward pass needs."""
     *given, needs = taken
-    sums, kept = passes.forward(*_unpacked(given), tuple(needs))
+    with without_autocast(taken[0]):
+        sums, kept = passes.forward(*_unpacked(given), tuple(needs))
     return *sums, kept
 
 
@@ -48,7 +49,8 @@ def ring_operator_backward(*taken: Any) -> Gradients:
     if course.symmetric:
         columns, grad_columns = rows, grad_rows
     by_set = [each if course.sweep.x.dim() == 3 else each.unsqueeze(1) for each in (rows, columns, grad_rows, grad_columns)]
-    found = passes.Backward(course, backend, tuple(needs), by_set[:2], by_set[2:], kept).gradients()
+    with without_autocast(rows):
+        found = passes.Backward(course, backend, tuple(needs), by_set[:2], by_set[2:], kept).gradients()
     gradients = [each.to(old) if need else each.new_empty(0) for each, old, need in zip(found, given, needs, strict=False)]
     return Gradients(*gradients)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from contrastive_zoo.devices import beside, readable
 from contrastive_zoo.pairwise.sweep import Sweep, unrounded
-from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Sums, Term
+from contrastive_zoo.pairwise.terms import KernelSum, LogSumExp, Softplus, Squares, Sums, Term
 from contrastive_zoo.ring.operator_ import compute
 
 
@@ -27,7 +27,7 @@ def total(sweep: Sweep, term: Term, backend: str, group: str, rows: Sequence[int
         ValueError: The term cannot be summed up block by block.
     """
     if not isinstance(term, LogSumExp | Softplus):
-        other = "kernels of a distance" if isinstance(term, KernelSum) else "squares"
+        other = {KernelSum: "kernels of a distance", Squares: "squares"}.get(type(term), type(term).__name__)
         raise ValueError(
             f"this objective sums up {other}, but gather='ring' holds no rows of other processes but a visiting "
             "block, and sums up exponentials and softplus only. Use gather='auto'."

@@ -15,10 +15,10 @@ from contrastive_zoo.pairwise.terms import Gradients, LogSumExp, Needs, Sums, Te
 
 def prepare(sweep: Sweep) -> Sweep:
     """The sweep with ids on the device of the rows, so that both passes share one copy, which nothing waits for."""
-    if sweep.ids is None or sweep.group:
+    if sweep.ids is None or (sweep.group and sweep.counts == "different"):
         return sweep
     key_ids = None if sweep.key_ids is None else beside(sweep.key_ids, sweep.x)
-    return replace(sweep, ids=beside(sweep.ids, sweep.x), key_ids=key_ids)
+    return replace(sweep, ids=beside(sweep.ids, sweep.x), key_ids=key_ids, group=0)
 
 
 def orders(sweep: Sweep) -> bool:
