@@ -35,10 +35,15 @@ def cached_on_host(function: Cached) -> Cached:
 
     @wraps(function)
     def call(*arguments: Any) -> Tensor:
-        other_kind = torch.compiler.is_compiling() or transforming() or torch._C._len_torch_dispatch_stack()
-        return function(*arguments) if other_kind else kept(*arguments)
+        apart = torch.compiler.is_compiling() or transforming() or (torch._C._len_torch_dispatch_stack() and _faked())
+        return function(*arguments) if apart else kept(*arguments)
 
     return cast(Cached, call)
+
+
+def _faked() -> bool:
+    """Whether a mode makes tensors of another kind."""
+    return type(torch.empty(0, device="cpu")) is not Tensor
 
 
 def batched(tensor: Tensor) -> bool:

@@ -54,7 +54,7 @@ def _at(gamma: float | Schedule, step: StepCounter) -> float | Tensor:
     return scheduled_weight(weight.detach().to(torch.float64))
 
 
-def log_mean(batch: Batch, scale: Tensor, intra_view: bool = True) -> Tensor:
+def log_mean(batch: Batch, scale: float | Tensor, intra_view: bool = True) -> Tensor:
     """Logarithm of the mean of exp(scale s) over the negatives of each row, (B, V), -inf without negatives.
 
     Args:
@@ -72,7 +72,7 @@ def log_count(batch: Batch, intra_view: bool) -> Tensor:
     return count.clamp_min(1).to(batch.x.dtype).log()
 
 
-def _across_modalities(batch: Batch, scale: Tensor) -> Tensor:
+def _across_modalities(batch: Batch, scale: float | Tensor) -> Tensor:
     """Log-sum-exp of each row over the other samples' rows of the other modality, (B, 2)."""
     (x, y), ids = batch.each_view(), batch.sample_ids
     return torch.stack(batch.pairs.logsumexp_both(x, y, scale=scale, ids=ids, key_ids=ids), 1)

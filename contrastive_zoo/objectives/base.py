@@ -69,6 +69,8 @@ class FunctionObjective(Objective):
     def __init__(self, function: Callable[..., Tensor], parameters: dict[str, Any]) -> None:
         super().__init__(parameters.get("temperature"))
         self.function = function
+        # Others get a 0-dim tensor, whatever the temperature is; a number saves calls.
+        self._takes_number = function.__annotations__.get("temperature") == Tensor | float
         self.parameters_given = {name: value for name, value in parameters.items() if name != "temperature"}
 
     def forward(self, batch: Batch) -> Tensor:
@@ -76,4 +78,5 @@ class FunctionObjective(Objective):
         held = self._temperature
         if held is None:
             return self.function(batch, **self.parameters_given)
-        return self.function(batch, temperature=held.in_formulas(), **self.parameters_given)
+        temperature = held.in_formulas() if self._takes_number else held.bounded()
+        return self.function(batch, temperature=temperature, **self.parameters_given)

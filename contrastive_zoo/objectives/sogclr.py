@@ -93,7 +93,7 @@ class SogCLR(Objective):
         """See `Objective.forward`."""
         if batch.views > 2 and not self.intra_view:
             raise ValueError(f"intra_view=False contrasts two modalities, z1 holds {batch.views} views. Give it two.")
-        scale = 1 / self.temperature
+        scale = 1 / self.held_temperature.in_formulas()
         negatives = log_mean(batch, scale, self.intra_view)
         if self.training:
             negatives = self._against_averages(batch, negatives)

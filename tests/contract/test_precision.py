@@ -46,6 +46,21 @@ def test_a_backward_pass_under_autocast(configuration: Configuration) -> None:
 
 
 @every_configuration
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("backend", ["auto", "dense"])
+def test_autocast_in_the_backward_pass_alone_changes_nothing(
+    configuration: Configuration, dtype: torch.dtype, backend: str
+) -> None:
+    """With the loss scale of a GradScaler, which float16 could not hold."""
+    batch = views(dtype=torch.float32)
+    loss = 65536 * batch.call(configuration.make(backend=backend))
+    wanted = torch.autograd.grad(loss, (batch.z1, batch.z2), retain_graph=True)
+    with torch.autocast("cpu", dtype=dtype):
+        found = torch.autograd.grad(loss, (batch.z1, batch.z2))
+    assert all(map(torch.equal, found, wanted))
+
+
+@every_configuration
 def test_autocast_leaves_float64_alone(configuration: Configuration) -> None:
     batch, loss_fn = views(), configuration.make().double()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad
 
 import contrastive_zoo as zoo
+from contrastive_zoo import pairwise
 from contrastive_zoo.batch.samples import OUTSIDE, all_differ, regular_ids
 from contrastive_zoo.samplers.memory import memory_softmax
 from contrastive_zoo.state.saved import NOBODY
@@ -26,6 +27,15 @@ def test_regular_ids_of_a_mode_do_not_outlive_it() -> None:
         regular_ids(1236, 1)
     assert type(regular_ids(1236, 1)) is torch.Tensor
     assert torch.equal(regular_ids(1236, 1), torch.arange(1236))
+
+
+def test_constants_of_ordinary_calls_do_not_enter_a_mode() -> None:
+    def sums() -> torch.Tensor:
+        return pairwise.logsumexp(torch.ones(23, 8), scale=3.0, norm_bound=3.0)
+
+    assert type(sums()) is torch.Tensor
+    with FakeTensorMode():
+        assert type(sums()) is not torch.Tensor
 
 
 def test_regular_ids_of_a_transform_do_not_outlive_it() -> None:

@@ -8,7 +8,8 @@ import torch
 from cases import CONFIGURATIONS, STATEFUL, Configuration, Views, gradients, snapshot, views
 from tolerances import assert_close
 from torch import Tensor
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import contrastive_zoo as zoo
 from contrastive_zoo import Loss, functional, pairwise
@@ -206,9 +207,24 @@ def test_kernels_say_so(name: str, kernels: None) -> None:
 
 
 def test_sums_over_pairs_say_so() -> None:
-    x = torch.randn(200, 3, dtype=torch.float64)  # "auto" is dense for fewer rows
+    x = torch.randn(300, 3, dtype=torch.float64)  # "auto" is dense for fewer rows
     refuse(lambda x: pairwise.logsumexp(x, scale=2.0).sum(), x, "Use backend='dense'")
     refuse(lambda x: pairwise.square_sum(x, x).sum(), x, "Use backend='dense'")
+
+
+@pytest.mark.parametrize("scale", [2.0, 300.0, (2.0, 3.0)], ids=str)
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_forward_mode_without_a_transform(scale: Any, with_keys: bool) -> None:
+    x, keys, of_x, of_keys = torch.randn(4, 7, 3, dtype=torch.float64)
+
+    def sums(x: Tensor, keys: Tensor) -> Tensor:
+        return pairwise.logsumexp(x, *([keys] if with_keys else []), scale=scale, norm_bound=4.0, backend="dense")
+
+    with forward_ad.dual_level():
+        dual = sums(forward_ad.make_dual(x, of_x), forward_ad.make_dual(keys, of_keys))
+        found = forward_ad.unpack_dual(dual).tangent
+    _, wanted = jvp(sums, (x, keys), (of_x, of_keys))
+    assert_close(found, wanted, "tangent", logit=1e3)
 
 
 @pytest.mark.parametrize("configuration", DRAWING_ONCE, ids=str)

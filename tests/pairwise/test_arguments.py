@@ -8,6 +8,7 @@ import torch
 from cases import rows
 
 from contrastive_zoo import pairwise
+from contrastive_zoo.batch.pairs import Pairs
 
 X, KEYS = torch.eye(4), torch.eye(4)[:3]
 IDS, KEY_IDS = torch.arange(4), torch.arange(3)
@@ -58,6 +59,12 @@ def test_a_scale_per_row_does_not_serve_both_directions() -> None:
 def test_several_scales_do_not_serve_both_directions() -> None:
     with pytest.raises(ValueError, match="scale must be one number for both directions"):
         pairwise.logsumexp_both(X, KEYS, scale=(1.0, 2.0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [(1.0, 2.0), (1.0,), torch.ones(4)], ids=str)
+def test_nor_do_they_for_objectives(scale: Any) -> None:
+    with pytest.raises(ValueError, match="scale must be one number for both directions, got"):
+        Pairs.unshared("auto", unit_rows=False, norm_bound=torch.inf).logsumexp_both(X, X, scale=scale)
 
 
 def test_key_ids_without_keys_are_refused() -> None:
@@ -112,7 +119,7 @@ def test_softplus_sum_within(error: type[Exception], message: str, arguments: di
 
 
 def test_an_explicit_backend_is_kept_and_auto_is_dense_for_small_matrices_only() -> None:
-    small, large = X.double().requires_grad_(), rows(200, 3)
+    small, large = X.double().requires_grad_(), rows(300, 3)
     for x, backend, differentiable_twice in (
         (small, "dense", True),
         (small, "tiled", False),
