@@ -195,7 +195,7 @@ class _Weighted(NamedTuple):
         """(A, D) weighted sums for some anchors, of ``rows`` in place of its own."""
         place, weights = self.place[anchors], self.weights[anchors]
         if plain and rows.requires_grad:  # embedding_bag has one derivative only
-            return torch.einsum("nk,nkd->nd", weights, rows[place])
+            return (weights.unsqueeze(-1) * rows[place]).sum(1)  # no product, which autocast would round in a backward pass
         return embedding_bag(place, rows, per_sample_weights=weights, mode="sum")
 
 

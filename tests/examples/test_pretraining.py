@@ -123,7 +123,7 @@ def test_killed_runs_end_as_if_nobody_had_killed_them(tmp_path: Path) -> None:
 def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
     """Tables, a batch sampler that looks at features, gradients that are accumulated, group normalisation."""
     options = ["--quick", "--backbone", "resnet10t", "--norm", "group", "--loss", "sogclr", "--batch-sampler", "spectral"]
-    options += ["--accumulate", "2", "--lr", "5e-4", "--device", "cpu"]
+    options += ["--accumulate", "2", "--lr", "2e-4", "--device", "cpu"]
     run(tmp_path / "one", *options)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launch, str(ROOT / "examples/pretrain.py"), *options, "--output", str(tmp_path / "two")]
