@@ -12,6 +12,7 @@ from contrastive_zoo.batch.pairs import Pairs
 from contrastive_zoo.batch.samples import OUTSIDE
 from contrastive_zoo.devices import beside
 from contrastive_zoo.logspace import logaddexp, masked_logsumexp
+from contrastive_zoo.pairwise.dense import similarities
 from contrastive_zoo.pairwise.terms import Scales
 
 
@@ -181,7 +182,7 @@ class Batch:
             flat = anchors.flatten(0, 1)
             sums = pairs.logsumexp(flat, self.negatives, scale=scale, ids=ids.flatten(), key_ids=self.negatives_ids)
             return sums.unflatten(-1, ids.shape)
-        similarity = torch.einsum("bvd,bmd->bvm", anchors, self.negatives)
+        similarity = similarities(anchors, self.negatives)
         own = ids[:, :, None] == self.negatives_ids[:, None, :]
         if isinstance(scale, tuple):
             return torch.stack([masked_logsumexp(similarity * one, own) for one in scale])

@@ -20,18 +20,21 @@ from contrastive_zoo.pairwise.kernels import distance_floor, get_kernel
 from contrastive_zoo.pairwise.sweep import Sweep
 from contrastive_zoo.pairwise.terms import LOGIT_LIMIT, KernelSum, LogSumExp, Softplus, Squares, Sums, Term
 
-# Up to so many pairs of a set of rows and keys the matrix takes less time than the loop over tiles, on one core or two.
+# Up to so many pairs of a set of rows and keys the matrix takes less time than the loop over tiles, on one core or two, or, for
+# squares, than the Gram matrix.
 SMALL_PAIRS = 2**16
+SMALL_PAIRS_OF_SQUARES = 2**14
 
 
 def refuses_unasked(sweep: Sweep, term: Term) -> str:
     """The reason why "auto" does not build the matrix; empty if it does."""
-    if not sweep.x.is_cpu or torch.compiler.is_compiling() or not isinstance(term, (LogSumExp, Softplus)):
-        return "on accelerators, in compiled code and for terms without exponentials it takes more time"
+    if not sweep.x.is_cpu or torch.compiler.is_compiling() or isinstance(term, KernelSum):
+        return "on accelerators, in compiled code and for kernels it takes more time"
     if _in_groups(sweep, term):
         return ""
     pairs = sweep.x.shape[-2] * _keys(sweep).shape[-2]
-    return "the matrix of pairs is too large" if pairs > SMALL_PAIRS else ""
+    large = pairs > (SMALL_PAIRS_OF_SQUARES if isinstance(term, Squares) else SMALL_PAIRS)
+    return "the matrix of pairs is too large" if large else ""
 
 
 def forward(sweep: Sweep, term: Term) -> Sums:
@@ -40,7 +43,7 @@ def forward(sweep: Sweep, term: Term) -> Sums:
         return _logsumexp(sweep, term)
     if isinstance(term, Softplus) and _in_groups(sweep, term):
         return _within_groups(sweep, term)
-    values, excluded = _values(_similarity(sweep), sweep.x, term), _excluded(sweep)
+    values, excluded = _values(similarities(sweep.x, sweep.keys), sweep.x, term), _excluded(sweep)
     rows = (values if excluded is None else values.masked_fill(excluded, 0)).sum(-1)
     return Sums(rows, rows.new_empty(0), rows.new_empty(0))
 
@@ -66,11 +69,11 @@ def _seen_through() -> bool:
     return torch.compiler.is_compiling() or transforming()
 
 
-def _similarity(sweep: Sweep) -> Tensor:
-    """(N, M) or (G, N, M) products of rows and keys."""
+def similarities(x: Tensor, keys: Tensor | None) -> Tensor:
+    """(..., N, M) inner products of rows (..., N, D) with keys (..., M, D), or with each other, which autocast leaves alone."""
     if _seen_through():
-        return sweep.x @ _keys(sweep).mT
-    found: Tensor = _Similarities.apply(sweep.x, sweep.keys)
+        return x @ (x if keys is None else keys).mT
+    found: Tensor = _Similarities.apply(x, keys)
     return found
 
 
@@ -188,7 +191,7 @@ def _logsumexp(sweep: Sweep, term: LogSumExp) -> Sums:
         barrier = _barrier(number, of_keys, group, x.dtype)
         e = _Exponentials.apply(x, sweep.keys, barrier if x.is_cpu else beside(barrier, x), term.constants[0])
         return Sums(e.sum(-1).log(), e.sum(-2).log() if sweep.both else columns, means)
-    similarity, excluded = _similarity(sweep), _excluded(sweep)
+    similarity, excluded = similarities(sweep.x, sweep.keys), _excluded(sweep)
     scale = term.scale.to(similarity).unsqueeze(-1)  # (K, N or 1, 1)
     scale = scale.squeeze(0) if single else scale if x.dim() == 2 else scale.unsqueeze(1)
     logits = scale * similarity  # (K, N, M) or (K, G, N, M), without the first axis for one scale

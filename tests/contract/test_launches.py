@@ -71,6 +71,7 @@ def step(name: str, size: int = 8, width: int = 4, dtype: torch.dtype = torch.fl
         patch.setattr(features, "normalized_rows", lambda *args: rows_of(*args[:5], False))  # values are checked on CPUs
         patch.setattr(refusals, "INTERPRETED", True)
         patch.setattr(refusals, "refuses_unasked", refusals.refuses)  # as on a GPU
+        patch.setattr(backends, "AUTO", tuple(each for each in backends.AUTO if each.plain is None))  # as on a GPU
         patch.setattr(operator_, "choose", noted)
         card = zoo.describe_loss(name)
         generator = torch.Generator("cpu").manual_seed(0)

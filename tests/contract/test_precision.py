@@ -5,6 +5,8 @@ import torch
 from cases import CONFIGURATIONS, HALF, Configuration, Views, gradients, guaranteed, outcome, views
 from tolerances import assert_close, assert_same
 
+import contrastive_zoo as zoo
+
 every_configuration = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 
 
@@ -57,6 +59,16 @@ def test_autocast_in_the_backward_pass_alone_changes_nothing(
     wanted = torch.autograd.grad(loss, (batch.z1, batch.z2), retain_graph=True)
     with torch.autocast("cpu", dtype=dtype):
         found = torch.autograd.grad(loss, (batch.z1, batch.z2))
+    assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (8, 3, 6)], ids=str)
+def test_nor_with_extra_negatives(shape: tuple[int, ...]) -> None:
+    batch, negatives = views(8, 6, dtype=torch.float32), torch.randn(shape).requires_grad_()
+    loss = zoo.get_loss("ntxent")(batch.z1, batch.z2, negatives=negatives)
+    wanted = torch.autograd.grad(loss, (batch.z1, negatives), retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(loss, (batch.z1, negatives))
     assert all(map(torch.equal, found, wanted))
 
 
