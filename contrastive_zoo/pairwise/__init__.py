@@ -10,7 +10,7 @@ Contract, the same for all backends:
   if all tiles together take at most 16 MiB, the tiles themselves for the backward pass. "fused" runs kernels on NVIDIA
   GPUs for float32 and half-precision rows of up to 4,096 features, with O(N + M) numbers in memory; of wide rows its backward
   pass stores slopes of a part of the pairs, of at most twice the size of the gradient or 4 MiB. Both are differentiable once.
-  "auto" takes "fused" where it can; on a host it takes "dense" for at most 65,536 pairs; else "tiled".
+  "auto" takes "fused" where it can; on a host it takes "dense" for at most 65,536 pairs of a set of rows; else "tiled".
 * Rows, keys and scales get gradients if they require them.
 
 Objectives rely on this contract only; `README.md` has the derivation.

@@ -186,15 +186,16 @@ def _logsumexp(sweep: Sweep, term: LogSumExp) -> Sums:
     bounded = all_have_keys and term.largest * sweep.norm_bound**2 <= LOGIT_LIMIT[x.dtype]
     single = len(term.scale) == 1  # for all rows, or one for each row
     columns = means = x.new_empty(0)
-    short = bounded and group and term.constants and single and number * of_keys <= SMALL_PAIRS
-    if short and not _seen_through():
+    at_once = bounded and group and single and not term.mean and (term.constants or sweep.keys is not None)
+    if at_once and number * of_keys <= SMALL_PAIRS and not _seen_through():
         barrier = _barrier(number, of_keys, group, x.dtype)
-        e = _Exponentials.apply(x, sweep.keys, barrier if x.is_cpu else beside(barrier, x), term.constants[0])
+        rows, scale = (x, term.constants[0]) if term.constants else (x * term.scale.to(x).mT, 1.0)
+        e = _Exponentials.apply(rows, sweep.keys, barrier if x.is_cpu else beside(barrier, x), scale)
         return Sums(e.sum(-1).log(), e.sum(-2).log() if sweep.both else columns, means)
     similarity, excluded = similarities(sweep.x, sweep.keys), _excluded(sweep)
-    scale = term.scale.to(similarity).unsqueeze(-1)  # (K, N or 1, 1)
-    scale = scale.squeeze(0) if single else scale if x.dim() == 2 else scale.unsqueeze(1)
-    logits = scale * similarity  # (K, N, M) or (K, G, N, M), without the first axis for one scale
+    scales = term.scale.to(similarity).unsqueeze(-1)  # (K, N or 1, 1)
+    scales = scales.squeeze(0) if single else scales if x.dim() == 2 else scales.unsqueeze(1)
+    logits = scales * similarity  # (K, N, M) or (K, G, N, M), without the first axis for one scale
     logits = logits if excluded is None else logits.masked_fill(excluded, -torch.inf)
     if bounded:  # no maximum is needed, and rows and keys share the exponentials
         e = logits.exp()

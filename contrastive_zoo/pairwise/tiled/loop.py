@@ -26,7 +26,7 @@ def residual(sweep: Sweep, term: Term, needs: Needs) -> int:
     if isinstance(term, Softplus):
         return sum(_numels(sweep, needs)) if term.uniform else 0
     numel = tiles_numel(sweep) * (sweep.x.shape[0] if sweep.x.dim() == 3 else 1)
-    keeps = isinstance(term, LogSumExp) and not term.mean and numel * sweep.x.element_size() <= KEEP_BYTES
+    keeps = isinstance(term, LogSumExp) and numel * sweep.x.element_size() <= KEEP_BYTES
     return numel if keeps else 0
 
 
