@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -73,24 +73,14 @@ class Pairs:
         """Relative rounding error of rows in half precision; 0 for other rows."""
         return Bound(operand=self.operand).rounding
 
-    def _sweep(
-        self,
-        x: Tensor,
-        keys: Tensor | None = None,
-        ids: Tensor | Ids | None = None,
-        key_ids: Tensor | Ids | None = None,
-        *,
-        counts: Literal["different", "equal"] = "different",
-        both: bool = False,
-    ) -> Sweep:
+    def _sweep(self, x: Tensor, keys: Tensor | None, ids: Tensor | Ids | None, key_ids: Tensor | Ids | None = None) -> Sweep:
         """The part of this process of a sweep, with everything that is known about it."""
         bound, part = self._bound(x, keys), self.share.part if self.share.divided else WHOLE
         all_ids = self._ids(ids), self._ids(key_ids)
         if not self.share.ring:
-            return Sweep.of(x, keys, *all_ids, counts=counts, both=both, norm_bound=bound, part=part)
+            return Sweep.of(x, keys, *all_ids, norm_bound=bound, part=part)
         # The rows and keys are those of this process, and the ids those of all.
-        sweep = Sweep.of(x, keys, counts=counts, both=both, norm_bound=bound, part=part)
-        return sweep.with_ids(*all_ids)
+        return Sweep.of(x, keys, norm_bound=bound, part=part).with_ids(*all_ids)
 
     def _entered(self, sweep: Sweep, scale: S, offset: F = None) -> tuple[Sweep, S, F]:  # type: ignore[assignment]
         """The inputs of a sum that processes share."""
@@ -165,7 +155,7 @@ class Pairs:
         key_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `contrastive_zoo.pairwise.logsumexp_both`."""
-        sweep, scale, _ = self._entered(self._sweep(x, keys, ids, key_ids, both=True), scale)
+        sweep, scale, _ = self._entered(replace(self._sweep(x, keys, ids, key_ids), both=True), scale)
         sums = self._sums(sweep, LogSumExp.of_both(scale, self.share.count(x)))
         return sums.rows, sums.columns
 
@@ -208,12 +198,12 @@ class Pairs:
         self, x: Tensor, *, ids: Tensor, scale: float | Tensor, bias: float | Tensor = 0.0, ordered: bool = False
     ) -> Tensor:
         """See `contrastive_zoo.pairwise.softplus_sum_within`; with ascending ids, ``ordered``, only a ring sorts the rows."""
-        sweep, scale, bias = self._entered(self._sweep(x, None, ids, counts="equal"), scale, bias)
+        sweep, scale, bias = self._entered(replace(self._sweep(x, None, ids), counts="equal", ordered=ordered), scale, bias)
         term, share = Softplus.of(scale, bias, self.share.count(x), sweep.x), self.share
         if share.ring:
             of_part = ring.sum_within(sweep, term, self.backend, share.group, share.rows_of_each(x))
         else:
-            of_part = sum_within(replace(sweep, ordered=ordered), term, self.backend, self._of_part)
+            of_part = sum_within(sweep, term, self.backend, self._of_part)
         return share.leave(of_part, log=False)[0]
 
     def square_sum(self, x: Tensor, keys: Tensor, *, ids: Tensor | None = None) -> Tensor:

@@ -290,6 +290,6 @@ class Loss(AllOrNothing):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Refuse a loss that another version pickled, which would fail at its first call."""
-        if not state.keys() >= {"card", "options", "_maker", "_parts", "_temperatures"}:
+        if not state.keys() >= {"card", "options", "_maker", "_parts", "_temperatures", "_last"}:
             raise RuntimeError("this loss was pickled by another version. Load its state_dict() into get_loss(...) instead.")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
